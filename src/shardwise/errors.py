@@ -1,0 +1,55 @@
+"""Every error that shardwise raises on purpose.
+
+A `UserError` is the user's to mend: its message says what is wrong, which value it was, and what would work; the command
+line prints it as one line and exits with code 2. Anything else that reaches the command line is a failure of the run.
+"""
+
+from __future__ import annotations
+
+
+class ShardwiseError(Exception):
+    """The root of all deliberate errors."""
+
+
+class UserError(ShardwiseError, ValueError):
+    """The input cannot be used as it is; the message says what would work."""
+
+
+class ConfigError(UserError):
+    """A config.json asks for something unknown, contradictory or not implemented."""
+
+
+class CheckpointError(UserError):
+    """A checkpoint folder is missing, damaged, or does not match its config."""
+
+
+class LayoutError(UserError):
+    """A model cannot be cut in the way that was asked for."""
+
+
+class CapacityError(UserError):
+    """The model, cut as asked, does not fit the memory it was given."""
+
+
+class RequestError(UserError):
+    """A prompt or a sampling value is out of range."""
+
+
+class CommError(ShardwiseError):
+    """A collective failed. `rank` is the caller, `site` the place in the model, `culprit` the peer at fault if it is known."""
+
+    def __init__(self, message: str, *, rank: int, site: str, culprit: int | None = None) -> None:
+        super().__init__(message)
+        self.rank = rank
+        self.site = site
+        self.culprit = culprit
+
+
+class RankLost(ShardwiseError):
+    """A rank died or failed. `rank` is which, `phase` what it was doing, `reason` why."""
+
+    def __init__(self, rank: int, phase: str, reason: str) -> None:
+        super().__init__(f"rank {rank} was lost during {phase}: {reason}")
+        self.rank = rank
+        self.phase = phase
+        self.reason = reason

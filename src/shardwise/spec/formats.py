@@ -1,0 +1,163 @@
+"""How a linear's numbers are stored: which tensors, of which dtype, at how many logical elements per stored one.
+
+A format is a property of each linear, not of the model: a GPTQ checkpoint leaves `lm_head` dense. Here it is described, so
+that bytes and slices are right for loader and planner alike; what multiplies by it is `nn`'s affair.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+from shardwise.errors import ConfigError
+from shardwise.spec.axes import Axis, Fused, Source, Weight
+
+
+class Format(Protocol):
+    """What a linear of `out` × `inp` stores, and what a cut must keep together on either side."""
+
+    @property
+    def name(self) -> str: ...
+
+    def weights(self, name: str, out: Axis, inp: Axis) -> Iterator[tuple[Weight, int]]:
+        """The stored tensors, each with the index of its axis that runs over outputs (fused tensors are sliced there)."""
+        ...
+
+    def pack(self, side: str) -> int:
+        """Elements on `side` ("out" or "in") that share a stored word: a cut must never fall between them."""
+        ...
+
+    def group(self, side: str) -> int:
+        """Elements on `side` that share a scale: a cut had better not fall between them, but may."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Dense:
+    """Plain numbers; `dtype` None is the dtype the model runs in."""
+
+    name = "dense"
+    dtype: str | None = None
+
+    def weights(self, name: str, out: Axis, inp: Axis) -> Iterator[tuple[Weight, int]]:
+        yield Weight(f"{name}.weight", (out, inp), self.dtype), 0
+
+    def pack(self, side: str) -> int:
+        return 1
+
+    def group(self, side: str) -> int:
+        return 1
+
+
+@dataclass(frozen=True, slots=True)
+class Int8:
+    """Signed bytes per output row, one float32 scale for each `size` inputs: what shardwise itself quantises to."""
+
+    name = "int8"
+    size: int = 128
+
+    def weights(self, name: str, out: Axis, inp: Axis) -> Iterator[tuple[Weight, int]]:
+        yield Weight(f"{name}.weight", (out, inp), "int8"), 0
+        yield Weight(f"{name}.weight_scale", (out, inp), "float32", (1, self.size), companion=True), 0
+
+    def pack(self, side: str) -> int:
+        return 1
+
+    def group(self, side: str) -> int:
+        return self.size if side == "in" else 1
+
+
+@dataclass(frozen=True, slots=True)
+class GPTQ:
+    """GPTQ (AutoGPTQ, GPTQModel): int32 words pack 32 // `bits` *inputs* of a column; scales and zeros per group of inputs.
+
+    With act-order (`permuted`) the inputs of a group are scattered, so no rank can take a range of scales: each keeps all.
+    """
+
+    name = "gptq"
+    bits: int = 4
+    size: int = 128
+    permuted: bool = False
+
+    def weights(self, name: str, out: Axis, inp: Axis) -> Iterator[tuple[Weight, int]]:
+        word = 32 // self.bits
+        grouped = replace(inp, cut=None) if self.permuted else inp
+        yield Weight(f"{name}.qweight", (inp, out), "int32", (word, 1)), 1
+        yield Weight(f"{name}.qzeros", (grouped, out), "int32", (self.size, word), companion=True), 1
+        yield Weight(f"{name}.scales", (grouped, out), "float16", (self.size, 1), companion=True), 1
+        yield Weight(f"{name}.g_idx", (inp,), "int32", companion=True), -1
+
+    def pack(self, side: str) -> int:
+        return 32 // self.bits
+
+    def group(self, side: str) -> int:
+        return self.size if side == "in" else 1
+
+
+@dataclass(frozen=True, slots=True)
+class AWQ:
+    """AWQ (AutoAWQ gemm): int32 words pack 32 // `bits` *outputs* of a row, in the order 0 2 4 6 1 3 5 7."""
+
+    name = "awq"
+    bits: int = 4
+    size: int = 128
+
+    def weights(self, name: str, out: Axis, inp: Axis) -> Iterator[tuple[Weight, int]]:
+        word = 32 // self.bits
+        yield Weight(f"{name}.qweight", (inp, out), "int32", (1, word)), 1
+        yield Weight(f"{name}.qzeros", (inp, out), "int32", (self.size, word), companion=True), 1
+        yield Weight(f"{name}.scales", (inp, out), "float16", (self.size, 1), companion=True), 1
+
+    def pack(self, side: str) -> int:
+        return 32 // self.bits if side == "out" else 1
+
+    def group(self, side: str) -> int:
+        return self.size if side == "in" else 1
+
+
+@dataclass(frozen=True, slots=True)
+class FP8Block:
+    """DeepSeek's FP8: E4M3 bytes, one float32 scale for each block of `out` × `inp` elements."""
+
+    name = "fp8"
+    out: int = 128
+    inp: int = 128
+
+    def weights(self, name: str, out: Axis, inp: Axis) -> Iterator[tuple[Weight, int]]:
+        yield Weight(f"{name}.weight", (out, inp), "float8_e4m3fn"), 0
+        yield Weight(f"{name}.weight_scale_inv", (out, inp), "float32", (self.out, self.inp), companion=True), 0
+
+    def pack(self, side: str) -> int:
+        return 1
+
+    def group(self, side: str) -> int:
+        return self.out if side == "out" else self.inp
+
+
+def fused_source(weight: Weight, out_axis: int, name: str, fused: Fused) -> Source:
+    """The source of one tensor of a linear `name` that is stored inside `fused`: its suffix stays, its rows move."""
+    return Source(f"{fused.name}{weight.name.removeprefix(name)}", fused=fused, axis=out_axis)
+
+
+def of(quantization: Mapping[str, Any]) -> Format:
+    """The format that a config's `quantization_config` names."""
+    method = str(quantization.get("quant_method", "")).lower()
+    bits = quantization.get("bits", quantization.get("w_bit", 4))
+    size = quantization.get("group_size", quantization.get("q_group_size", 128))
+    if method in ("gptq", "awq"):
+        if bits not in (2, 4, 8):
+            raise ConfigError(f"quantization_config.bits is {bits!r}; {method} is understood with 2, 4 or 8")
+        if not isinstance(size, int) or size <= 0:
+            raise ConfigError(f"quantization_config.group_size is {size!r}; {method} is understood with a positive group")
+        if method == "gptq":
+            return GPTQ(bits, size, bool(quantization.get("desc_act", False)))
+        return AWQ(bits, size)
+    if method == "fp8":
+        block = quantization.get("weight_block_size")
+        if not (isinstance(block, list) and len(block) == 2 and all(isinstance(b, int) and b > 0 for b in block)):
+            raise ConfigError(
+                f"quantization_config.weight_block_size is {block!r}; fp8 is understood with blocks, as [128, 128]"
+            )
+        return FP8Block(*block)
+    raise ConfigError(f"quantization_config.quant_method {method!r} is not known; known are gptq, awq, fp8 (blocks)")

@@ -1,0 +1,325 @@
+"""The cut as a value: who holds which range of which tensor. The only place that divides anything by a degree.
+
+Loader, modules, KV cache, planner and re-sharding all read it, so a planned byte is a loaded byte. It knows no device and
+reads no file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from math import prod
+
+from shardwise.errors import LayoutError
+from shardwise.spec.axes import BITS, Axis, Weight, split
+from shardwise.spec.blocks import Attention, Block, Model, attentions, layer_blocks, weights
+from shardwise.spec.boxes import Box, atoms, intersect, subtract
+from shardwise.spec.mesh import Coords, Mesh
+
+ALIGN_BYTES = 64
+"""Every tensor starts on a cache line of its rank's arena."""
+
+PAGE_TOKENS = 16
+"""Tokens in a page of the KV cache."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shares:
+    """How much of each family every rank of the tensor-parallel group takes; only the proportions count."""
+
+    attention: tuple[float, ...] = (1.0,)
+    mlp: tuple[float, ...] = (1.0,)
+    vocab: tuple[float, ...] = (1.0,)
+
+    @staticmethod
+    def of(values: Sequence[float]) -> Shares:
+        """The same proportions for every family."""
+        same = tuple(float(v) for v in values)
+        return Shares(same, same, same)
+
+    @staticmethod
+    def even(degree: int) -> Shares:
+        return Shares.of((1.0,) * degree)
+
+    def family(self, cut: str) -> tuple[float, ...]:
+        """The proportions by which the axes of a family are cut."""
+        return {"q": self.attention, "kv": self.attention, "mlp": self.mlp, "vocab": self.vocab}[cut]
+
+    def check(self, degree: int) -> None:
+        """Raises LayoutError unless there is one positive, finite share a rank."""
+        for values in (self.attention, self.mlp, self.vocab):
+            shown = ",".join(f"{v:g}" for v in values)
+            if len(values) != degree:
+                raise LayoutError(
+                    f"{len(values)} shares ({shown}) for {degree} ranks; give exactly {degree}, one for each rank"
+                )
+            if not all(0 < v < float("inf") for v in values):
+                raise LayoutError(f"shares {shown}: each must be a positive number; leave a device out rather than give it 0")
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """One rank's part of one weight: its logical `ranges`, and where it stands in the rank's arena."""
+
+    weight: Weight
+    ranges: tuple[range, ...]
+    shape: tuple[int, ...]
+    dtype: str
+    offset: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """A box of a weight, in logical ranges, that rank `target` of the new layout gets from rank `source` of the old one."""
+
+    weight: Weight
+    ranges: tuple[range, ...]
+    source: int
+    target: int
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """A box of a weight and all the ranks that hold it."""
+
+    ranges: tuple[range, ...]
+    ranks: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CacheGroup:
+    """Layers that share one page table: equal window, KV heads and dim. `layers` are indices of the whole model.
+
+    `window` None keeps every token; else a sequence needs pages for the last `window` tokens and the chunk in work.
+    """
+
+    window: int | None
+    kv: Axis
+    dim: int
+    layers: tuple[int, ...]
+
+    def pages(self, context: int, chunk: int) -> int:
+        """Pages that one sequence of up to `context` tokens needs, computed in chunks of up to `chunk`."""
+        tokens = context if self.window is None else min(context, self.window + chunk + PAGE_TOKENS)
+        return -(-tokens // PAGE_TOKENS)
+
+
+@lru_cache(maxsize=4096)
+def cut_heads(kv_heads: int, group: int, shares: tuple[float, ...]) -> tuple[tuple[range, range], ...]:
+    """(query heads, KV heads) of every rank, for `group` query heads to a KV head.
+
+    Either whole KV groups are dealt out, or query heads are and each rank keeps the KV heads that its queries read, some of
+    them held twice. The second is taken where it lightens the heaviest rank, counting a KV head double: its weights are as
+    large as a query head's, and it costs cache besides.
+    """
+
+    def load(cut: Sequence[tuple[range, range]]) -> float:
+        return max((len(q) + 2 * len(kv)) / share for (q, kv), share in zip(cut, shares, strict=True))
+
+    by_group = [(range(r.start * group, r.stop * group), r) for r in split(kv_heads, shares)]
+    by_head = [
+        (q, range(q.start // group, -(-q.stop // group)) if q else range(q.start // group, q.start // group))
+        for q in split(kv_heads * group, shares)
+    ]
+    return tuple(by_head if load(by_head) < load(by_group) else by_group)
+
+
+@lru_cache(maxsize=65536)
+def _cut(axis: Axis, shares: tuple[float, ...]) -> tuple[range, ...]:
+    """Every rank's elements of a cut axis."""
+    if axis.cut in ("q", "kv"):
+        kv_heads = axis.units // axis.group if axis.cut == "q" else axis.units
+        return tuple(axis.elements(pair[axis.cut == "kv"]) for pair in cut_heads(kv_heads, axis.group, shares))
+    return tuple(axis.elements(units) for units in split(axis.units, shares))
+
+
+@dataclass(frozen=True)
+class Layout:
+    """`model` cut over `mesh` in proportions `shares`, its dense weights held as `dtype`, its KV cache as `kv_dtype`."""
+
+    model: Model
+    mesh: Mesh
+    shares: Shares
+    dtype: str
+    kv_dtype: str
+
+    def __post_init__(self) -> None:
+        self.shares.check(self.mesh.tp)
+        if self.mesh.tp > self.model.heads:
+            raise LayoutError(
+                f"tensor-parallel degree {self.mesh.tp} is above the {self.model.heads} query heads of this model; "
+                f"the largest that works is -tp {self.model.heads}"
+            )
+        if self.mesh.pp > self.model.layers:
+            raise LayoutError(f"{self.mesh.pp} pipeline stages for {self.model.layers} layers; the most is {self.model.layers}")
+
+    # --- spans --------------------------------------------------------------------------------------------------------
+
+    def cut(self, axis: Axis) -> bool:
+        """Whether the axis is divided over more than one rank: the only reason to reduce, or to gather."""
+        return axis.cut is not None and self._degree(axis.cut) > 1
+
+    def span(self, axis: Axis, at: Coords) -> range:
+        """The elements of `axis` that the rank at `at` holds."""
+        if axis.cut is None:
+            return range(axis.size)
+        return self.spans(axis)[at.ep if axis.cut == "expert" else at.tp]
+
+    def spans(self, axis: Axis) -> tuple[range, ...]:
+        """The elements of a cut axis, rank by rank of the group that cuts it."""
+        if axis.cut is None:
+            raise LayoutError(f"an axis of {axis.size} elements is not cut: every rank holds all of it")
+        shares = (1.0,) * self.mesh.ep if axis.cut == "expert" else self.shares.family(axis.cut)
+        return _cut(axis, shares)
+
+    def box(self, weight: Weight, at: Coords) -> Box:
+        """The logical ranges of a weight that the rank at `at` holds, if its stage has the weight at all."""
+        return tuple(self.span(axis, at) for axis in weight.axes)
+
+    def heads(self, attention: Attention, at: Coords) -> tuple[range, range]:
+        """The query heads and the KV heads that the rank at `at` computes."""
+        return cut_heads(attention.kv_heads, attention.heads // attention.kv_heads, self.shares.attention)[at.tp]
+
+    def kv_of_queries(self, attention: Attention, at: Coords) -> tuple[int, ...]:
+        """For each query head of the rank at `at`, the index among its own KV heads of the one that it reads."""
+        q, kv = self.heads(attention, at)
+        return tuple(head * attention.kv_heads // attention.heads - kv.start for head in q)
+
+    def _degree(self, cut: str) -> int:
+        return self.mesh.ep if cut == "expert" else self.mesh.tp
+
+    # --- what a rank holds --------------------------------------------------------------------------------------------
+
+    @cached_property
+    def stages(self) -> tuple[range, ...]:
+        """Layer indices of each pipeline stage."""
+        return split(self.model.layers, (1.0,) * self.mesh.pp)
+
+    def blocks(self, pp: int) -> Iterator[tuple[str, Block]]:
+        """(path, block) of what pipeline stage `pp` runs: embedding first, head last, layers by `stages`."""
+        if pp == 0:
+            yield "", self.model.embed
+        layers = tuple(layer_blocks(self.model))
+        yield from (layers[i] for i in self.stages[pp])
+        if pp == self.mesh.pp - 1:
+            yield "", self.model.head
+
+    def weights(self, pp: int) -> Iterator[Weight]:
+        """Distinct weights of a pipeline stage. A tied head on another stage than its table is there a second time."""
+        seen: set[str] = set()
+        for path, block in self.blocks(pp):
+            for weight in weights(block, path):
+                if weight.name not in seen:
+                    seen.add(weight.name)
+                    yield weight
+
+    def slices(self, rank: int) -> tuple[Slice, ...]:
+        """Everything that `rank` loads, with its place in the arena."""
+        at, offset, found = self.mesh.coords(rank), 0, []
+        for weight in self.weights(at.pp):
+            box = self.box(weight, at)
+            shape = tuple(len(r) for r in weight.stored(box))
+            dtype = weight.dtype or self.dtype
+            size = prod(shape) * BITS[dtype] // 8
+            found.append(Slice(weight, box, shape, dtype, offset, size))
+            offset += _aligned(size)
+        return tuple(found)
+
+    def weight_bytes(self, rank: int) -> int:
+        """Bytes of the weights that `rank` holds."""
+        return self._sum(self.mesh.coords(rank), lambda size: size)
+
+    def arena_bytes(self, rank: int) -> int:
+        """Bytes of the one allocation that holds the weights of `rank`: `weight_bytes` plus alignment."""
+        return self._sum(self.mesh.coords(rank), _aligned)
+
+    def _sum(self, at: Coords, size: Callable[[int], int]) -> int:
+        """The sizes of a stage's weights, rounded by `size`. Equal layers differ in name alone, so each is summed once."""
+        known: dict[int, int] = {}
+        total = 0
+        for _, block in self.blocks(at.pp):
+            if id(block) not in known:
+                known[id(block)] = sum(size(self._bytes(w, at)) for w in weights(block))
+            total += known[id(block)]
+        head = self.model.head.linear
+        if head.tied and self.mesh.pp == 1:
+            total -= size(self._bytes(Weight(head.tied, (head.out, head.inp)), at))
+        return total
+
+    def _bytes(self, weight: Weight, at: Coords) -> int:
+        stored = weight.stored(self.box(weight, at))
+        return prod(len(r) for r in stored) * BITS[weight.dtype or self.dtype] // 8
+
+    # --- the cache ----------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def cache(self) -> tuple[CacheGroup, ...]:
+        """The groups of layers that share a page table, in order of their first layer."""
+        found: dict[tuple[int | None, Axis, int], list[int]] = {}
+        for i, (_, block) in enumerate(layer_blocks(self.model)):
+            for attention in attentions(block):
+                found.setdefault((attention.window, attention.k.out, attention.dim), []).append(i)
+        return tuple(CacheGroup(window, kv, dim, tuple(layers)) for (window, kv, dim), layers in found.items())
+
+    def token_bytes(self, group: CacheGroup, rank: int) -> int:
+        """Bytes that one cached token takes of `rank` in `group`: keys and values of the stage's layers."""
+        at = self.mesh.coords(rank)
+        layers = sum(i in self.stages[at.pp] for i in group.layers)
+        return layers * 2 * len(self.span(group.kv, at)) * BITS[self.kv_dtype] // 8
+
+    def kv_bytes_per_token(self, rank: int) -> int:
+        """Bytes of cache that one more token takes of `rank`, over all groups, before any window is full."""
+        return sum(self.token_bytes(group, rank) for group in self.cache)
+
+    def kv_pages(self, context: int, chunk: int) -> tuple[int, ...]:
+        """Pages of each group for one sequence of `context` tokens, computed in chunks of up to `chunk`."""
+        return tuple(group.pages(context, chunk) for group in self.cache)
+
+    def kv_bytes(self, rank: int, pages: Sequence[int]) -> int:
+        """Bytes of the arena that holds `pages[g]` pages of each group g on `rank`."""
+        groups = zip(self.cache, pages, strict=True)
+        return sum(n * PAGE_TOKENS * self.token_bytes(group, rank) for group, n in groups)
+
+    # --- other layouts ------------------------------------------------------------------------------------------------
+
+    def copies(self, weight: Weight) -> tuple[Copy, ...]:
+        """Which ranks hold which part of a weight: disjoint boxes that cover it, each with its holders."""
+        held = [(rank, self.box(weight, self.mesh.coords(rank))) for rank in self._holders(weight.name)]
+        whole = tuple(range(axis.size) for axis in weight.axes)
+        boxes = atoms(whole, [box for _, box in held])
+        return tuple(Copy(box, tuple(rank for rank, own in held if intersect(box, own) == box)) for box in boxes)
+
+    def moves(self, new: Layout) -> Iterator[Move]:
+        """What must travel to turn this layout into `new` (of the same model): nothing that a rank holds already.
+
+        Ranks keep their numbers. Where several old ranks hold a box, the targets take turns, so that one does not serve all.
+        """
+        for weight in {w.name: w for pp in range(new.mesh.pp) for w in new.weights(pp)}.values():
+            old = [(rank, self.box(weight, self.mesh.coords(rank))) for rank in self._holders(weight.name)]
+            for target in new._holders(weight.name):
+                missing = [new.box(weight, new.mesh.coords(target))]
+                here = [box for rank, box in old if rank == target]
+                others = [pair for pair in old if pair[0] != target]
+                for box in here:
+                    missing = [part for whole in missing for part in subtract(whole, box)]
+                turn = target % len(others) if others else 0
+                for source, box in others[turn:] + others[:turn]:
+                    for found in (intersect(part, box) for part in missing):
+                        if all(found):
+                            yield Move(weight, found, source, target)
+                    missing = [part for whole in missing for part in subtract(whole, box)]
+
+    def _holders(self, name: str) -> tuple[int, ...]:
+        """The ranks whose stage has the weight `name`."""
+        stages = [pp for pp in range(self.mesh.pp) if name in self._names[pp]]
+        return tuple(rank for rank in range(self.mesh.size) if self.mesh.coords(rank).pp in stages)
+
+    @cached_property
+    def _names(self) -> tuple[frozenset[str], ...]:
+        return tuple(frozenset(w.name for w in self.weights(pp)) for pp in range(self.mesh.pp))
+
+
+def _aligned(size: int) -> int:
+    return -(-size // ALIGN_BYTES) * ALIGN_BYTES

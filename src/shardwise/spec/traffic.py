@@ -1,0 +1,50 @@
+"""What the cut costs in communication: the collectives of one forward, in order, from the model and the layout alone.
+
+A contraction over a cut axis is the only reason to reduce; a head with a cut vocabulary is the only reason to gather. A
+test holds this list against what a real forward calls.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from math import prod
+
+from shardwise.spec.axes import BITS
+from shardwise.spec.blocks import Block, Linear, Model, Table, walk
+from shardwise.spec.layout import Layout
+
+SITES = {"q": "attn_out", "mlp": "mlp_down", "expert": "moe_out", "vocab": "embed"}
+"""The place in the model where the sum over a cut family is taken: the label of its collective."""
+
+
+@dataclass(frozen=True, slots=True)
+class Collective:
+    """One collective of the tensor-parallel group: the logical shape that it sums or assembles."""
+
+    op: str
+    site: str
+    shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def bytes(self) -> int:
+        return prod(self.shape) * BITS[self.dtype] // 8
+
+
+def of(model: Model, layout: Layout, tokens: int, sampled: int) -> tuple[Collective, ...]:
+    """The collectives of a forward over `tokens` tokens that computes the logits of `sampled` of them."""
+    blocks = [block for run in model.runs for _ in range(run.count) for _, block in walk(run.block)]
+    embed = [block for _, block in walk(model.embed)]
+    found = list(_reduces([*embed, *blocks], layout, tokens))
+    if layout.cut(model.head.linear.out):
+        found.append(Collective("all_gather", "logits", (sampled, model.vocab), layout.dtype))
+    return tuple(found)
+
+
+def _reduces(blocks: Sequence[Block], layout: Layout, tokens: int) -> Iterator[Collective]:
+    for block in blocks:
+        if isinstance(block, Table) and layout.cut(block.rows):
+            yield Collective("all_reduce", SITES[block.rows.cut or ""], (tokens, block.size), layout.dtype)
+        if isinstance(block, Linear) and layout.cut(block.inp):
+            yield Collective("all_reduce", SITES[block.inp.cut or ""], (tokens, block.out.size), layout.dtype)
