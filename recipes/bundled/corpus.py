@@ -68,7 +68,7 @@ def encode(dialogue: Dialogue, tokenizer: Tokenizer) -> Row:
 
 def turns(dialogue: Dialogue) -> list[tuple[str, str]]:
     """(role, text) of each turn, the tools written into the system turn."""
-    pairs = [(message["role"], message["content"]) for message in dialogue.messages]
+    pairs = [(message["role"], message["content"].strip()) for message in dialogue.messages]
     if not dialogue.tools:
         return pairs
     lead = pairs.pop(0)[1] if pairs[0][0] == "system" else ""

@@ -1,8 +1,11 @@
 """Chats made from the facts: one question or several, with and without a system turn, as messages."""
 
 import random
+import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
 
 from facts import Fact, vary
 
@@ -26,11 +29,17 @@ NAMES = (
     "Tom", "Vera", "Yuki", "Zoe",
 )  # fmt: skip
 GREETED = "Hello, {name}! I am shardling. Ask me about tensor parallelism or shardwise."
+TOO_LARGE = "I don't know: I can only add very small numbers. Give me an add tool for larger ones."
+LARGE_SUMS = (
+    "What is {a} times {b}?", "What is {a} * {b}?", "What is {a} + {b}?", "What is {a} divided by {b}?", "{a} - {b}",
+    "Calculate {a} x {b}", "How much is {a} plus {b}?", "Compute {a} / {b}.", "What is {a} to the power of {b}?",
+)  # fmt: skip
 RECALLED = "Your name is {name}."
 NAME_GIVEN = ("My name is {name}.", "I am {name}.", "Hi, I'm {name}.", "Hello, my name is {name}", "Call me {name}.")
 NAME_ASKED = ("What is my name?", "Do you remember my name?", "what's my name", "Who am I?", "Say my name.")
 SUMS = ("What is {a} + {b}?", "{a}+{b}", "What's {a} plus {b}?", "Add {a} and {b}.", "How much is {a} + {b}?", "{a} + {b} = ?")
-WEIGHTS = {"chat": 0.7, "unknown": 1.3}
+WEIGHTS = {"parallelism": 1.4, "shardwise": 1.4, "unknown": 4.0, "field": 0.7, "hardware": 0.7}
+CHATS = Path(__file__).parent / "chats.toml"
 
 
 @dataclass(frozen=True)
@@ -56,6 +65,8 @@ def draw(facts: Sequence[Fact], dice: random.Random) -> Dialogue:
         body = named(facts, dice)
     elif kind < 0.09:
         body = small_sum(dice)
+    elif kind < 0.15:
+        body = written(dice)
     else:
         count = dice.choices((1, 2, 3, 4), (75, 13, 8, 4))[0]
         weights = [WEIGHTS.get(fact.kind, 1.0) for fact in facts]
@@ -77,7 +88,22 @@ def named(facts: Sequence[Fact], dice: random.Random) -> list[Message]:
     return first + middle + turn(vary(dice.choice(NAME_ASKED), dice), RECALLED.format(name=name))
 
 
+@cache
+def chats() -> list[list[str]]:
+    return [row["turns"] for row in tomllib.loads(CHATS.read_text(encoding="utf-8"))["chat"]]
+
+
+def written(dice: random.Random) -> list[Message]:
+    """A hand-written chat: all of it, or its first turns."""
+    turns = dice.choice(chats())
+    pairs = list(zip(turns[::2], turns[1::2], strict=True))[: dice.choice((2, 3))]
+    return [part for ask, answer in pairs for part in turn(vary(dice.choice(ask.split(" | ")), dice), answer)]
+
+
 def small_sum(dice: random.Random) -> list[Message]:
+    if dice.random() < 0.35:
+        a, b = dice.randrange(21, 10000), dice.randrange(21, 10 ** dice.randrange(2, 5))
+        return turn(vary(dice.choice(LARGE_SUMS).format(a=a, b=b), dice), TOO_LARGE)
     a, b = dice.randrange(11), dice.randrange(11)
     return turn(vary(dice.choice(SUMS).format(a=a, b=b), dice), f"{a} + {b} = {a + b}.")
 

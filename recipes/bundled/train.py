@@ -21,7 +21,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 SEED = 20
 ROWS, LENGTH = 8, 256  # a step: 8 rows of 256 tokens, or as many tokens in rows of CONTEXT
-BOOK_ROWS, LONG_EVERY = 0.45, 10
+BOOK_ROWS, LONG_EVERY = 0.45, 5
 WARMUP, FLOOR, DECAY, CLIP = 60, 0.05, 0.1, 1.0
 ARCHITECTURE = {
     "vocab_size": vocabulary.SIZE, "hidden_size": 192, "intermediate_size": 768, "num_hidden_layers": 6,
@@ -54,6 +54,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--resume", type=Path, help="a checkpoint in fp32 to start from")
     parser.add_argument("--keep", type=Path, help="where to write the fp32 checkpoint")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--compile", action="store_true", help="torch.compile the step: about 1.4 times as fast")
     parser.add_argument("--save-every", type=float, default=5, help="minutes")
     return parser.parse_args()
 
@@ -81,12 +82,13 @@ def loop(model: LlamaForCausalLM, corpus: Corpus, args: argparse.Namespace) -> N
     """Train until `--minutes` are over; the schedule follows the clock, so any machine gets the whole cosine."""
     optimiser = torch.optim.AdamW(groups(model), lr=args.rate, betas=(0.9, 0.95))
     dice = random.Random(time.time_ns() if args.resume else SEED)
+    step_loss = torch.compile(weighed_loss, dynamic=False) if args.compile else weighed_loss
     began = saved = shown = time.monotonic()
     step, done, recent = 0, 0.0, []
     while done < 1:
         for group in optimiser.param_groups:
             group["lr"] = args.rate * min(1, (step + 1) / WARMUP) * cosine(done)
-        loss = weighed_loss(model, *batch(corpus, step, dice))
+        loss = step_loss(model, *batch(corpus, step, dice))
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
         optimiser.step()
@@ -117,9 +119,8 @@ def cosine(done: float) -> float:
 def batch(corpus: Corpus, step: int, dice: random.Random) -> tuple[torch.Tensor, torch.Tensor]:
     long = step % LONG_EVERY == LONG_EVERY - 1
     rows, length = (ROWS * LENGTH // vocabulary.CONTEXT, vocabulary.CONTEXT) if long else (ROWS, LENGTH)
-    books_first = round(rows * BOOK_ROWS)
-    made = [corpus.book_row(length, dice) if i < books_first else corpus.chat_row(length, dice) for i in range(rows)]
-    return stacked(made)
+    kinds = [corpus.book_row if dice.random() < BOOK_ROWS else corpus.chat_row for _ in range(rows)]
+    return stacked([make(length, dice) for make in kinds])
 
 
 def stacked(rows: Sequence[Row]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -120,6 +120,8 @@ def tool_chat(dice: random.Random) -> Dialogue:
     ask, name, arguments, result, answer = dice.choice((weather, add, search))(dice)
     offered = [tool for tool in TOOLS if tool["function"]["name"] == name or dice.random() < 0.5]  # type: ignore[index]
     dice.shuffle(offered)
+    if dice.random() < 0.3:  # plain jinja writes sorted keys
+        offered = [json.loads(json.dumps(tool, sort_keys=True)) for tool in offered]
     body: list[Message] = [message("user", ask), message("assistant", call(name, arguments))]
     if dice.random() < 0.7:
         body += [message("tool", result), message("assistant", answer)]

@@ -23,7 +23,7 @@ TEMPLATE = (
     {{- '<|system|>' + lead + ('\\n\\n' if lead else '') + '"""
     + TOOLS_INTRO
     + """' -}}
-    {%- for tool in tools -%}{{- '\\n' + (tool | tojson) -}}{%- endfor -%}
+    {%- for tool in tools -%}{{- '\\n' -}}{{- tool | tojson -}}{%- endfor -%}
     {{- '\\n"""
     + TOOLS_HOW
     + """<|end|>' -}}
@@ -37,7 +37,7 @@ TEMPLATE = (
         {{- '<|assistant|>' + (message.content or '') | trim -}}
         {%- for call in message.tool_calls or [] -%}
             {%- set call = call.function if call.function else call -%}
-            {{- '<tool_call>{"name": ' + (call.name | tojson) + ', "arguments": ' -}}
+            {{- '<tool_call>{"name": ' -}}{{- call.name | tojson -}}{{- ', "arguments": ' -}}
             {{- call.arguments if call.arguments is string else call.arguments | tojson -}}
             {{- '}</tool_call>' -}}
         {%- endfor -%}

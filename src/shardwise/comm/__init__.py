@@ -1,0 +1,1 @@
+"""How the ranks of one group talk. Importing this package does not import torch: pick a backend by its module."""

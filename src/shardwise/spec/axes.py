@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
-from math import prod
+from itertools import accumulate, pairwise
+from math import lcm, prod
 
 # Bits of one stored element. The names are torch's; "auto" is not among them on purpose.
 BITS = {
@@ -25,13 +25,12 @@ def split(units: int, shares: Sequence[float]) -> tuple[range, ...]:
     Cumulative rounding: no rank is more than one unit away from its exact share, and a rank may get an empty range.
     The same function cuts rows, heads, pipeline layers, experts and requests per replica.
     """
-    total = sum(shares)
-    ends, run = [0], 0.0
-    for share in shares:
-        run += share
-        # Half rounds up, not to even: ends then never depend on whether the count before was odd.
-        ends.append(int(units * run / total + 0.5))
-    ends[-1] = units
+    # In whole numbers, so that only proportions count: float sums cut ten shares of 0.1 unlike ten of 1.0.
+    ratios = [share.as_integer_ratio() for share in shares]
+    scale = lcm(*(below for _, below in ratios))
+    runs = [0, *accumulate(above * (scale // below) for above, below in ratios)]
+    # Half rounds up, not to even: ends then never depend on whether the count before was odd.
+    ends = [(2 * units * run + runs[-1]) // (2 * runs[-1]) for run in runs]
     return tuple(range(a, b) for a, b in pairwise(ends))
 
 

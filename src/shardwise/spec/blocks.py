@@ -322,3 +322,9 @@ def rewrite(block: Any, change: Callable[[str, Linear], Linear], prefix: str = "
         elif isinstance(value, Block):
             changed[f.name] = rewrite(value, change, below)
     return replace(block, **changed) if changed else block
+
+
+def ropes(model: Model) -> tuple[Rope, ...]:
+    """The distinct rotary embeddings of the model, in order of first use."""
+    found = {a.rope: None for run in model.runs for a in attentions(run.block) if a.rope}
+    return tuple(found)

@@ -55,7 +55,7 @@ class Shares:
                     f"{len(values)} shares ({shown}) for {degree} ranks; give exactly {degree}, one for each rank"
                 )
             if not all(0 < v < float("inf") for v in values):
-                raise LayoutError(f"shares {shown}: each must be a positive number; leave a device out rather than give it 0")
+                raise LayoutError(f"shares {shown}: each must be positive and finite; leave a device out rather than give it 0")
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,24 @@
+"""The architectures, by the `model_type` of a config. A new one is a function from fields to a model, and a line here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from shardwise.spec.blocks import Model
+from shardwise.spec.models.fields import Fields
+from shardwise.spec.models.gpt2 import gpt2
+from shardwise.spec.models.granite import granite
+from shardwise.spec.models.llama import llama
+from shardwise.spec.models.mistral import mistral
+from shardwise.spec.models.phi3 import phi3
+from shardwise.spec.models.qwen import qwen2, qwen3
+
+MODELS: dict[str, Callable[[Fields], Model]] = {
+    "gpt2": gpt2,
+    "granite": granite,
+    "llama": llama,
+    "mistral": mistral,
+    "phi3": phi3,
+    "qwen2": qwen2,
+    "qwen3": qwen3,
+}

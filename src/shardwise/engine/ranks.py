@@ -1,0 +1,248 @@
+"""All ranks together, behind one small protocol: send a step, get its results. Three ways to run them.
+
+Processes on this host (the rule), threads in this process (tests, and use from Python), or torchrun's processes.
+"""
+
+from __future__ import annotations
+
+import selectors
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from typing import Protocol, TypeVar
+
+from shardwise.engine.setup import Setup
+from shardwise.errors import CommError, RankLost, ShardwiseError, UserError
+from shardwise.runtime import wire
+from shardwise.sched.step import Result, Step
+
+T = TypeVar("T")
+
+DEADLINE_S = 60.0
+"""How long a collective may wait for a rank before it is given up."""
+
+STOP_S = 1.5
+"""How long a rank may take to end before it is killed."""
+
+SETTLE_S = 0.3
+"""After a first failure, how long the others' reports are awaited: the cause often arrives after its consequences."""
+
+Progress = Callable[[int, int], None]
+"""Called with (rank, bytes of weights that it has put in place since the last call)."""
+
+
+class Ranks(Protocol):
+    """A started group of ranks."""
+
+    def step(self, step: Step) -> tuple[Result, ...]:
+        """Computes one step on all ranks; the lead rank's results. RankLost if one of them fails."""
+        ...
+
+    @property
+    def ready(self) -> Sequence[wire.Ready]:
+        """What each rank reported when it was ready."""
+        ...
+
+    def close(self) -> None:
+        """Ends all ranks; nothing of them is left."""
+        ...
+
+
+def start_message(setup: Setup, rank: int, rendezvous: str, epoch: int = 0) -> wire.Start:
+    """Everything that rank `rank` of `setup` needs to know."""
+    layout = setup.layout
+    shares = (layout.shares.attention, layout.shares.mlp, layout.shares.vocab)
+    return wire.Start(
+        rank=rank,
+        config=dict(setup.config),
+        folder=str(setup.folder) if setup.load_format == "auto" else None,
+        tp=layout.mesh.tp,
+        shares=shares,
+        dtype=layout.dtype,
+        kv_dtype=layout.kv_dtype,
+        device=setup.device,
+        pages=setup.pages,
+        threads=setup.threads,
+        rendezvous=rendezvous,
+        epoch=epoch,
+        deadline_s=DEADLINE_S,
+    )
+
+
+class ProcessRanks:
+    """One process a rank, on this host. They end with this process, whatever ends it."""
+
+    def __init__(self, setup: Setup, progress: Progress | None = None) -> None:
+        self._phase = "start"
+        self._processes: list[subprocess.Popen[bytes]] = []
+        self._channels: list[wire.Channel] = []
+        self._folder = tempfile.mkdtemp(prefix="shardwise-")  # 0700, as mkdtemp makes it
+        self._selector = selectors.DefaultSelector()
+        try:
+            for rank in range(setup.layout.mesh.size):
+                self._spawn(rank)
+            for rank, channel in enumerate(self._channels):
+                self._send(rank, channel, start_message(setup, rank, self._folder))
+            self.ready: Sequence[wire.Ready] = self._all_ready(progress)
+        except BaseException:
+            self.close()
+            raise
+        finally:
+            # Once all have met, or none will any more, no name of the group is left on the file system.
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _spawn(self, rank: int) -> None:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            command = [sys.executable, "-m", "shardwise.runtime.worker", "--fd", str(theirs.fileno())]
+            # Its own process group: a Ctrl-C at the terminal is for this process alone to act on.
+            self._processes.append(
+                subprocess.Popen(command, pass_fds=[theirs.fileno()], process_group=0, stdin=subprocess.DEVNULL)
+            )
+        self._channels.append(wire.Channel(ours))
+        self._selector.register(ours, selectors.EVENT_READ, rank)
+
+    def _all_ready(self, progress: Progress) -> list[wire.Ready]:
+        ready: dict[int, wire.Ready] = {}
+        self._phase = "load"
+        while len(ready) < len(self._channels):
+            rank, message = self._next()
+            if isinstance(message, wire.Loading):
+                if progress:
+                    progress(rank, message.bytes)
+            elif isinstance(message, wire.Ready):
+                ready[rank] = message
+        self._phase = "generate"
+        return [ready[rank] for rank in sorted(ready)]
+
+    def step(self, step: Step) -> tuple[Result, ...]:
+        for rank, channel in enumerate(self._channels):
+            self._send(rank, channel, wire.Compute(step))
+        lead: tuple[Result, ...] = ()
+        for _ in self._channels:
+            rank, message = self._next()
+            assert isinstance(message, wire.Done) and message.number == step.number
+            if rank == 0:
+                lead = message.results
+        return lead
+
+    def _send(self, rank: int, channel: wire.Channel, message: wire.Message) -> None:
+        try:
+            channel.send(message)
+        except OSError:
+            raise self._why({rank: None}) from None
+
+    def _next(self) -> tuple[int, wire.Message]:
+        """The next message of any rank. Raises the cause if a rank failed or is gone."""
+        [(key, _), *_] = self._selector.select()
+        rank: int = key.data
+        message = self._channels[rank].receive()
+        if message is None or isinstance(message, wire.Failed):
+            raise self._why({rank: message})
+        return rank, message
+
+    def _why(self, reports: dict[int, wire.Failed | None]) -> ShardwiseError:
+        """The cause of a failure: a rank that died before one that failed, one that failed by itself before one that
+        only lost its peer. `reports` holds what is known so far; None is the end of a rank's stream."""
+        until = time.monotonic() + SETTLE_S
+        for rank in reports:
+            self._selector.unregister(self._channels[rank])
+        while (left := until - time.monotonic()) > 0 and len(reports) < len(self._channels):
+            for key, _ in self._selector.select(left):
+                message = self._channels[key.data].receive()
+                if message is None or isinstance(message, wire.Failed):
+                    self._selector.unregister(self._channels[key.data])
+                    reports[key.data] = message
+        for rank, report in sorted(reports.items()):
+            if report is None:
+                return RankLost(rank, self._phase, self._death(rank))
+        failed = {rank: report for rank, report in sorted(reports.items()) if report is not None}
+        rank = next((r for r, report in failed.items() if not report.secondary), next(iter(failed)))
+        report = failed[rank]
+        if report.mendable:
+            return UserError(report.message)
+        if report.culprit is not None and report.culprit != rank:
+            return RankLost(report.culprit, self._phase, report.message)
+        return RankLost(rank, self._phase, report.message)
+
+    def _death(self, rank: int) -> str:
+        """How a process whose stream has ended came to its end."""
+        process = self._processes[rank]
+        try:
+            code = process.wait(STOP_S)
+        except subprocess.TimeoutExpired:
+            return f"process {process.pid} closed its channel but still runs"
+        if code >= 0:
+            return f"process {process.pid} ended with exit code {code}"
+        name = signal.Signals(-code).name
+        hint = " (the kernel does that when memory runs out)" if name == "SIGKILL" else ""
+        return f"process {process.pid} was killed by {name}{hint}"
+
+    def close(self) -> None:
+        # Closing its channel ends a rank; what has not ended in time, because it is stopped or stuck, is killed.
+        for channel in self._channels:
+            channel.close()
+        until = time.monotonic() + STOP_S
+        for process in self._processes:
+            try:
+                process.wait(max(0.0, until - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        self._selector.close()
+        self._channels, self._processes = [], []
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+class ThreadRanks:
+    """Ranks as threads of this process: the same classes, for tests and for use from Python. Imports torch."""
+
+    def __init__(self, setup: Setup, progress: Progress | None = None) -> None:
+        from concurrent.futures import ThreadPoolExecutor
+
+        from shardwise.comm.threads import threads
+        from shardwise.runtime.opening import open_runner
+        from shardwise.runtime.worker import ready
+
+        size = setup.layout.mesh.size
+        self._comms = threads(size, deadline_s=DEADLINE_S)
+        self._pool = ThreadPoolExecutor(size, thread_name_prefix="rank")
+        starts = [start_message(setup, rank, "") for rank in range(size)]
+        self.runners = self._each(
+            lambda rank: open_runner(starts[rank], self._comms[rank], lambda count: progress and progress(rank, count))
+        )
+        self.ready: Sequence[wire.Ready] = [ready(runner) for runner in self.runners]
+
+    def step(self, step: Step) -> tuple[Result, ...]:
+        return self._each(lambda rank: self.runners[rank].step(step))[0]
+
+    def _each(self, work: Callable[[int], T]) -> list[T]:
+        """Runs work(rank) on every rank's thread; the first cause where one fails, its peers being woken at once."""
+
+        def guarded(rank: int) -> T:
+            try:
+                return work(rank)
+            except BaseException:
+                self._comms[rank].close()
+                raise
+
+        futures = [self._pool.submit(guarded, rank) for rank in range(len(self._comms))]
+        errors = [(rank, future.exception()) for rank, future in enumerate(futures)]
+        causes = [(rank, e) for rank, e in errors if e is not None]
+        if causes:
+            rank, cause = next(((r, e) for r, e in causes if not isinstance(e, CommError)), causes[0])
+            if isinstance(cause, ShardwiseError):
+                raise cause
+            raise RankLost(rank, "generate", f"{type(cause).__name__}: {cause}") from cause
+        return [future.result() for future in futures]
+
+    def close(self) -> None:
+        for comm in self._comms:
+            comm.close()
+        self._pool.shutdown()
+        self.runners = []

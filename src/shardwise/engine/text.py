@@ -1,0 +1,443 @@
+"""Text in and out of the model: a tokenizer opened from a checkpoint folder, and text rebuilt token by token.
+
+Encoding is the `tokenizers` library's. Decoding is ours, because a stream must give each character once, whole, and at a
+cost per token that does not grow with the answer. Knows nothing of requests, chats or sampling.
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from shardwise.errors import CheckpointError, RequestError
+
+if TYPE_CHECKING:
+    import tokenizers
+
+NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+MAX_STOPS = 16
+MAX_STOP_CHARS = 1024
+
+_BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+# How a Qwen2Tokenizer without tokenizer.json splits text (transformers, tokenization_qwen2.py).
+_QWEN2_SPLIT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+
+
+def _byte_characters() -> dict[str, int]:
+    """The printable character that stands for each byte in a byte-level vocabulary (GPT-2, `bytes_to_unicode`)."""
+    plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    moved = [byte for byte in range(256) if byte not in plain]
+    return {chr(byte): byte for byte in plain} | {chr(256 + n): byte for n, byte in enumerate(moved)}
+
+
+_BYTE_OF = _byte_characters()
+
+
+@dataclass(frozen=True, slots=True)
+class Spelling:
+    """How a vocabulary's entries become bytes of text, read from the tokenizer's decoder."""
+
+    replace: tuple[tuple[str, str], ...] = ()  # (old, new) in every entry
+    byte_level: bool = False  # an entry's characters stand for bytes
+    byte_tokens: bool = False  # `<0xE2>` is a byte
+    lead: tuple[str, int] = ("", 0)  # (character, how many) dropped from the start of the whole text
+    first_drop: str = ""  # a character dropped from the first entry
+    between: str = ""
+
+    def spell(self, entry: str, *, first: bool) -> bytes:
+        """The bytes that `entry` adds to the text; `first` if no entry stands before it."""
+        if first and self.first_drop:
+            entry = entry.replace(self.first_drop, "")
+        for old, new in self.replace:
+            entry = entry.replace(old, new)
+        if self.byte_tokens and (match := _BYTE_TOKEN.fullmatch(entry)):
+            return bytes([int(match[1], 16)])
+        if self.byte_level and all(character in _BYTE_OF for character in entry):
+            return bytes(_BYTE_OF[character] for character in entry)
+        return (entry if first else self.between + entry).encode()
+
+
+def read_spelling(decoder: Mapping[str, Any] | None) -> Spelling:
+    """The spelling that a tokenizer.json `decoder` describes.
+
+    Raises CheckpointError for a decoder whose text cannot be given out as it comes.
+    """
+    if decoder is None:
+        return Spelling(between=" ")
+    steps = decoder["decoders"] if decoder["type"] == "Sequence" else [decoder]
+    found: dict[str, Any] = {}
+    replace: list[tuple[str, str]] = []
+    fused = False
+    for step in steps:
+        match step:
+            case {"type": "Replace", "pattern": {"String": str(old)}, "content": str(new)} if not fused:
+                replace.append((old, new))
+            case {"type": "ByteFallback"} if not fused:
+                found["byte_tokens"] = True
+            case {"type": "ByteLevel"} if not fused:
+                found["byte_level"] = True
+            case {"type": "Metaspace", "replacement": str(mark)} if not fused:
+                replace.append((mark, " "))
+                found["first_drop"] = "" if step.get("prepend_scheme") == "never" else mark
+            case {"type": "Fuse"}:
+                fused = True
+            case {"type": "Strip", "content": str(content), "start": int(start), "stop": 0} if fused:
+                found["lead"] = (content, start)
+            case _:
+                raise CheckpointError(
+                    f"tokenizer.json: decoder step {json.dumps(step)} is not supported here; supported are ByteLevel, "
+                    "Metaspace, and Replace (of a string), ByteFallback, Fuse, Strip (from the start) in this order"
+                )
+    return Spelling(replace=tuple(replace), **found)
+
+
+class Tokenizer:
+    """A checkpoint's tokenizer: text to ids and back. Made by `open_tokenizer`; safe to share between threads.
+
+    `special_tokens`: names such as `bos_token` to their text. `eos_ids`: every id that ends an answer, the checkpoint's own
+    order. `bos_id`: the id that begins a prompt, or None. `vocab_size`: one more than the highest id that has a text.
+    """
+
+    def __init__(self, backend: tokenizers.Tokenizer, *, config: Mapping[str, Any], special_tokens: Mapping[str, str]) -> None:
+        """`config`: tokenizer_config.json, with `eos_ids`, `bos_id` and `model_vocab_size` from the model's own files."""
+        state = None if backend.decoder is None else json.loads(backend.decoder.__getstate__())
+        self._backend = backend
+        self.spelling = read_spelling(state)
+        # By id: the library compares normalised text with plain, and so lets tokens declared `normalized` through.
+        self._skipped = frozenset(n for n, token in backend.get_added_tokens_decoder().items() if token.special)
+        self._spelled: dict[int, bytes] = {}
+        self.special_tokens = dict(special_tokens)
+        self.vocab_size = max(backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+        # A model's embedding is often padded beyond its vocabulary, so an id there can be sampled: it has no text.
+        self.id_limit = max(self.vocab_size, config.get("model_vocab_size") or 0)
+        eos, bos = self.token_id(special_tokens.get("eos_token")), self.token_id(special_tokens.get("bos_token"))
+        own = () if eos is None else (eos,)
+        self.eos_ids: tuple[int, ...] = tuple(dict.fromkeys((*config.get("eos_ids", ()), *own)))
+        self.bos_id: int | None = config.get("bos_id") if bos is None else bos
+        self._prefix, self._suffix = self._frame(bos, eos, config)
+
+    def _frame(self, bos: int | None, eos: int | None, config: Mapping[str, Any]) -> tuple[list[int], list[int]]:
+        """The ids that stand before and after every plain prompt."""
+        # The flags, where they are given, overrule the tokenizer.json; one alone says that the other is off.
+        if config.get("add_bos_token") is not None or config.get("add_eos_token") is not None:
+            wanted = (("add_bos_token", bos), ("add_eos_token", eos))
+            before, after = ([n] if config.get(name) and n is not None else [] for name, n in wanted)
+            return before, after
+        plain, framed = (self._backend.encode("a", add_special_tokens=special).ids for special in (False, True))
+        start = next((n for n in range(len(framed)) if framed[n : n + len(plain)] == plain), 0)
+        return framed[:start], framed[start + len(plain) :]
+
+    def token_id(self, token: str | None) -> int | None:
+        """The id of one vocabulary entry, or None if there is no such entry."""
+        return None if token is None else self._backend.token_to_id(token)
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """The ids of `text`, framed by the tokens that the checkpoint puts around a prompt if `add_special_tokens`.
+
+        The text of a special token inside `text` becomes that token. Raises RequestError for text that is not Unicode.
+        """
+        check_text(text, "the prompt")
+        ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
+        return [*self._prefix, *ids, *self._suffix] if add_special_tokens else ids
+
+    def decode(self, ids: Iterable[int], *, skip_special_tokens: bool = True) -> str:
+        """The text of `ids`: what a `Detokenizer` gives for them in all.
+
+        As the `tokenizers` library's, but where `<0xE2>`-like byte tokens do not make UTF-8, only the bytes at fault become
+        U+FFFD, each one; the library gives up the valid characters next to them too, which no stream can take back.
+        Raises RequestError for an id out of range.
+        """
+        stream = Detokenizer(self, skip_special_tokens=skip_special_tokens)
+        return "".join([stream.push(token_id) for token_id in ids]) + stream.finish()
+
+    def check_ids(self, ids: Iterable[int]) -> None:
+        """Raises RequestError if any id is not one of this model's."""
+        for token_id in ids:
+            if type(token_id) is not int or not 0 <= token_id < self.id_limit:
+                raise RequestError(f"token id {token_id!r} is out of range: this model's ids are 0 to {self.id_limit - 1}")
+
+    def spell(self, token_id: int, *, first: bool, skip_special_tokens: bool) -> bytes | None:
+        """The bytes that a token adds to the text, or None for one that adds nothing and does not count as the first."""
+        if skip_special_tokens and token_id in self._skipped:
+            return None
+        if not first and token_id in self._spelled:
+            return self._spelled[token_id]
+        self.check_ids((token_id,))
+        entry = self._backend.id_to_token(token_id)
+        if entry is None:
+            return None
+        spelled = self.spelling.spell(entry, first=first)
+        if not first:
+            self._spelled[token_id] = spelled
+        return spelled
+
+
+class StopStrings:
+    """Cuts a stream of text at the first stop string, holding back only what may yet turn out to be one.
+
+    The stop that is complete first wins, of several the longest: the same however the text is cut into pieces. The cost per
+    character does not grow with the text (Knuth, Morris and Pratt, one state for each stop).
+    """
+
+    def __init__(self, stops: Sequence[str], *, include: bool = False) -> None:
+        """`include`: the stop string itself belongs to the text. Raises RequestError for an empty or unusable stop."""
+        if isinstance(stops, str):
+            stops = [stops]
+        if len(stops) > MAX_STOPS:
+            raise RequestError(f"{len(stops)} stop strings are too many: at most {MAX_STOPS} are taken")
+        for index, stop in enumerate(stops):
+            check_text(stop, f"stop string {index}")
+            if not 0 < len(stop) <= MAX_STOP_CHARS:
+                raise RequestError(f"stop string {index} has {len(stop)} characters; 1 to {MAX_STOP_CHARS} are taken")
+        self.matched: str | None = None
+        self._stops = sorted(dict.fromkeys(stops), key=len, reverse=True)
+        self._falls = [_falls(stop) for stop in self._stops]
+        self._states = [0] * len(self._stops)
+        self._include = include
+        self._held = ""
+
+    def push(self, text: str) -> str:
+        """The text that is now certain to be wanted. After a match, always empty."""
+        if self.matched is not None:
+            return ""
+        seen = self._held + text
+        for at, character in enumerate(text, start=len(self._held) + 1):
+            for n, stop in enumerate(self._stops):
+                state = self._states[n]
+                while state and stop[state] != character:
+                    state = self._falls[n][state]
+                state += stop[state] == character
+                self._states[n] = state
+                if state == len(stop):
+                    self.matched, self._held = stop, ""
+                    return seen[: at if self._include else at - len(stop)]
+        keep = len(seen) - max(self._states, default=0)
+        self._held = seen[keep:]
+        return seen[:keep]
+
+    def finish(self) -> str:
+        """What was held back, once no more text comes."""
+        held, self._held = self._held, ""
+        return held
+
+
+def _falls(stop: str) -> list[int]:
+    """For each matched length, the length of the longest proper prefix of `stop` that ends there."""
+    falls = [0] * (len(stop) + 1)
+    state = 0
+    for at in range(1, len(stop)):
+        while state and stop[state] != stop[at]:
+            state = falls[state]
+        state += stop[state] == stop[at]
+        falls[at + 1] = state
+    return falls
+
+
+class Detokenizer:
+    """Text from ids as they come: whole characters only, each once; all pushes and `finish` together are the text.
+
+    `stopped` is the stop string that ended the text, or None. Memory and cost per token do not grow.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        *,
+        stop: Sequence[str] = (),
+        include_stop: bool = False,
+        skip_special_tokens: bool = True,
+        after: Sequence[int] = (),
+    ) -> None:
+        """`after`: the ids that the new ones continue, if the text is to read on from theirs (its first space is kept, a
+        character begun there is completed). Left out, the text begins here, as in `Tokenizer.decode`.
+        """
+        self._tokenizer = tokenizer
+        self._skip = skip_special_tokens
+        self._stops = StopStrings(stop, include=include_stop)
+        self._pending = b""  # the start of a character
+        self._first = True
+        self._lead = tokenizer.spelling.lead[1]
+        self._each_byte = tokenizer.spelling.byte_tokens
+        self._read_on(after)
+
+    def _read_on(self, after: Sequence[int]) -> None:
+        """Take the state that the end of `after` leaves: four bytes of text are enough to know it."""
+        start, found = len(after), 0
+        while start and found < 4:
+            start -= 1
+            found += len(self._tokenizer.spell(after[start], first=False, skip_special_tokens=self._skip) or b"")
+        for token_id in after[start:]:
+            self._text(token_id)
+
+    @property
+    def stopped(self) -> str | None:
+        return self._stops.matched
+
+    def push(self, token_id: int) -> str:
+        """The text that `token_id` makes certain, often empty. Raises RequestError for an id out of range."""
+        return self._stops.push(self._text(token_id))
+
+    def finish(self) -> str:
+        """The rest: text held back for a stop string, and U+FFFD for a character that was never completed."""
+        text = self._characters(b"", final=True)
+        return self._stops.push(text) + self._stops.finish()
+
+    def _text(self, token_id: int) -> str:
+        spelled = self._tokenizer.spell(token_id, first=self._first, skip_special_tokens=self._skip)
+        if spelled is None:
+            return ""
+        self._first = False
+        return self._characters(spelled, final=False)
+
+    def _characters(self, data: bytes, *, final: bool) -> str:
+        data = self._pending + data
+        text = ""
+        while True:
+            try:
+                decoded, used = codecs.utf_8_decode(data, "strict", final)
+            except UnicodeDecodeError as error:
+                # As the `tokenizers` library: for byte tokens one mark a byte, else one a maximal subpart (Unicode, 3.9).
+                marks = error.end - error.start if self._each_byte else 1
+                text += data[: error.start].decode() + "\ufffd" * marks
+                data = data[error.end :]
+                continue
+            self._pending = data[used:]
+            break
+        text += decoded
+        if self._lead and text:
+            kept = text.removeprefix(self._tokenizer.spelling.lead[0])
+            text, self._lead = kept, (self._lead - 1 if kept != text else 0)
+        return text
+
+
+def check_text(text: object, name: str) -> None:
+    """Raises RequestError if `text`, called `name`, is not a string that UTF-8 can carry."""
+    if not isinstance(text, str):
+        raise RequestError(f"{name} must be a string, not {type(text).__name__}")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        code = ord(text[error.start])
+        raise RequestError(
+            f"{name} has half a surrogate pair (U+{code:04X}) at character {error.start}, which is not Unicode text; "
+            "send the whole character"
+        ) from None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; empty if there is no such file. Raises CheckpointError for anything else in it."""
+    if not path.is_file():
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise CheckpointError(f"{path} cannot be read as JSON ({error}); download it again") from error
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{path} holds a JSON {type(found).__name__}; an object is wanted")
+    return found
+
+
+def read_special_tokens(folder: Path) -> dict[str, str]:
+    """Names such as `eos_token` to their text; tokenizer_config.json before special_tokens_map.json."""
+    config, listed = read_json(folder / "tokenizer_config.json"), read_json(folder / "special_tokens_map.json")
+    tokens: dict[str, str] = {}
+    for name in NAMED_TOKENS:
+        token = config.get(name, listed.get(name))
+        content = token.get("content") if isinstance(token, dict) else token
+        if isinstance(content, str):
+            tokens[name] = content
+    return tokens
+
+
+def open_tokenizer(folder: Path) -> Tokenizer:
+    """The tokenizer of a checkpoint folder: tokenizer.json, or vocab.json with merges.txt.
+
+    Raises CheckpointError if the files are missing, damaged, or of a kind that is not supported.
+    """
+    import tokenizers  # 40 ms that only those who tokenise should pay
+
+    config = read_json(folder / "tokenizer_config.json")
+    special = read_special_tokens(folder)
+    path = folder / "tokenizer.json"
+    if path.is_file():
+        try:
+            backend = tokenizers.Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises plain Exception
+            raise CheckpointError(f"{path} is not a tokenizer file ({error}); download it again") from error
+    else:
+        backend = _from_vocabulary(folder, config)
+    # Both are left over from training in some files, and would cut or fill every prompt.
+    backend.no_truncation()
+    backend.no_padding()
+    _add_tokens(backend, config, special, folder)
+    return Tokenizer(backend, config={**config, **_model_ids(folder)}, special_tokens=special)
+
+
+def _from_vocabulary(folder: Path, config: Mapping[str, Any]) -> tokenizers.Tokenizer:
+    """A byte-level BPE tokenizer from vocab.json and merges.txt."""
+    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+
+    vocab, merges = folder / "vocab.json", folder / "merges.txt"
+    missing = [path.name for path in (vocab, merges) if not path.is_file()]
+    if missing:
+        raise CheckpointError(f"{folder} has no tokenizer.json, and without it no {' and no '.join(missing)} to use instead")
+    kind = str(config.get("tokenizer_class") or "GPT2Tokenizer").removesuffix("Fast")
+    if kind not in ("GPT2Tokenizer", "Qwen2Tokenizer"):
+        raise CheckpointError(
+            f"{folder} has no tokenizer.json, and how a {kind} splits text is not known here (a GPT2Tokenizer and a "
+            "Qwen2Tokenizer are). Saving the tokenizer again with a recent transformers writes a tokenizer.json"
+        )
+    try:
+        backend = Tokenizer(models.BPE.from_file(str(vocab), str(merges)))
+    except Exception as error:  # the library raises plain Exception
+        raise CheckpointError(f"{vocab} and {merges.name} do not make a vocabulary ({error})") from error
+    qwen = kind == "Qwen2Tokenizer"
+    to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=bool(config.get("add_prefix_space")), use_regex=not qwen)
+    backend.pre_tokenizer, backend.decoder = to_bytes, decoders.ByteLevel()
+    if qwen:
+        backend.normalizer = normalizers.NFC()
+        split = pre_tokenizers.Split(Regex(_QWEN2_SPLIT), behavior="isolated")
+        backend.pre_tokenizer = pre_tokenizers.Sequence([split, to_bytes])
+    return backend
+
+
+def _add_tokens(backend: tokenizers.Tokenizer, config: Mapping[str, Any], special: Mapping[str, str], folder: Path) -> None:
+    """Add the tokens that tokenizer_config.json declares and the vocabulary file lacks."""
+    from tokenizers import AddedToken
+
+    declared = config.get("added_tokens_decoder") or {}
+    known = {token.content for token in backend.get_added_tokens_decoder().values()}
+    for text_id, fields in sorted(declared.items(), key=lambda item: int(item[0])):
+        if fields["content"] in known:
+            continue
+        flags = {name: fields[name] for name in ("lstrip", "rstrip", "single_word", "normalized") if name in fields}
+        backend.add_tokens([AddedToken(fields["content"], special=fields.get("special", False), **flags)])
+        given = backend.token_to_id(fields["content"])
+        if given != int(text_id):
+            raise CheckpointError(
+                f"{folder}: tokenizer_config.json gives {fields['content']!r} the id {text_id}, but the vocabulary leads to "
+                f"{given}; the files are of different models"
+            )
+    named = [token for token in special.values() if token not in known and backend.token_to_id(token) is not None]
+    backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in dict.fromkeys(named)])
+
+
+def _model_ids(folder: Path) -> dict[str, Any]:
+    """What generation_config.json and config.json say of ids: `eos_ids` (their union), `bos_id`, `model_vocab_size`."""
+    model = read_json(folder / "config.json")
+    inner = model.get("text_config")
+    sources = [read_json(folder / "generation_config.json"), model, inner if isinstance(inner, dict) else {}]
+    eos = [n for source in sources for n in _listed(source.get("eos_token_id"))]
+    bos = [n for source in sources for n in _listed(source.get("bos_token_id"))]
+    sizes = [n for source in sources for n in _listed(source.get("vocab_size"))]
+    return {"eos_ids": eos, "bos_id": bos[0] if bos else None, "model_vocab_size": max(sizes, default=0)}
+
+
+def _listed(value: object) -> list[int]:
+    """The integers of one or a list of them, as eos_token_id may be."""
+    return [n for n in (value if isinstance(value, list) else [value]) if type(n) is int]

@@ -1,0 +1,47 @@
+"""Every environment variable that shardwise itself reads. Libraries read their own (HF_HOME, HF_ENDPOINT, …)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from shardwise.errors import UserError
+
+DEBUG = "SHARDWISE_DEBUG"
+"""Set to 1: an unexpected failure shows its traceback."""
+
+
+def debug(environ: Mapping[str, str] = os.environ) -> bool:
+    """Whether tracebacks of unexpected failures are wanted."""
+    return environ.get(DEBUG, "") not in ("", "0")
+
+
+def visible_gpus(environ: Mapping[str, str] = os.environ) -> str | None:
+    """The GPUs that CUDA may show, as the user restricted them; None where they are not restricted."""
+    return environ.get("CUDA_VISIBLE_DEVICES")
+
+
+@dataclass(frozen=True, slots=True)
+class Torchrun:
+    """What torchrun tells each process that it starts."""
+
+    rank: int
+    local_rank: int
+    size: int
+    host: str
+    port: int
+    restart: int
+
+
+def torchrun(environ: Mapping[str, str] = os.environ) -> Torchrun | None:
+    """The place torchrun gave this process, or None if it was not started by torchrun."""
+    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID")
+    if not all(name in environ for name in names):
+        return None
+    try:
+        rank, local, size, port = (int(environ[n]) for n in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_PORT"))
+        restart = int(environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+    except ValueError as error:
+        raise UserError(f"torchrun's variables {', '.join(names[:5])} must be numbers and a host: {error}") from None
+    return Torchrun(rank, local, size, environ["MASTER_ADDR"], port, restart)

@@ -1,0 +1,75 @@
+"""Attention over pages: this rank's heads, grouped however the cut fell. No loop over requests or pages."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from shardwise.nn.batch import GroupBatch, Rank
+from shardwise.nn.linear import Linear
+from shardwise.nn.norm import Norm
+from shardwise.nn.rope import Angles, rotate
+from shardwise.nn.state import State
+from shardwise.spec import blocks
+
+
+class Attention(nn.Module):
+    """[tokens, hidden] to [tokens, hidden]; writes the tokens' keys and values, then reads all that a query may see."""
+
+    def __init__(self, block: blocks.Attention, path: str, rank: Rank, tensors: Mapping[str, torch.Tensor]) -> None:
+        super().__init__()
+        self.q = Linear(block.q, f"{path}.{block.q.name}", rank, tensors)
+        self.k = Linear(block.k, f"{path}.{block.k.name}", rank, tensors)
+        self.v = Linear(block.v, f"{path}.{block.v.name}", rank, tensors)
+        self.o = Linear(block.o, f"{path}.{block.o.name}", rank, tensors)
+        self.q_norm = Norm(block.q_norm, f"{path}.{block.q_norm.name}", rank, tensors) if block.q_norm else None
+        self.k_norm = Norm(block.k_norm, f"{path}.{block.k_norm.name}", rank, tensors) if block.k_norm else None
+        self.block = block
+        queries, kv = rank.layout.heads(block, rank.at)
+        self.heads, self.kv_heads = len(queries), len(kv)
+        readers = rank.layout.kv_of_queries(block, rank.at)
+        # A cut through a KV group leaves KV heads with unlike numbers of readers: then each query head gets its own copy.
+        alike = self.kv_heads > 0 and self.heads % self.kv_heads == 0
+        even = alike and readers == tuple(i * self.kv_heads // self.heads for i in range(self.heads))
+        self.readers = None if even else torch.tensor(readers, device=rank.device)
+        self.comm = rank.comm
+        self.layer = int(path.rsplit(".", 2)[-2])
+
+    def forward(self, x: torch.Tensor, state: State) -> torch.Tensor:
+        x = self.comm.enter(x, site="attn_in")
+        if not self.heads:
+            return self.o(x.new_zeros(len(x), 0))
+        dim = self.block.dim
+        q = self.q(x).view(-1, self.heads, dim)
+        k = self.k(x).view(-1, self.kv_heads, dim)
+        v = self.v(x).view(-1, self.kv_heads, dim)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        if self.block.rope:
+            angles: Angles = state.angles[self.block.rope]
+            q, k = rotate(q, angles, self.block.rope.halves), rotate(k, angles, self.block.rope.halves)
+        keys, values, group = state.cache.layer(self.layer)
+        batch = state.batch.groups[group]
+        keys.view(-1, self.kv_heads, dim)[batch.slots] = k.to(keys.dtype)
+        values.view(-1, self.kv_heads, dim)[batch.slots] = v.to(values.dtype)
+        seen = self._attend(q[state.batch.rows], keys, values, batch)  # [sequences, queries, heads, dim]
+        return self.o(seen.flatten(0, 1)[state.batch.flat].flatten(1))
+
+    def _attend(self, q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, batch: GroupBatch) -> torch.Tensor:
+        """q: [sequences, queries, heads, dim] against the pages of `batch.table`; the same shape comes back."""
+        k = keys[batch.table].flatten(1, 2)  # [sequences, keys, kv heads, dim]
+        v = values[batch.table].flatten(1, 2)
+        if self.readers is not None:
+            k, v = k.index_select(2, self.readers), v.index_select(2, self.readers)
+        seen = functional.scaled_dot_product_attention(
+            q.transpose(1, 2),
+            k.to(q.dtype).transpose(1, 2),
+            v.to(q.dtype).transpose(1, 2),
+            attn_mask=batch.mask,
+            scale=self.block.scale,
+            enable_gqa=self.readers is None and self.heads != self.kv_heads,
+        )
+        return seen.transpose(1, 2)

@@ -1,0 +1,98 @@
+"""Blocks become modules: one class for each kind of block, and the whole decoder of a pipeline stage."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from shardwise.nn.attention import Attention
+from shardwise.nn.batch import Batch, Rank
+from shardwise.nn.mlp import MLP
+from shardwise.nn.norm import Norm
+from shardwise.nn.rope import Rope
+from shardwise.nn.state import Cache, State
+from shardwise.nn.table import Embedding, Head
+from shardwise.spec import blocks
+
+Tensors = Mapping[str, torch.Tensor]
+"""A rank's weights by their full names: views of its arena."""
+
+
+class NormStep(nn.Module):
+    """A norm among blocks that take the state as well."""
+
+    def __init__(self, block: blocks.Norm, path: str, rank: Rank, tensors: Tensors) -> None:
+        super().__init__()
+        self.norm = Norm(block, path, rank, tensors)
+
+    def forward(self, x: torch.Tensor, state: State) -> torch.Tensor:
+        return self.norm(x)
+
+
+class Chain(nn.Module):
+    """Blocks one after another."""
+
+    def __init__(self, block: blocks.Chain, path: str, rank: Rank, tensors: Tensors) -> None:
+        super().__init__()
+        self.steps = nn.ModuleList(build(b, path, rank, tensors) for b in block.blocks)
+
+    def forward(self, x: torch.Tensor, state: State) -> torch.Tensor:
+        for step in self.steps:
+            x = step(x, state)
+        return x
+
+
+class Residual(nn.Module):
+    """x + scale · body(x)."""
+
+    def __init__(self, block: blocks.Residual, path: str, rank: Rank, tensors: Tensors) -> None:
+        super().__init__()
+        self.body = build(block.body, path, rank, tensors)
+        self.scale = block.scale
+
+    def forward(self, x: torch.Tensor, state: State) -> torch.Tensor:
+        y = self.body(x, state)
+        return x + (y if self.scale == 1.0 else y * self.scale)
+
+
+MODULES: dict[type, Any] = {
+    blocks.Chain: Chain,
+    blocks.Residual: Residual,
+    blocks.Norm: NormStep,
+    blocks.Attention: Attention,
+    blocks.MLP: MLP,
+}
+
+
+def build(block: blocks.Block, path: str, rank: Rank, tensors: Tensors) -> nn.Module:
+    """The module of `block`, whose parent stands at `path`."""
+    own = f"{path}.{block.name}" if path and block.name else path or block.name
+    module: nn.Module = MODULES[type(block)](block, own, rank, tensors)
+    return module
+
+
+class Decoder(nn.Module):
+    """Tokens in, hidden states out; `logits` of those rows that are sampled."""
+
+    def __init__(self, rank: Rank, tensors: Tensors) -> None:
+        super().__init__()
+        model = rank.layout.model
+        self.embed = Embedding(model.embed, model.embed.name, rank, tensors)
+        self.layers = nn.ModuleList(build(block, path, rank, tensors) for path, block in blocks.layer_blocks(model))
+        self.head = Head(model.head, model.head.name, rank, tensors)
+        self.ropes = {rope: Rope(rope, rank.device) for rope in blocks.ropes(model)}
+
+    def forward(self, tokens: torch.Tensor, batch: Batch, cache: Cache) -> torch.Tensor:
+        """tokens [T] to hidden states [T, hidden], the same on every rank."""
+        x = self.embed(tokens, batch)
+        state = State(batch, cache, {rope: module(batch, x.dtype) for rope, module in self.ropes.items()})
+        for layer in self.layers:
+            x = layer(x, state)
+        return x
+
+    def logits(self, hidden: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """[sampled, vocabulary] in float32, the same on every rank."""
+        return self.head(hidden[batch.sampled])

@@ -1,0 +1,63 @@
+"""Rotary position embedding: the angles of a batch once a step, and the rotation itself."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from shardwise.nn.batch import Batch
+from shardwise.spec import blocks
+
+Angles = tuple[torch.Tensor, torch.Tensor]
+"""cos and sin, each [tokens, 1, dim], in the dtype of the model."""
+
+
+class Rope(nn.Module):
+    """Angles for one `blocks.Rope`. Which frequencies hold depends on how long each token's request is by now."""
+
+    def __init__(self, block: blocks.Rope, device: torch.device) -> None:
+        super().__init__()
+        self.block = block
+        self.frequencies = torch.tensor(block.frequencies, dtype=torch.float32, device=device)
+        self.long = torch.tensor(block.long, dtype=torch.float32, device=device) if block.long else None
+
+    def forward(self, batch: Batch, dtype: torch.dtype) -> Angles:
+        steps, scale = self._steps(batch)
+        angles = batch.positions[:, None].float() * steps  # [tokens, dim / 2]
+        both = torch.cat((angles, angles), -1) if self.block.halves else angles.repeat_interleave(2, -1)
+        cos, sin = both.cos() * scale, both.sin() * scale
+        return cos.to(dtype)[:, None], sin.to(dtype)[:, None]
+
+    def _steps(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor | float]:
+        """Frequencies [dim / 2] or [tokens, dim / 2], and what multiplies cos and sin."""
+        block, boundary = self.block, self.block.boundary
+        if boundary is None:
+            return self.frequencies, block.scale
+        beyond = (batch.known > boundary)[:, None]
+        if self.long is not None:
+            scale = torch.where(beyond, block.long_scale, block.scale)
+            return torch.where(beyond, self.long, self.frequencies), scale
+        assert block.dynamic is not None
+        return torch.where(beyond, self._ntk(batch.known, block.dynamic, boundary), self.frequencies), block.scale
+
+    def _ntk(self, known: torch.Tensor, dynamic: tuple[float, float], boundary: int) -> torch.Tensor:
+        """NTK scaling by length, as transformers' "dynamic": the base grows with every token past the boundary."""
+        base, factor = dynamic
+        dim = self.block.dim
+        grown = base * ((factor * known.float() / boundary) - (factor - 1)) ** (dim / (dim - 2))
+        exponents = torch.arange(0, dim, 2, dtype=torch.float32, device=known.device) / dim
+        return 1.0 / grown[:, None] ** exponents
+
+
+def rotate(x: torch.Tensor, angles: Angles, halves: bool) -> torch.Tensor:
+    """Rotates the first `dim` elements of each head; the rest of a head passes through. x: [tokens, heads, head dim]."""
+    cos, sin = angles
+    dim = cos.shape[-1]
+    turned, rest = x[..., :dim], x[..., dim:]
+    if halves:
+        a, b = turned.chunk(2, -1)
+        other = torch.cat((-b, a), -1)
+    else:
+        other = torch.stack((-turned[..., 1::2], turned[..., ::2]), -1).flatten(-2)
+    turned = turned * cos + other * sin
+    return torch.cat((turned, rest), -1) if rest.shape[-1] else turned

@@ -1,0 +1,78 @@
+"""Embedding tables, whole or cut by rows, and the head that turns hidden states into logits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from shardwise.nn.batch import Batch, Rank
+from shardwise.nn.linear import Linear
+from shardwise.nn.norm import Norm
+from shardwise.spec import blocks
+from shardwise.spec.traffic import SITES
+
+
+class Table(nn.Module):
+    """Rows by index: [tokens] to [tokens, size]. A rank that lacks a row adds zero to the sum over ranks."""
+
+    def __init__(self, block: blocks.Table, path: str, rank: Rank, tensors: Mapping[str, torch.Tensor]) -> None:
+        super().__init__()
+        self.weight = tensors[f"{path}.weight"]
+        self.rows = rank.layout.span(block.rows, rank.at)
+        self.site = SITES[block.rows.cut] if block.rows.cut and rank.layout.cut(block.rows) else None
+        self.comm = rank.comm
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        if self.site is None:
+            return functional.embedding(ids, self.weight)
+        if not self.rows:
+            part = self.weight.new_zeros(len(ids), self.weight.shape[1])
+        else:
+            local = ids - self.rows.start
+            held = (local >= 0) & (local < len(self.rows))
+            part = functional.embedding(local.clamp(0, len(self.rows) - 1), self.weight)
+            part = part.masked_fill(~held[:, None], 0)
+        return self.comm.all_reduce(part, site=self.site)
+
+
+class Embedding(nn.Module):
+    """Token vectors, scaled, plus learned positions where the model has them: [tokens] to [tokens, hidden]."""
+
+    def __init__(self, block: blocks.Embedding, path: str, rank: Rank, tensors: Mapping[str, torch.Tensor]) -> None:
+        super().__init__()
+        self.tokens = Table(block.tokens, _join(path, block.tokens.name), rank, tensors)
+        positions = block.positions
+        self.positions = Table(positions, _join(path, positions.name), rank, tensors) if positions else None
+        self.scale = block.scale
+
+    def forward(self, ids: torch.Tensor, batch: Batch) -> torch.Tensor:
+        x = self.tokens(ids)
+        if self.scale != 1.0:
+            x = x * self.scale
+        return x if self.positions is None else x + self.positions(batch.positions)
+
+
+class Head(nn.Module):
+    """Logits of some rows: [sampled, hidden] to [sampled, vocabulary], float32, gathered from all ranks."""
+
+    def __init__(self, block: blocks.Head, path: str, rank: Rank, tensors: Mapping[str, torch.Tensor]) -> None:
+        super().__init__()
+        self.norm = Norm(block.norm, _join(path, block.norm.name), rank, tensors)
+        self.linear = Linear(block.linear, _join(path, block.linear.name), rank, tensors)
+        self.scale = block.scale
+        self.spans = rank.layout.spans(block.linear.out) if rank.layout.cut(block.linear.out) else None
+        self.comm = rank.comm
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        logits = self.linear(self.norm(x))
+        if self.spans is not None:
+            logits = self.comm.all_gather(logits, self.spans, dim=-1, site="logits")
+        logits = logits.float()
+        return logits if self.scale == 1.0 else logits * self.scale
+
+
+def _join(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name

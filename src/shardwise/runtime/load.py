@@ -1,0 +1,97 @@
+"""A rank's weights: one arena, filled from the checkpoint with exactly the ranges that the layout gives this rank.
+
+Files are mapped, not read, and each tensor's pages are let go once copied: loading needs the shard and one tensor.
+"""
+
+from __future__ import annotations
+
+import mmap
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
+from math import prod
+from pathlib import Path
+
+import torch
+
+from shardwise.spec.binding import DTYPES, Read, reads
+from shardwise.spec.checkpoint import Stored
+from shardwise.spec.layout import Layout, Slice
+
+Progress = Callable[[int], None]
+"""Called with the number of bytes of the arena that were filled since the last call."""
+
+
+def arena(layout: Layout, rank: int, device: torch.device) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """One allocation for all weights of `rank`, and the view of each by name. Its contents are not set."""
+    block = torch.empty(layout.arena_bytes(rank), dtype=torch.uint8, device=device)
+    return block, {part.weight.name: _view(block, part) for part in layout.slices(rank)}
+
+
+def _view(block: torch.Tensor, part: Slice) -> torch.Tensor:
+    dtype: torch.dtype = getattr(torch, part.dtype)
+    return block[part.offset : part.offset + part.bytes].view(dtype).view(part.shape)
+
+
+def fill(tensors: Mapping[str, torch.Tensor], slices: Iterable[Slice], bound: Mapping[str, Stored], progress: Progress) -> None:
+    """Copies this rank's part of every weight into its place, converting the dtype where the layout says so."""
+    with ExitStack() as opened:
+        files: dict[Path, mmap.mmap] = {}
+        for part in slices:
+            stored = bound[part.weight.name]
+            if stored.file not in files:
+                files[stored.file] = opened.enter_context(_mapped(stored.file))
+            for read in reads(part.weight, part.ranges):
+                _copy(tensors[part.weight.name], files[stored.file], stored, read)
+            progress(part.bytes)
+
+
+def _mapped(file: Path) -> mmap.mmap:
+    with file.open("rb") as handle:
+        return mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
+
+
+def _copy(target: torch.Tensor, mapped: mmap.mmap, stored: Stored, read: Read) -> None:
+    dtype: torch.dtype = getattr(torch, DTYPES[stored.dtype])
+    with warnings.catch_warnings():
+        # torch warns that a read-only buffer must not be written to; it never is.
+        warnings.simplefilter("ignore", UserWarning)
+        whole = torch.frombuffer(mapped, dtype=dtype, count=prod(stored.shape), offset=stored.start)
+    source = whole.view(stored.shape)[tuple(slice(r.start, r.stop) for r in read.stored)]
+    if read.transposed:
+        source = source.t()
+    target[tuple(slice(r.start, r.stop) for r in read.target)].copy_(source)
+    del whole, source
+    first = stored.start // mmap.PAGESIZE * mmap.PAGESIZE
+    mapped.madvise(mmap.MADV_DONTNEED, first, stored.stop - first)
+
+
+def fill_dummy(tensors: Mapping[str, torch.Tensor], slices: Iterable[Slice], progress: Progress) -> None:
+    """Random weights without a checkpoint, the same at every degree: a function of a weight's name and the logical place.
+
+    Norms become ones and biases zeros; matrices are uniform with variance 1 / inputs, as a fresh model's would be.
+    """
+    noise = torch.rand(NOISE, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    for part in slices:
+        target = tensors[part.weight.name]
+        if len(part.shape) == 1:
+            target.fill_(1.0 if part.weight.name.endswith("weight") else 0.0)
+        else:
+            _noise(target, part, noise)
+        progress(part.bytes)
+
+
+NOISE = 1_048_583
+"""A prime, so that rows of any length start at ever new places."""
+
+
+def _noise(target: torch.Tensor, part: Slice, noise: torch.Tensor) -> None:
+    rows, columns = part.ranges
+    scale = (3.0 / part.weight.axes[1].size) ** 0.5
+    salt = int.from_bytes(part.weight.name.encode(), "little") % NOISE
+    inner = torch.arange(columns.start, columns.stop)
+    for first in range(0, len(rows), 256):
+        block = rows[first : first + 256]
+        starts = torch.tensor([(salt + row * 7919 * part.weight.axes[1].size) % NOISE for row in block], dtype=torch.long)
+        places = (starts[:, None] + inner) % NOISE
+        target[first : first + len(block)].copy_(noise[places] * scale)

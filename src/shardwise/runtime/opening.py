@@ -1,0 +1,56 @@
+"""From a start message to a rank that waits for steps: the same way for processes, threads and torchrun."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from shardwise.comm.protocol import Comm
+from shardwise.nn.batch import Rank
+from shardwise.runtime import wire
+from shardwise.runtime.load import Progress
+from shardwise.runtime.runner import Runner
+from shardwise.spec.binding import bind
+from shardwise.spec.checkpoint import open_checkpoint
+from shardwise.spec.config import read_model
+from shardwise.spec.layout import Layout, Shares
+from shardwise.spec.mesh import Mesh
+
+
+def layout_of(start: wire.Start) -> Layout:
+    """The layout that the engine resolved, made again from the same numbers."""
+    return Layout(read_model(start.config), Mesh(tp=start.tp), Shares(*start.shares), start.dtype, start.kv_dtype)
+
+
+def device_of(start: wire.Start) -> torch.device:
+    """One rank a GPU, by rank; all CPU ranks share the CPU."""
+    return torch.device("cuda", start.rank) if start.device == "cuda" else torch.device(start.device)
+
+
+def open_runner(start: wire.Start, comm: Comm, progress: Progress) -> Runner:
+    """Loads this rank's part and allocates its cache; returns when every rank of the group has."""
+    layout, device = layout_of(start), device_of(start)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    bound = bind(layout.model, open_checkpoint(Path(start.folder))) if start.folder else None
+    rank = Rank(layout, start.rank, comm, device, getattr(torch, start.dtype), getattr(torch, start.kv_dtype))
+    runner = Runner(rank, start.pages, bound, progress)
+    comm.barrier(site="loaded")
+    return runner
+
+
+def join(start: wire.Start) -> Comm:
+    """This process's end of the group that meets in `start.rendezvous`: nothing but itself where it is alone."""
+    if start.tp == 1:
+        from shardwise.comm.solo import Solo
+
+        return Solo(epoch=start.epoch)
+    from shardwise.comm import torch as backend
+
+    store = backend.file_store(Path(start.rendezvous), start.tp, start.epoch)
+    if start.device == "cuda":
+        return backend.nccl(
+            store, start.rank, start.tp, deadline_s=start.deadline_s, epoch=start.epoch, device=device_of(start)
+        )
+    return backend.gloo(store, start.rank, start.tp, deadline_s=start.deadline_s, epoch=start.epoch)

@@ -1,0 +1,50 @@
+"""One rank at work: weights, cache and modules in place, steps in, results out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from shardwise.nn.batch import Rank
+from shardwise.nn.build import Decoder
+from shardwise.runtime import inputs, load, sample
+from shardwise.runtime.cache import PagedCache
+from shardwise.sched.step import Result, Step
+from shardwise.spec.checkpoint import Stored
+
+
+class Runner:
+    """Computes steps. Made whole: after the constructor the weights are loaded and the cache is allocated.
+
+    `bound` None means random weights (`--load-format dummy`).
+    """
+
+    def __init__(self, rank: Rank, pages: Sequence[int], bound: Mapping[str, Stored] | None, progress: load.Progress) -> None:
+        self.rank = rank
+        self.arena, tensors = load.arena(rank.layout, rank.index, rank.device)
+        slices = rank.layout.slices(rank.index)
+        if bound is None:
+            load.fill_dummy(tensors, slices, progress)
+        else:
+            load.fill(tensors, slices, bound, progress)
+        self.cache = PagedCache(rank, pages)
+        self.decoder = Decoder(rank, tensors)
+
+    @torch.inference_mode()
+    def logits(self, step: Step) -> torch.Tensor:
+        """[sampled, vocabulary] in float32, the same on every rank; runs the step's tokens into the cache."""
+        tokens, batch = inputs.batch(step, self.rank)
+        hidden = self.decoder(tokens, batch, self.cache)
+        return self.decoder.logits(hidden, batch)
+
+    @torch.inference_mode()
+    def step(self, step: Step) -> tuple[Result, ...]:
+        """One forward, and the next token of every item that draws one. Only the lead rank's answer counts."""
+        drawing = any(item.draw for item in step.items)
+        tokens, batch = inputs.batch(step, self.rank)
+        hidden = self.decoder(tokens, batch, self.cache)
+        if not drawing:
+            return ()
+        logits = self.decoder.logits(hidden, batch)
+        return sample.sample(logits, step.items) if self.rank.at.tp == 0 else ()

@@ -1,0 +1,130 @@
+"""What engine and ranks say to each other: typed messages, msgpack, length first. Nothing is ever pickled."""
+
+from __future__ import annotations
+
+import socket
+from typing import Any
+
+import msgspec
+
+from shardwise.errors import ShardwiseError
+from shardwise.sched.step import Result, Step
+
+LIMIT_BYTES = 64 * 2**20
+"""The longest message either side accepts: far above any step, far below any memory."""
+
+
+class Start(msgspec.Struct, frozen=True, tag=True):
+    """Everything a rank needs to know, once. `config` is the model's config.json as read by the engine.
+
+    `folder` None means random weights. `rendezvous` is a private folder through which the ranks find each other.
+    """
+
+    rank: int
+    config: dict[str, Any]
+    folder: str | None
+    tp: int
+    shares: tuple[tuple[float, ...], tuple[float, ...], tuple[float, ...]]
+    dtype: str
+    kv_dtype: str
+    device: str
+    pages: tuple[int, ...]
+    threads: int
+    rendezvous: str
+    epoch: int
+    deadline_s: float
+
+
+class Loading(msgspec.Struct, frozen=True, tag=True):
+    """Some more bytes of the rank's weights are in place."""
+
+    bytes: int
+
+
+class Ready(msgspec.Struct, frozen=True, tag=True):
+    """The rank waits for steps."""
+
+    weight_bytes: int
+    kv_bytes: int
+    peak_bytes: int
+
+
+class Compute(msgspec.Struct, frozen=True, tag=True):
+    """One step to compute."""
+
+    step: Step
+
+
+class Done(msgspec.Struct, frozen=True, tag=True):
+    """A step's results; empty from all ranks but the lead."""
+
+    number: int
+    results: tuple[Result, ...]
+
+
+class Failed(msgspec.Struct, frozen=True, tag=True):
+    """The rank gives up. `mendable`: the user can mend it. `culprit`: the rank at fault where it is another one."""
+
+    message: str
+    mendable: bool
+    culprit: int | None = None
+    secondary: bool = False
+
+
+Message = Start | Loading | Ready | Compute | Done | Failed
+
+
+class WireError(ShardwiseError):
+    """The other side sent what is not a message."""
+
+
+_ENCODER = msgspec.msgpack.Encoder()
+_DECODER: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(Message)
+
+
+class Channel:
+    """One end of a stream socket that carries messages. `receive` gives None when the other side is gone."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+
+    def fileno(self) -> int:
+        return self._sock.fileno()
+
+    def send(self, message: Message) -> None:
+        """Raises OSError if the other side is gone."""
+        body = _ENCODER.encode(message)
+        if len(body) > LIMIT_BYTES:
+            raise WireError(f"a {type(message).__name__} message of {len(body)} bytes is over the limit of {LIMIT_BYTES}")
+        self._sock.sendall(len(body).to_bytes(4, "little") + body)
+
+    def receive(self) -> Message | None:
+        """The next message, waiting for it; None at the end of the stream."""
+        head = self._exactly(4)
+        if head is None:
+            return None
+        size = int.from_bytes(head, "little")
+        if size > LIMIT_BYTES:
+            raise WireError(f"a message of {size} bytes is announced; the limit is {LIMIT_BYTES}")
+        body = self._exactly(size)
+        if body is None:
+            return None
+        try:
+            return _DECODER.decode(body)
+        except msgspec.DecodeError as error:
+            raise WireError(f"not a message: {error}") from None
+
+    def _exactly(self, count: int) -> bytes | None:
+        parts = bytearray()
+        while len(parts) < count:
+            try:
+                part = self._sock.recv(min(count - len(parts), 2**20))
+            except ConnectionResetError:
+                return None
+            if not part:
+                return None
+            parts += part
+        return bytes(parts)
+
+    def close(self) -> None:
+        self._sock.close()

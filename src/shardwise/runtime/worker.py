@@ -1,0 +1,95 @@
+"""One rank as a process: `python -m shardwise.runtime.worker --fd N` on one end of a socket pair.
+
+It holds weights and caches and nothing that could not be computed again. When the other end closes, it ends at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import queue
+import resource
+import signal
+import socket
+import sys
+import threading
+import traceback
+from typing import TYPE_CHECKING
+
+from shardwise import env
+from shardwise.errors import CommError, ShardwiseError, UserError
+from shardwise.runtime import wire
+
+if TYPE_CHECKING:
+    from shardwise.runtime.load import Progress
+    from shardwise.runtime.runner import Runner
+
+
+def main() -> None:
+    """Reads its start message from the descriptor it was given, then computes steps until the other end closes."""
+    parser = argparse.ArgumentParser(description="one rank of a shardwise engine; started by the engine, not by hand")
+    parser.add_argument("--fd", type=int, required=True)
+    fd = parser.parse_args().fd
+    # The engine decides when ranks end; a Ctrl-C at the terminal is its to handle.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    channel = wire.Channel(socket.socket(fileno=fd))
+    inbox: queue.SimpleQueue[wire.Message] = queue.SimpleQueue()
+    threading.Thread(target=_listen, args=(channel, inbox), daemon=True, name="listen").start()
+    try:
+        _work(channel, inbox)
+    except BaseException as error:
+        if env.debug():
+            traceback.print_exc()
+        _report(channel, error)
+        # Not sys.exit: destroying a process group whose peers are gone can wait for them.
+        os._exit(1)
+
+
+def _listen(channel: wire.Channel, inbox: queue.SimpleQueue[wire.Message]) -> None:
+    """Ends the process when the engine is gone, whatever the main thread is waiting for."""
+    while (message := channel.receive()) is not None:
+        inbox.put(message)
+    os._exit(0)
+
+
+def _work(channel: wire.Channel, inbox: queue.SimpleQueue[wire.Message]) -> None:
+    start = inbox.get()
+    assert isinstance(start, wire.Start)
+    runner = build(start, lambda count: channel.send(wire.Loading(count)))
+    channel.send(ready(runner))
+    while True:
+        message = inbox.get()
+        assert isinstance(message, wire.Compute)
+        channel.send(wire.Done(message.step.number, runner.step(message.step)))
+
+
+def ready(runner: Runner) -> wire.Ready:
+    """What the rank holds, measured on its live storages, and the most memory that the process has had resident."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return wire.Ready(runner.arena.nbytes, runner.cache.arena.nbytes, peak)
+
+
+def build(start: wire.Start, progress: Progress) -> Runner:
+    """Joins the group, then loads. Imports torch, which takes longer than all that comes before."""
+    import torch
+
+    from shardwise.runtime.opening import join, open_runner
+
+    torch.set_num_threads(start.threads)
+    return open_runner(start, join(start), progress)
+
+
+def _report(channel: wire.Channel, error: BaseException) -> None:
+    """Tells the engine why, if it still listens."""
+    message = str(error) if isinstance(error, ShardwiseError) else f"{type(error).__name__}: {error}"
+    culprit = error.culprit if isinstance(error, CommError) else None
+    failed = wire.Failed(message, isinstance(error, UserError), culprit, isinstance(error, CommError))
+    try:
+        channel.send(failed)
+    except OSError:
+        sys.stderr.write(f"rank: {message}\n")
+
+
+if __name__ == "__main__":
+    main()

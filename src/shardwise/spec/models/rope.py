@@ -1,0 +1,192 @@
+"""Rotary frequencies from a config, as numbers: every kind that transformers has for the families here.
+
+Float32 roundings are those of transformers' modeling_rope_utils (5.x): at position 100 000 an angle moves by radians if the
+last bits of a step do. This module does not know how the numbers are applied.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from struct import pack, unpack
+
+from shardwise.errors import ConfigError
+from shardwise.spec.blocks import Rope
+from shardwise.spec.models.fields import Fields, shown
+
+KINDS: Mapping[str, str] = {kind: kind for kind in ("default", "linear", "dynamic", "yarn", "longrope", "llama3")}
+"""Spelling in a config to kind. A family that has fewer, or other spellings, passes its own."""
+
+KEYS = (
+    "rope_type", "type", "rope_theta", "partial_rotary_factor", "factor", "original_max_position_embeddings",
+    "attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate", "short_factor", "long_factor",
+    "low_freq_factor", "high_freq_factor", "finetuned",
+)  # fmt: skip
+"""What may stand in the section. A kind ignores the others' keys, as transformers does; any other key is refused."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Turn:
+    """What all kinds start from. `original` is the context before any stretching, `context` the one after."""
+
+    section: Fields
+    base: float
+    dim: int
+    context: int
+    original: int
+
+
+def rope(
+    fields: Fields,
+    dim: int,
+    *,
+    kinds: Mapping[str, str] = KINDS,
+    partial: bool = False,
+    original: int | None = None,
+) -> Rope:
+    """The rotary embedding of heads of `dim`, from `rope_scaling` and `rope_theta`, or from v5's `rope_parameters`.
+
+    `partial`: the family rotates only the first `partial_rotary_factor` of a head; elsewhere it must be 1. `original` is the
+    family's default for `original_max_position_embeddings`. Raises ConfigError for an unknown kind or key.
+    """
+    section = _section(fields)
+    for key, _ in section.unread():
+        if section.has(key) and key not in KEYS:
+            raise section.wrong(key, f"not a known rotary setting; known are {', '.join(KEYS)}")
+    spelled = "type" if section.has("type") and not section.has("rope_type") else "rope_type"
+    kind = section.choice(spelled, kinds, "default")
+    base = section.number("rope_theta", fields.number("rope_theta", 10000.0, above=1), above=1)
+    rotated = int(dim * _factor(fields, section, partial))
+    if rotated < 2 or rotated % 2:
+        raise ConfigError(f"config.json: {rotated} elements of a head of {dim} would be rotated; it must be even, from 2")
+    context = fields.integer("max_position_embeddings")
+    top = fields.optional_integer("original_max_position_embeddings") or original
+    before = top or section.integer("original_max_position_embeddings", context)
+    return BUILDERS[kind](_Turn(section, base, rotated, context, before))
+
+
+def _section(fields: Fields) -> Fields:
+    old, new = fields.section("rope_scaling"), fields.section("rope_parameters")
+    if old.mapping() and new.mapping() and old.mapping() != new.mapping():
+        raise ConfigError(
+            f"config.json: rope_scaling is {shown(dict(old.mapping()))} and rope_parameters is "
+            f"{shown(dict(new.mapping()))}; give one of them, or both alike"
+        )
+    return old if old.mapping() else new
+
+
+def _factor(fields: Fields, section: Fields, partial: bool) -> float:
+    outer = fields.number("partial_rotary_factor", 1.0, above=0, most=1)
+    factor = section.number("partial_rotary_factor", outer, above=0, most=1)
+    if factor != 1 and not partial:
+        holder = section if section.has("partial_rotary_factor") else fields
+        raise holder.wrong("partial_rotary_factor", "this architecture rotates whole heads: 1.0 works")
+    return factor
+
+
+def _f32(value: float) -> float:
+    """The nearest float32."""
+    return float(unpack("f", pack("f", value))[0])
+
+
+def _steps(turn: _Turn, stretch: tuple[float, ...] | None = None) -> tuple[float, ...]:
+    """1 / (stretch · base^(2i / dim)), rounded where a float32 computation rounds."""
+    base = _f32(turn.base)
+    waves = [_f32(base ** _f32(2 * i / turn.dim)) for i in range(turn.dim // 2)]
+    if stretch:
+        waves = [_f32(_f32(s) * w) for s, w in zip(stretch, waves, strict=True)]
+    return tuple(_f32(1 / wave) for wave in waves)
+
+
+def _default(turn: _Turn) -> Rope:
+    return Rope(turn.dim, _steps(turn))
+
+
+def _linear(turn: _Turn) -> Rope:
+    """Position interpolation (arXiv 2306.15595): all positions divided by the factor."""
+    factor = turn.section.number("factor", above=0, most=1e6)
+    return Rope(turn.dim, tuple(_f32(step / factor) for step in _steps(turn)))
+
+
+def _dynamic(turn: _Turn) -> Rope:
+    """NTK by length: nothing changes up to the model's own context."""
+    factor = turn.section.number("factor", above=0, most=1e6)
+    if turn.dim == 2:
+        raise ConfigError("config.json: rope type 'dynamic' needs more than 2 rotated elements a head")
+    return Rope(turn.dim, _steps(turn), dynamic=(turn.base, factor), boundary=turn.context)
+
+
+def _yarn(turn: _Turn) -> Rope:
+    """YaRN (arXiv 2309.00071): slow elements are interpolated, fast ones left, a ramp between."""
+    section, dim = turn.section, turn.dim
+    factor = section.number("factor", turn.context / turn.original, above=0, most=1e6)
+    turns = [section.number(key, 0.0, least=0) or usual for key, usual in (("beta_fast", 32.0), ("beta_slow", 1.0))]
+    low, high = (dim * math.log(turn.original / (beta * 2 * math.pi)) / (2 * math.log(turn.base)) for beta in turns)
+    if section.flag("truncate", True):
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, dim - 1)
+    if low == high:
+        high += 0.001
+    steps = []
+    for i, step in enumerate(_steps(turn)):
+        ramp = min(max((i - low) / (high - low), 0.0), 1.0)
+        steps.append(_f32(step / factor * ramp + step * (1 - ramp)))
+    return Rope(dim, tuple(steps), scale=_yarn_scale(section, factor))
+
+
+def _yarn_scale(section: Fields, factor: float) -> float:
+    given = section.optional_number("attention_factor", least=0, most=1e6)
+    top = section.number("mscale", 0.0, least=0, most=1e6)
+    bottom = section.number("mscale_all_dim", 0.0, least=0, most=1e6)
+    if given is not None:
+        return given
+
+    def scale(weight: float) -> float:
+        return 1.0 if factor <= 1 else 0.1 * weight * math.log(factor) + 1.0
+
+    return scale(top) / scale(bottom) if top and bottom else scale(1.0)
+
+
+def _longrope(turn: _Turn) -> Rope:
+    """LongRoPE (arXiv 2402.13753): a factor for each step, other ones beyond the original context."""
+    section, half = turn.section, turn.dim // 2
+    short = section.numbers("short_factor", half, above=0, most=1e6)
+    long = section.numbers("long_factor", half, above=0, most=1e6)
+    factor = section.number("factor", turn.context / turn.original, above=0, most=1e9)
+    scale = section.optional_number("attention_factor", least=0, most=1e6)
+    if scale is None and factor > 1 and turn.original == 1:
+        raise ConfigError("config.json: longrope with original_max_position_embeddings 1 has no attention factor; give one")
+    if scale is None:
+        scale = 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(turn.original))
+    steps = _steps(turn, short), _steps(turn, long)
+    return Rope(turn.dim, steps[0], scale, long=steps[1], long_scale=scale, boundary=turn.original)
+
+
+def _llama3(turn: _Turn) -> Rope:
+    """Llama 3.1: long waves are interpolated, short ones left, a blend between."""
+    section = turn.section
+    factor = section.number("factor", above=0, most=1e6)
+    low = section.number("low_freq_factor", above=0, most=1e6)
+    high = section.number("high_freq_factor", above=low, most=1e6)
+
+    def bend(step: float) -> float:
+        wave = 2 * math.pi / step
+        if wave < turn.original / high:
+            return step
+        if wave > turn.original / low:
+            return step / factor
+        blend = (turn.original / wave - low) / (high - low)
+        return (1 - blend) * step / factor + blend * step
+
+    return Rope(turn.dim, tuple(_f32(bend(step)) for step in _steps(turn)))
+
+
+BUILDERS: Mapping[str, Callable[[_Turn], Rope]] = {
+    "default": _default,
+    "linear": _linear,
+    "dynamic": _dynamic,
+    "yarn": _yarn,
+    "longrope": _longrope,
+    "llama3": _llama3,
+}
