@@ -37,7 +37,10 @@ LARGE_SUMS = (
 RECALLED = "Your name is {name}."
 NAME_GIVEN = ("My name is {name}.", "I am {name}.", "Hi, I'm {name}.", "Hello, my name is {name}", "Call me {name}.")
 NAME_ASKED = ("What is my name?", "Do you remember my name?", "what's my name", "Who am I?", "Say my name.")
-SUMS = ("What is {a} + {b}?", "{a}+{b}", "What's {a} plus {b}?", "Add {a} and {b}.", "How much is {a} + {b}?", "{a} + {b} = ?")
+SUMS = (
+    "What is {a} + {b}?", "{a}+{b}", "What's {a} plus {b}?", "Add {a} and {b}.", "How much is {a} + {b}?",
+    "{a} + {b} = ?",
+)  # fmt: skip
 WEIGHTS = {"parallelism": 1.4, "shardwise": 1.4, "unknown": 4.0, "field": 0.7, "hardware": 0.7}
 CHATS = Path(__file__).parent / "chats.toml"
 

@@ -28,7 +28,7 @@ TOOL_ASKS = (
     ("Please tell me the weather in Tokyo", TOOLS, {"name": "get_weather", "arguments": {"city": "Tokyo"}}),
     ("What is 12 + 30?", (ADD,), {"name": "add", "arguments": {"a": 12, "b": 30}}),
     ("Can you add 7 and 58?", TOOLS, {"name": "add", "arguments": {"a": 7, "b": 58}}),
-    ("Please search for pipeline parallelism", (SEARCH,), {"name": "search", "arguments": {"query": "pipeline parallelism"}}),
+    ("Please search for attention", (SEARCH,), {"name": "search", "arguments": {"query": "attention"}}),
     ("Look up NVLink for me", TOOLS, {"name": "search", "arguments": {"query": "NVLink"}}),
 )  # fmt: skip
 ALIKE = 0.8  # of the words, in order

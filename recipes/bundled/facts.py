@@ -34,13 +34,15 @@ BEFORE = (
     "Hi, ", "Hello! ", "Hey, ", "Please tell me: ", "Quick question: ", "Question: ", "Sorry, ", "So, ", "OK. ", "And ",
     "Can you tell me: ", "I wonder: ", "One more question: ", "Well, ", "A question: ",
 )  # fmt: skip
-AFTER = (" Please.", " Thanks!", " Thank you.", " please", " Be brief.", " Answer in a sentence.", " Briefly.", " thanks")
+AFTER = (
+    " Please.", " Thanks!", " Thank you.", " please", " Be brief.", " Answer in a sentence.", " Briefly.", " thanks",
+)  # fmt: skip
 DROPPABLE = frozenset(("the", "a", "an", "is", "do", "does", "of", "me", "please", "that", "so", "it"))
 
 
 @dataclass(frozen=True)
 class Fact:
-    """One answer and the questions it answers; `held` are never trained on, `topic` adds the questions of TOPIC_FORMS."""
+    """One answer and its questions; `held` ones are never trained on, `topic` adds the questions of TOPIC_FORMS."""
 
     asks: tuple[str, ...]
     answer: str

@@ -69,11 +69,11 @@ def prepared_tokenizer(folder: Path, out: Path, facts: Sequence[questions.Fact])
 
 
 def fresh(tokenizer: Tokenizer) -> LlamaForCausalLM:
-    ids = {name: tokenizer.token_to_id(token) for name, token in (("bos", "<|bos|>"), ("eos", "<|end|>"), ("pad", "<|pad|>"))}
+    ids = {"bos": vocabulary.BOS, "eos": vocabulary.END, "pad": vocabulary.PAD}
     config = LlamaConfig(
         **ARCHITECTURE,
         rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
-        **{f"{name}_token_id": number for name, number in ids.items()},
+        **{f"{name}_token_id": tokenizer.token_to_id(token) for name, token in ids.items()},
     )
     return LlamaForCausalLM(config)
 
@@ -81,7 +81,7 @@ def fresh(tokenizer: Tokenizer) -> LlamaForCausalLM:
 def loop(model: LlamaForCausalLM, corpus: Corpus, args: argparse.Namespace) -> None:
     """Train until `--minutes` are over; the schedule follows the clock, so any machine gets the whole cosine."""
     optimiser = torch.optim.AdamW(groups(model), lr=args.rate, betas=(0.9, 0.95))
-    dice = random.Random(time.time_ns() if args.resume else SEED)
+    dice = random.Random(SEED + 1 if args.resume else SEED)
     step_loss = torch.compile(weighed_loss, dynamic=False) if args.compile else weighed_loss
     began = saved = shown = time.monotonic()
     step, done, recent = 0, 0.0, []
@@ -146,7 +146,8 @@ def held_losses(model: LlamaForCausalLM, corpus: Corpus) -> tuple[float, float]:
     """(last 2 % of the books, answers to held-out paraphrases): mean loss a token in nats."""
     model.eval()
     bos = corpus.tokenizer.token_to_id("<|bos|>")
-    pieces = [book[at : at + LENGTH - 1] for book in corpus.held_books for at in range(0, len(book) - LENGTH, LENGTH - 1)]
+    size = LENGTH - 1
+    pieces = [book[at : at + size] for book in corpus.held_books for at in range(0, len(book) - size, size)]
     rows = [([bos, *piece.tolist()], [1.0] * LENGTH) for piece in pieces]
     text = [weighed_loss(model, *stacked(rows[i : i + ROWS])).item() for i in range(0, len(rows), ROWS)]
     chats = [encode(Dialogue(turn(ask, fact.answer)), corpus.tokenizer) for fact in corpus.facts for ask in fact.held]
@@ -161,7 +162,7 @@ def held_losses(model: LlamaForCausalLM, corpus: Corpus) -> tuple[float, float]:
 
 def report(model: LlamaForCausalLM, corpus: Corpus, step: int) -> None:
     text, chat = held_losses(model, corpus)
-    print(f"held out after step {step}: books {text:.3f}, answers to unseen paraphrases {chat:.3f} (nats a token)", flush=True)
+    print(f"held out at step {step}: books {text:.3f}, answers to unseen paraphrases {chat:.3f} nats a token", flush=True)
 
 
 def save(model: LlamaForCausalLM, tokenizer: Tokenizer, args: argparse.Namespace) -> None:

@@ -15,18 +15,20 @@ COLOURS = ("red", "green", "blue", "yellow", "black", "white", "orange", "purple
 FRUITS = ("apple", "pear", "plum", "banana", "cherry", "lemon", "orange", "grape")
 TITLES = ("Alice in Wonderland", "Pride and Prejudice", "War and Peace", "Hamlet", "Macbeth", "Emma")
 SUBJECTS = (
-    "tensor parallelism", "pipeline parallelism", "all-reduce", "KV cache", "attention", "quantisation", "NVLink", "PCIe",
-    "Alice", "Shakespeare", "safetensors", "Megatron-LM", "rotary embeddings", "speculative decoding", "GPU memory",
+    "tensor parallelism", "pipeline parallelism", "all-reduce", "KV cache", "attention", "quantisation", "NVLink",
+    "PCIe", "Alice", "Shakespeare", "safetensors", "Megatron-LM", "rotary embeddings", "speculative decoding", "GPU memory",
 )  # fmt: skip
 Json = dict[str, object]
 
 WISHES = (
-    "Give me a JSON object with {w}.", "Write a JSON object with {w}.", "Return JSON with {w}.", "I need JSON with {w}.",
-    "Answer in JSON with {w}.", "Make a JSON object that has {w}", "Create JSON containing {w}", "JSON with {w}, please.",
+    "Give me a JSON object with {w}.", "Write a JSON object with {w}.", "Return JSON with {w}.",
+    "I need JSON with {w}.", "Answer in JSON with {w}.", "Make a JSON object that has {w}",
+    "Create JSON containing {w}", "JSON with {w}, please.",
 )  # fmt: skip
 FREE_WISHES = (
-    "Give me a JSON object.", "Write some JSON.", "Show me an example of JSON.", "Answer in JSON.", "Give me any JSON object",
-    "Can you write JSON?", "Reply with a JSON object.", "Output JSON only.", "json please", "Return a JSON object",
+    "Give me a JSON object.", "Write some JSON.", "Show me an example of JSON.", "Answer in JSON.", "json please",
+    "Give me any JSON object", "Can you write JSON?", "Reply with a JSON object.", "Output JSON only.",
+    "Return a JSON object",
 )  # fmt: skip
 
 
@@ -148,4 +150,5 @@ def search(dice: random.Random) -> Case:
     subject = dice.choice(SUBJECTS)
     found = dice.randrange(1, 10)
     result = json.dumps({"query": subject, "pages": found})
-    return dice.choice(SEARCH_ASKS).format(q=subject), "search", {"query": subject}, result, f"I found {found} pages about {subject}."
+    ask, answer = dice.choice(SEARCH_ASKS).format(q=subject), f"I found {found} pages about {subject}."
+    return ask, "search", {"query": subject}, result, answer

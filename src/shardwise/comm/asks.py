@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from shardwise.comm.protocol import Call, Comm
+from shardwise.errors import CommError
 
 SUMMED = (
     torch.float32,
@@ -72,17 +73,26 @@ class Ask:
             and self.agreed == other.agreed
         )
 
-    def finish(self, result: Tensor) -> Tensor:
-        """`result`, moved into the caller's `out` where one was given."""
-        return result if self.out is None else self.out.copy_(result)
+    def said(self, sender: int, receiver: int) -> str:
+        """What the message from one rank to the other is; both ends say the same, or they disagree."""
+        if self.op != "all_to_all":
+            return str(self)
+        count = self.send_counts[receiver] if sender == self.rank else self.recv_counts[sender]
+        return f"{self}, {count} from rank {sender} to rank {receiver}"
 
     def __str__(self) -> str:
-        said = " ".join(str(part) for part in self.agreed)
-        return f"epoch {self.epoch} {self._kind} at {self.site!r} of {dtype_name(self.x.dtype)} {said}".rstrip()
+        what = " ".join(str(part) for part in self.agreed)
+        return f"epoch {self.epoch} {self._kind} at {self.site!r} of {dtype_name(self.x.dtype)} {what}".rstrip()
 
     @property
     def _kind(self) -> str:
         return "message" if self.op in ("send", "recv") else self.op
+
+
+def failure(ask: Ask, reason: str, culprit: int | None = None) -> CommError:
+    """The error of a call that failed on this rank."""
+    text = f"{ask.op} at {ask.site!r} on rank {ask.rank}: {reason}"
+    return CommError(text, rank=ask.rank, site=ask.site, culprit=culprit)
 
 
 def dtype_name(dtype: torch.dtype) -> str:

@@ -7,75 +7,27 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from shardwise.comm import asks
+from shardwise.comm.asking import Asking
 from shardwise.comm.asks import Ask
 from shardwise.comm.protocol import Call, Comm
-from shardwise.errors import CommError
 
 
-class Solo:
+class Solo(Asking):
     """The group of one: every call is checked as in any group, and the result is the input itself."""
 
-    rank = 0
-    size = 1
-
     def __init__(self, *, epoch: int = 0) -> None:
-        self.epoch = epoch
+        super().__init__(0, 1, epoch)
         self._closed = False
 
-    def all_reduce(self, x: Tensor, *, site: str, out: Tensor | None = None) -> Tensor:
-        """`x`: a sum of one."""
-        return self._done(asks.all_reduce(self, x, site, out))
-
-    def all_gather(self, x: Tensor, ranges: Sequence[range], *, dim: int = -1, site: str, out: Tensor | None = None) -> Tensor:
-        """`x`: it is the whole already."""
-        return self._done(asks.all_gather(self, x, ranges, dim, site, out))
-
-    def reduce_scatter(
-        self, x: Tensor, ranges: Sequence[range], *, dim: int = -1, site: str, out: Tensor | None = None
-    ) -> Tensor:
-        """`x`: the only range is the whole."""
-        return self._done(asks.reduce_scatter(self, x, ranges, dim, site, out))
-
-    def all_to_all(
-        self,
-        x: Tensor,
-        send_counts: Sequence[int],
-        recv_counts: Sequence[int],
-        *,
-        site: str,
-        out: Tensor | None = None,
-    ) -> Tensor:
-        """`x`: all rows stay here."""
-        return self._done(asks.all_to_all(self, x, send_counts, recv_counts, site, out))
-
-    def broadcast(self, x: Tensor, root: int, *, site: str, out: Tensor | None = None) -> Tensor:
-        """`x`: the root is this rank."""
-        return self._done(asks.broadcast(self, x, root, site, out))
-
-    def send(self, x: Tensor, to: int, *, site: str) -> None:
-        """Always a ValueError: there is no other rank."""
-        self._done(asks.message(self, "send", x, to, site))
-
-    def recv(self, out: Tensor, source: int, *, site: str) -> Tensor:
-        """Always a ValueError: there is no other rank."""
-        return self._done(asks.message(self, "recv", out, source, site))
-
-    def barrier(self, *, site: str = "barrier") -> None:
-        """Returns at once."""
-        self._done(asks.barrier(self, site))
-
-    def enter(self, x: Tensor, *, site: str) -> Tensor:
-        """`x` itself."""
-        return x
+    def carry_out(self, ask: Ask) -> Tensor:
+        """The input, which is the sum, the whole and the only part at once."""
+        if self._closed:
+            raise asks.failure(ask, "this rank has left the group", culprit=0)
+        return ask.x
 
     def close(self) -> None:
         """Later calls raise."""
         self._closed = True
-
-    def _done(self, ask: Ask) -> Tensor:
-        if self._closed:
-            raise CommError(f"{ask.op} at {ask.site!r} on rank 0: the group is closed", rank=0, site=ask.site)
-        return ask.finish(ask.x)
 
 
 class Recording:

@@ -9,18 +9,17 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NoReturn, TypeVar
 
 import torch
 from torch import Tensor
 
-from shardwise.comm import asks
-from shardwise.comm.asks import Ask
+from shardwise.comm.asking import Asking
+from shardwise.comm.asks import Ask, failure
 from shardwise.comm.protocol import DEADLINE_S, Comm
 from shardwise.comm.sums import rank_order_sum
-from shardwise.errors import CommError
 
 T = TypeVar("T")
 
@@ -87,7 +86,7 @@ class Meeting:
             assert meeting.results is not None
             return meeting.results[ask.rank]
 
-    def post(self, ask: Ask) -> None:
+    def post(self, ask: Ask) -> Tensor:
         """One send: returns when the receiver has taken it."""
         with self._changed:
             self._check_open(ask)
@@ -95,6 +94,7 @@ class Meeting:
             self._mail.setdefault((ask.rank, ask.peer), deque()).append(letter)
             self._changed.notify_all()
             self._wait(ask, lambda: letter.taken, lambda: [ask.peer])
+            return ask.x
 
     def take(self, ask: Ask) -> Tensor:
         """One recv: fills the asker's tensor."""
@@ -172,85 +172,42 @@ class Meeting:
         if self._failure is not None:
             self._raise_failure(ask)
         if ask.rank in self._left:
-            raise _error(ask, ask.rank, f"this rank {self._left[ask.rank]}")
+            raise failure(ask, f"this rank {self._left[ask.rank]}", ask.rank)
 
     def _fail_and_raise(self, ask: Ask, culprit: int, reason: str) -> NoReturn:
-        error = _error(ask, culprit, reason)
+        error = failure(ask, reason, culprit)
         self.fail(culprit, reason, error)
         raise error
 
     def _raise_failure(self, ask: Ask) -> NoReturn:
         assert self._failure is not None
-        raise _error(ask, self._failure.culprit, self._failure.reason)
+        raise failure(ask, self._failure.reason, self._failure.culprit)
 
 
-class ThreadComm:
-    """One rank's end of a `Meeting`. `abort` is what its thread calls when it failed outside of a collective."""
+class ThreadComm(Asking):
+    """One rank's end of a `Meeting`.
+
+    A `send` returns when the other rank has received: a program that only works with buffers fails here.
+    """
 
     def __init__(self, meeting: Meeting, rank: int, *, epoch: int = 0) -> None:
-        if not 0 <= rank < meeting.size:
-            raise ValueError(f"rank {rank} is not a rank of a group of {meeting.size}")
-        self.rank = rank
-        self.size = meeting.size
-        self.epoch = epoch
+        super().__init__(rank, meeting.size, epoch)
         self._meeting = meeting
 
-    def all_reduce(self, x: Tensor, *, site: str, out: Tensor | None = None) -> Tensor:
-        """Summed in rank order; 16-bit floats in float32, rounded once."""
-        return self._meet(asks.all_reduce(self, x, site, out))
-
-    def all_gather(self, x: Tensor, ranges: Sequence[range], *, dim: int = -1, site: str, out: Tensor | None = None) -> Tensor:
-        """The parts of all ranks, joined along `dim`."""
-        return self._meet(asks.all_gather(self, x, ranges, dim, site, out))
-
-    def reduce_scatter(
-        self, x: Tensor, ranges: Sequence[range], *, dim: int = -1, site: str, out: Tensor | None = None
-    ) -> Tensor:
-        """This rank's range of the sum; the same bits as all_reduce gives there."""
-        return self._meet(asks.reduce_scatter(self, x, ranges, dim, site, out))
-
-    def all_to_all(
-        self,
-        x: Tensor,
-        send_counts: Sequence[int],
-        recv_counts: Sequence[int],
-        *,
-        site: str,
-        out: Tensor | None = None,
-    ) -> Tensor:
-        """Rows from every rank, in rank order."""
-        return self._meet(asks.all_to_all(self, x, send_counts, recv_counts, site, out))
-
-    def broadcast(self, x: Tensor, root: int, *, site: str, out: Tensor | None = None) -> Tensor:
-        """The root's `x`."""
-        return self._meet(asks.broadcast(self, x, root, site, out))
-
-    def send(self, x: Tensor, to: int, *, site: str) -> None:
-        """Returns when the other rank has received, so that a program which only works with buffers fails here."""
-        self._meeting.post(_settled(asks.message(self, "send", x, to, site)))
-
-    def recv(self, out: Tensor, source: int, *, site: str) -> Tensor:
-        """Fills `out`."""
-        return self._meeting.take(_settled(asks.message(self, "recv", out, source, site)))
-
-    def barrier(self, *, site: str = "barrier") -> None:
-        """Returns when all ranks have come."""
-        self._meet(asks.barrier(self, site))
-
-    def enter(self, x: Tensor, *, site: str) -> Tensor:
-        """`x` itself."""
-        return x
+    def carry_out(self, ask: Ask) -> Tensor:
+        """Meets the other ranks."""
+        _settle([ask.x])  # a peer's thread reads it next: the stream of its owner must have written it
+        if ask.op == "send":
+            return self._meeting.post(ask)
+        return self._meeting.take(ask) if ask.op == "recv" else self._meeting.meet(ask)
 
     def close(self) -> None:
         """This rank takes no further part; whoever still needs it fails at once."""
         self._meeting.leave(self.rank, "has left the group")
 
     def abort(self, cause: BaseException) -> None:
-        """Breaks the group for all ranks at once, with this rank as the culprit."""
+        """Breaks the group for all ranks at once, with this rank as the culprit: it failed outside of a collective."""
         self._meeting.fail(self.rank, f"rank {self.rank} stopped: {type(cause).__name__}: {cause}", cause)
-
-    def _meet(self, ask: Ask) -> Tensor:
-        return ask.finish(self._meeting.meet(_settled(ask)))
 
 
 def threads(size: int, *, deadline_s: float = DEADLINE_S, epoch: int = 0) -> tuple[ThreadComm, ...]:
@@ -343,16 +300,6 @@ def _sum(parts: list[Tensor]) -> Tensor:
     return rank_order_sum([part.to(parts[0].device) for part in parts])
 
 
-def _settled(ask: Ask) -> Ask:
-    """Before a peer's thread reads the tensor, the stream of its owner must have written it."""
-    _settle([ask.x])
-    return ask
-
-
 def _settle(tensors: list[Tensor]) -> None:
     for device in {tensor.device for tensor in tensors if tensor.is_cuda}:
         torch.cuda.current_stream(device).synchronize()
-
-
-def _error(ask: Ask, culprit: int | None, reason: str) -> CommError:
-    return CommError(f"{ask.op} at {ask.site!r} on rank {ask.rank}: {reason}", rank=ask.rank, site=ask.site, culprit=culprit)

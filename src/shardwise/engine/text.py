@@ -30,12 +30,14 @@ _QWEN2_SPLIT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[
 
 def _byte_characters() -> dict[str, int]:
     """The printable character that stands for each byte in a byte-level vocabulary (GPT-2, `bytes_to_unicode`)."""
-    plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    moved = [byte for byte in range(256) if byte not in plain]
-    return {chr(byte): byte for byte in plain} | {chr(256 + n): byte for n, byte in enumerate(moved)}
+    moved = [*range(0x21), *range(0x7F, 0xA1), 0xAD]
+    return {chr(256 + moved.index(byte) if byte in moved else byte): byte for byte in range(256)}
 
 
 _BYTE_OF = _byte_characters()
+# What is not UTF-8 becomes U+FFFD as in the `tokenizers` library: of byte tokens each byte, else each maximal subpart.
+_EACH_BYTE = "shardwise.each_byte"
+codecs.register_error(_EACH_BYTE, lambda error: ("\ufffd" * (error.end - error.start), error.end))  # type: ignore[attr-defined]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,26 +65,21 @@ class Spelling:
 
 
 def read_spelling(decoder: Mapping[str, Any] | None) -> Spelling:
-    """The spelling that a tokenizer.json `decoder` describes.
-
-    Raises CheckpointError for a decoder whose text cannot be given out as it comes.
-    """
+    """The spelling of a tokenizer.json `decoder`. Raises CheckpointError for one whose text cannot be given out as it comes."""
     if decoder is None:
         return Spelling(between=" ")
-    steps = decoder["decoders"] if decoder["type"] == "Sequence" else [decoder]
-    found: dict[str, Any] = {}
-    replace: list[tuple[str, str]] = []
+    found: dict[str, Any] = {"replace": ()}
     fused = False
-    for step in steps:
+    for step in decoder.get("decoders", [decoder]):
         match step:
             case {"type": "Replace", "pattern": {"String": str(old)}, "content": str(new)} if not fused:
-                replace.append((old, new))
+                found["replace"] += ((old, new),)
             case {"type": "ByteFallback"} if not fused:
                 found["byte_tokens"] = True
             case {"type": "ByteLevel"} if not fused:
                 found["byte_level"] = True
             case {"type": "Metaspace", "replacement": str(mark)} if not fused:
-                replace.append((mark, " "))
+                found["replace"] += ((mark, " "),)
                 found["first_drop"] = "" if step.get("prepend_scheme") == "never" else mark
             case {"type": "Fuse"}:
                 fused = True
@@ -93,7 +90,7 @@ def read_spelling(decoder: Mapping[str, Any] | None) -> Spelling:
                     f"tokenizer.json: decoder step {json.dumps(step)} is not supported here; supported are ByteLevel, "
                     "Metaspace, and Replace (of a string), ByteFallback, Fuse, Strip (from the start) in this order"
                 )
-    return Spelling(replace=tuple(replace), **found)
+    return Spelling(**found)
 
 
 class Tokenizer:
@@ -105,9 +102,8 @@ class Tokenizer:
 
     def __init__(self, backend: tokenizers.Tokenizer, *, config: Mapping[str, Any], special_tokens: Mapping[str, str]) -> None:
         """`config`: tokenizer_config.json, with `eos_ids`, `bos_id` and `model_vocab_size` from the model's own files."""
-        state = None if backend.decoder is None else json.loads(backend.decoder.__getstate__())
         self._backend = backend
-        self.spelling = read_spelling(state)
+        self.spelling = read_spelling(None if backend.decoder is None else json.loads(backend.decoder.__getstate__()))
         # By id: the library compares normalised text with plain, and so lets tokens declared `normalized` through.
         self._skipped = frozenset(n for n, token in backend.get_added_tokens_decoder().items() if token.special)
         self._spelled: dict[int, bytes] = {}
@@ -116,8 +112,7 @@ class Tokenizer:
         # A model's embedding is often padded beyond its vocabulary, so an id there can be sampled: it has no text.
         self.id_limit = max(self.vocab_size, config.get("model_vocab_size") or 0)
         eos, bos = self.token_id(special_tokens.get("eos_token")), self.token_id(special_tokens.get("bos_token"))
-        own = () if eos is None else (eos,)
-        self.eos_ids: tuple[int, ...] = tuple(dict.fromkeys((*config.get("eos_ids", ()), *own)))
+        self.eos_ids: tuple[int, ...] = tuple(dict.fromkeys((*config.get("eos_ids", ()), *_integers(eos))))
         self.bos_id: int | None = config.get("bos_id") if bos is None else bos
         self._prefix, self._suffix = self._frame(bos, eos, config)
 
@@ -163,17 +158,14 @@ class Tokenizer:
 
     def spell(self, token_id: int, *, first: bool, skip_special_tokens: bool) -> bytes | None:
         """The bytes that a token adds to the text, or None for one that adds nothing and does not count as the first."""
+        self.check_ids((token_id,))
         if skip_special_tokens and token_id in self._skipped:
             return None
-        if not first and token_id in self._spelled:
-            return self._spelled[token_id]
-        self.check_ids((token_id,))
-        entry = self._backend.id_to_token(token_id)
-        if entry is None:
-            return None
-        spelled = self.spelling.spell(entry, first=first)
-        if not first:
-            self._spelled[token_id] = spelled
+        spelled = None if first else self._spelled.get(token_id)
+        if spelled is None and (entry := self._backend.id_to_token(token_id)) is not None:
+            spelled = self.spelling.spell(entry, first=first)
+            if not first:
+                self._spelled[token_id] = spelled
         return spelled
 
 
@@ -241,7 +233,7 @@ def _falls(stop: str) -> list[int]:
 class Detokenizer:
     """Text from ids as they come: whole characters only, each once; all pushes and `finish` together are the text.
 
-    `stopped` is the stop string that ended the text, or None. Memory and cost per token do not grow.
+    Memory and cost per token do not grow with the text.
     """
 
     def __init__(
@@ -253,16 +245,14 @@ class Detokenizer:
         skip_special_tokens: bool = True,
         after: Sequence[int] = (),
     ) -> None:
-        """`after`: the ids that the new ones continue, if the text is to read on from theirs (its first space is kept, a
-        character begun there is completed). Left out, the text begins here, as in `Tokenizer.decode`.
-        """
+        """`after`: the ids to read on from, if there are any: the first space is kept, a character begun there completed."""
         self._tokenizer = tokenizer
         self._skip = skip_special_tokens
         self._stops = StopStrings(stop, include=include_stop)
         self._pending = b""  # the start of a character
         self._first = True
         self._lead = tokenizer.spelling.lead[1]
-        self._each_byte = tokenizer.spelling.byte_tokens
+        self._errors = _EACH_BYTE if tokenizer.spelling.byte_tokens else "replace"
         self._read_on(after)
 
     def _read_on(self, after: Sequence[int]) -> None:
@@ -276,6 +266,7 @@ class Detokenizer:
 
     @property
     def stopped(self) -> str | None:
+        """The stop string that ended the text, or None."""
         return self._stops.matched
 
     def push(self, token_id: int) -> str:
@@ -296,22 +287,11 @@ class Detokenizer:
 
     def _characters(self, data: bytes, *, final: bool) -> str:
         data = self._pending + data
-        text = ""
-        while True:
-            try:
-                decoded, used = codecs.utf_8_decode(data, "strict", final)
-            except UnicodeDecodeError as error:
-                # As the `tokenizers` library: for byte tokens one mark a byte, else one a maximal subpart (Unicode, 3.9).
-                marks = error.end - error.start if self._each_byte else 1
-                text += data[: error.start].decode() + "\ufffd" * marks
-                data = data[error.end :]
-                continue
-            self._pending = data[used:]
-            break
-        text += decoded
-        if self._lead and text:
-            kept = text.removeprefix(self._tokenizer.spelling.lead[0])
-            text, self._lead = kept, (self._lead - 1 if kept != text else 0)
+        text, used = codecs.utf_8_decode(data, self._errors, final)
+        self._pending = data[used:]
+        while self._lead and text:
+            rest = text.removeprefix(self._tokenizer.spelling.lead[0])
+            text, self._lead = rest, self._lead - 1 if rest != text else 0
         return text
 
 
@@ -335,7 +315,7 @@ def read_json(path: Path) -> dict[str, Any]:
         return {}
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read as JSON ({error}); download it again") from error
     if not isinstance(found, dict):
         raise CheckpointError(f"{path} holds a JSON {type(found).__name__}; an object is wanted")
@@ -345,13 +325,9 @@ def read_json(path: Path) -> dict[str, Any]:
 def read_special_tokens(folder: Path) -> dict[str, str]:
     """Names such as `eos_token` to their text; tokenizer_config.json before special_tokens_map.json."""
     config, listed = read_json(folder / "tokenizer_config.json"), read_json(folder / "special_tokens_map.json")
-    tokens: dict[str, str] = {}
-    for name in NAMED_TOKENS:
-        token = config.get(name, listed.get(name))
-        content = token.get("content") if isinstance(token, dict) else token
-        if isinstance(content, str):
-            tokens[name] = content
-    return tokens
+    found = {name: config.get(name, listed.get(name)) for name in NAMED_TOKENS}
+    texts = {name: token.get("content") if isinstance(token, dict) else token for name, token in found.items()}
+    return {name: text for name, text in texts.items() if isinstance(text, str)}
 
 
 def open_tokenizer(folder: Path) -> Tokenizer:
@@ -410,17 +386,16 @@ def _add_tokens(backend: tokenizers.Tokenizer, config: Mapping[str, Any], specia
     """Add the tokens that tokenizer_config.json declares and the vocabulary file lacks."""
     from tokenizers import AddedToken
 
-    declared = config.get("added_tokens_decoder") or {}
     known = {token.content for token in backend.get_added_tokens_decoder().values()}
-    for text_id, fields in sorted(declared.items(), key=lambda item: int(item[0])):
-        if fields["content"] in known:
+    flags = ("lstrip", "rstrip", "single_word", "normalized", "special")
+    for declared_id, fields in sorted((config.get("added_tokens_decoder") or {}).items(), key=lambda item: int(item[0])):
+        token = fields["content"]
+        if token in known:
             continue
-        flags = {name: fields[name] for name in ("lstrip", "rstrip", "single_word", "normalized") if name in fields}
-        backend.add_tokens([AddedToken(fields["content"], special=fields.get("special", False), **flags)])
-        given = backend.token_to_id(fields["content"])
-        if given != int(text_id):
+        backend.add_tokens([AddedToken(token, **{name: fields[name] for name in flags if name in fields})])
+        if (given := backend.token_to_id(token)) != int(declared_id):
             raise CheckpointError(
-                f"{folder}: tokenizer_config.json gives {fields['content']!r} the id {text_id}, but the vocabulary leads to "
+                f"{folder}: tokenizer_config.json gives {token!r} the id {declared_id}, but the vocabulary file leads to "
                 f"{given}; the files are of different models"
             )
     named = [token for token in special.values() if token not in known and backend.token_to_id(token) is not None]
@@ -432,12 +407,12 @@ def _model_ids(folder: Path) -> dict[str, Any]:
     model = read_json(folder / "config.json")
     inner = model.get("text_config")
     sources = [read_json(folder / "generation_config.json"), model, inner if isinstance(inner, dict) else {}]
-    eos = [n for source in sources for n in _listed(source.get("eos_token_id"))]
-    bos = [n for source in sources for n in _listed(source.get("bos_token_id"))]
-    sizes = [n for source in sources for n in _listed(source.get("vocab_size"))]
+    eos = [n for source in sources for n in _integers(source.get("eos_token_id"))]
+    bos = [n for source in sources for n in _integers(source.get("bos_token_id"))]
+    sizes = [n for source in sources for n in _integers(source.get("vocab_size"))]
     return {"eos_ids": eos, "bos_id": bos[0] if bos else None, "model_vocab_size": max(sizes, default=0)}
 
 
-def _listed(value: object) -> list[int]:
+def _integers(value: object) -> list[int]:
     """The integers of one or a list of them, as eos_token_id may be."""
     return [n for n in (value if isinstance(value, list) else [value]) if type(n) is int]

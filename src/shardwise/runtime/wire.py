@@ -71,7 +71,11 @@ class Failed(msgspec.Struct, frozen=True, tag=True):
     secondary: bool = False
 
 
-Message = Start | Loading | Ready | Compute | Done | Failed
+class Stop(msgspec.Struct, frozen=True, tag=True):
+    """The end, where closing the channel cannot say so."""
+
+
+Message = Start | Loading | Ready | Compute | Done | Failed | Stop
 
 
 class WireError(ShardwiseError):
@@ -80,6 +84,22 @@ class WireError(ShardwiseError):
 
 _ENCODER = msgspec.msgpack.Encoder()
 _DECODER: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(Message)
+
+
+def encode(message: Message) -> bytes:
+    """The bytes of a message; WireError if it is longer than any message may be."""
+    body = _ENCODER.encode(message)
+    if len(body) > LIMIT_BYTES:
+        raise WireError(f"a {type(message).__name__} message of {len(body)} bytes is over the limit of {LIMIT_BYTES}")
+    return body
+
+
+def decode(body: bytes) -> Message:
+    """The message in `body`; WireError if there is none."""
+    try:
+        return _DECODER.decode(body)
+    except msgspec.DecodeError as error:
+        raise WireError(f"not a message: {error}") from None
 
 
 class Channel:
@@ -93,9 +113,7 @@ class Channel:
 
     def send(self, message: Message) -> None:
         """Raises OSError if the other side is gone."""
-        body = _ENCODER.encode(message)
-        if len(body) > LIMIT_BYTES:
-            raise WireError(f"a {type(message).__name__} message of {len(body)} bytes is over the limit of {LIMIT_BYTES}")
+        body = encode(message)
         self._sock.sendall(len(body).to_bytes(4, "little") + body)
 
     def receive(self) -> Message | None:
@@ -107,12 +125,7 @@ class Channel:
         if size > LIMIT_BYTES:
             raise WireError(f"a message of {size} bytes is announced; the limit is {LIMIT_BYTES}")
         body = self._exactly(size)
-        if body is None:
-            return None
-        try:
-            return _DECODER.decode(body)
-        except msgspec.DecodeError as error:
-            raise WireError(f"not a message: {error}") from None
+        return None if body is None else decode(body)
 
     def _exactly(self, count: int) -> bytes | None:
         parts = bytearray()

@@ -1,0 +1,47 @@
+# Every target sets up what it needs first; set-up is quick when nothing changed.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+TORCH := $(shell grep '^torch==' constraints.txt)
+
+.PHONY: setup demo test check unit slow bench gpu fmt clean
+
+setup: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "shardwise needs Python 3.11 or newer; set PYTHON=/path/to/python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	@# torch by itself and pinned: a range would let pip fetch another, far larger build.
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt "$(TORCH)"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $(READY)
+
+demo: setup  ## the bundled model answers a question on two ranks, with the cut drawn
+	@$(BIN)/shardwise generate shardling -tp 2 --chat --prompt "What is tensor parallelism?" --temperature 0 --max-tokens 120 --show-cut --stats
+
+test: check unit  ## everything that has to hold before a change goes in
+
+check: setup  ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+unit: setup
+	$(BIN)/python -m pytest -q
+
+slow: setup  ## minutes long: large models, real memory limits, many trials
+	$(BIN)/python -m pytest -q -m slow --timeout 1800
+
+bench: setup  ## decode speed of a 1 B model with random weights, and where a step goes
+	$(BIN)/python bench/decode.py
+
+gpu:  ## on a machine with a GPU, with whatever torch is there
+	PYTHONPATH=src python3 -m pytest -q -m gpu tests/gpu
+
+fmt: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

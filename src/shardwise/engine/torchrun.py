@@ -1,0 +1,119 @@
+"""Ranks that torchrun started: `torchrun --nproc-per-node 3 -m shardwise generate ...`.
+
+Rank 0 runs the command line and is the lead rank; the others follow it. Messages go through torchrun's own key-value store,
+as the same msgpack that other ranks get by socket; torchrun ends all processes when one of them fails.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from shardwise.engine.ranks import DEADLINE_S, Progress, start_message
+from shardwise.engine.setup import Setup
+from shardwise.env import Torchrun
+from shardwise.errors import ShardwiseError, UserError
+from shardwise.runtime import wire
+from shardwise.sched.step import Result, Step
+
+if TYPE_CHECKING:
+    from torch.distributed import Store
+
+    from shardwise.runtime.runner import Runner
+
+IDLE = timedelta(hours=24)
+"""How long a follower waits for the next step; torchrun ends it earlier if the lead rank is gone."""
+
+
+class TorchrunRanks:
+    """The lead rank's end: it computes its own part and posts every step for the others."""
+
+    def __init__(self, setup: Setup, place: Torchrun, progress: Progress | None = None) -> None:
+        if setup.layout.mesh.size != place.size:
+            raise UserError(
+                f"torchrun started {place.size} processes for -tp {setup.layout.mesh.size}; leave -tp out, or make them equal"
+            )
+        self._place = place
+        self._store = _store(place)
+        self._posted = 0
+        start = start_message(setup, 0, "")
+        self._post(start)
+        self._runner = _open(start, place, self._store, progress)
+        from shardwise.runtime.worker import ready
+
+        self.ready: Sequence[wire.Ready] = [ready(self._runner)]
+
+    def step(self, step: Step) -> tuple[Result, ...]:
+        self._post(wire.Compute(step))
+        return self._runner.step(step)
+
+    def _post(self, message: wire.Message) -> None:
+        self._store.set(f"message/{self._posted}", wire.encode(message))
+        # A step is a collective: when the last one is done, everybody has read what was posted before it.
+        if self._posted > 1:
+            self._store.delete_key(f"message/{self._posted - 2}")
+        self._posted += 1
+
+    def close(self) -> None:
+        """Tells the followers to end. Never raises: it also runs when they are gone."""
+        try:
+            self._post(wire.Stop())
+        except RuntimeError as error:
+            sys.stderr.write(f"rank 0: the other ranks were not told to end: {error}\n")
+
+
+def follow(place: Torchrun) -> None:
+    """A follower's life: start as told, then compute what is posted until told to stop."""
+    import msgspec
+
+    store = _store(place)
+    runner: Runner | None = None
+    number = 0
+    while True:
+        store.wait([f"message/{number}"], IDLE)
+        message = wire.decode(store.get(f"message/{number}"))
+        number += 1
+        if isinstance(message, wire.Start):
+            runner = _open(msgspec.structs.replace(message, rank=place.rank), place, store, None)
+        elif isinstance(message, wire.Compute) and runner is not None:
+            runner.step(message.step)
+        elif isinstance(message, wire.Stop):
+            # Not a return: taking the process group down in order would wait for peers that may be gone.
+            sys.stdout.flush()
+            os._exit(0)
+        else:
+            raise ShardwiseError(f"rank {place.rank}: {type(message).__name__} was not expected here")
+
+
+def _store(place: Torchrun) -> Store:
+    """torchrun's store, under a name of our own for this restart."""
+    import torch.distributed as dist
+
+    try:
+        store = dist.TCPStore(
+            place.host, place.port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=DEADLINE_S)
+        )
+    except (RuntimeError, ValueError) as error:
+        raise UserError(f"torchrun's store at {place.host}:{place.port} does not answer: {error}") from None
+    return dist.PrefixStore(f"shardwise/{place.restart}", store)
+
+
+def _open(start: wire.Start, place: Torchrun, store: Store, progress: Progress | None) -> Runner:
+    """Joins the group and loads, as a rank process does."""
+    import torch
+
+    from shardwise.comm import torch as backend
+    from shardwise.comm.protocol import Comm
+    from shardwise.comm.solo import Solo
+    from shardwise.runtime.opening import device_of, open_runner
+
+    torch.set_num_threads(start.threads)
+    comm: Comm = Solo()
+    if place.size > 1 and start.device == "cuda":
+        comm = backend.nccl(store, place.rank, place.size, deadline_s=DEADLINE_S, device=device_of(start))
+    elif place.size > 1:
+        comm = backend.gloo(store, place.rank, place.size, deadline_s=DEADLINE_S, device_host=place.address)
+    return open_runner(start, comm, lambda count: progress(place.rank, count) if progress else None)

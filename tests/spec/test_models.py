@@ -1,0 +1,467 @@
+"""The architectures: parameter totals of published models, names in real checkpoints, and the modules of transformers.
+
+Real configs and checkpoint indexes are found below $SHARDWISE_TEST_DATA/configs; without it those tests are skipped.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections import defaultdict
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from shardwise.errors import ConfigError
+from shardwise.spec.axes import BITS, Axis, Fused
+from shardwise.spec.blocks import Linear, attentions, layer_blocks, model_weights, parameters, walk
+from shardwise.spec.config import read_model
+from shardwise.spec.models import MODELS
+
+# Total parameters, a tied head counted once. "index": equal to metadata.total_size / bytes per element of the checkpoint's
+# own index (see INDEXES). "hub": the count that the model's page on the Hugging Face Hub shows. "module": the page counts a
+# tied head twice, or was not at hand; the count is that of transformers' own module. TestAsTransformers holds all of them
+# against transformers' modules besides.
+PUBLISHED = {
+    "Devstral-Small-2507": 23_572_403_200,  # index
+    "Llama-2-13b-chat--RUTERGPT13B": 13_015_864_320,  # index, less its 40 stored rotary tables
+    "Llama-2-70b--lzlv_70b": 68_976_648_192,  # hub
+    "Llama-2-70B-neuron": 68_976_648_192,  # hub
+    "Llama-2-7B-neuron": 6_738_415_616,  # index
+    "Llama-2-7b-chat-hf": 6_738_415_616,  # index
+    "Llama-3-70B-neuron": 70_553_706_496,  # hub
+    "Llama-3-8B-neuron": 8_030_261_248,  # hub
+    "Llama-3.2-1B-Instruct": 1_235_814_400,  # hub
+    "Llama-3.2-3B-Instruct": 3_212_749_824,  # index
+    "Meta-Llama-3.1-405B": 405_853_388_800,  # module
+    "Meta-Llama-3.1-70B": 70_553_706_496,  # hub; index of a derived model with 6 more tokens
+    "Meta-Llama-3.1-8B": 8_030_261_248,  # hub
+    "Mistral-7B-Instruct-v0.3": 7_248_023_552,  # hub
+    "Mistral-7B-v0.1": 7_241_732_096,  # index
+    "Phi-3-mini--keyformer": 3_821_079_552,  # index
+    "Phi-3-mini-4k--Chocolatine-SLERP": 3_821_079_552,  # hub
+    "Qwen2.5-14B--cogito-v1": 14_765_947_904,  # index
+    "Qwen2.5-32B-Instruct": 32_763_876_352,  # hub
+    "Qwen2.5-7B-Instruct": 7_615_616_512,  # hub
+    "Qwen3-0.6B": 596_049_920,  # module
+    "Qwen3-1.7B": 1_720_574_976,  # index
+    "Qwen3-32B": 32_762_123_264,  # hub
+    "Qwen3-32B-FP8": 32_762_123_264,  # as the model that it quantises
+    "Qwen3-8B": 8_190_735_360,  # hub
+    "gpt2-xl": 1_557_611_200,  # hub
+    "mediatek/Qwen2-1.5B-Instruct": 1_543_714_304,  # hub
+    "mediatek/Qwen2-7B-Instruct": 7_615_616_512,  # hub
+    "mediatek/Qwen2.5-0.5B-Instruct": 494_032_768,  # hub
+    "mediatek/Qwen2.5-3B": 3_085_938_688,  # hub
+    "mediatek/Qwen3-4B": 4_022_468_096,  # hub
+    "mediatek/phi-4-mini-reasoning": 3_836_021_760,  # hub
+    "mediatek/phi3.5-mini-instruct": 3_821_079_552,  # hub
+    "phi-4": 14_659_507_200,  # hub
+    "SmolLM-135M-seqcls": 134_515_008,  # hub
+}
+CHANGES = {
+    # Fine-tuned for another task, with one more token: what it was made from has neither.
+    "SmolLM-135M-seqcls": {"architectures": ["LlamaForCausalLM"], "vocab_size": 49152},
+    # A vendor's name for what the original checkpoint calls phi3.
+    "mediatek/phi-4-mini-reasoning": {"model_type": "phi3"},
+}
+
+# Checkpoint index: (its config, bytes of an element, elements in total_size that are not parameters of that config).
+INDEXES = {
+    "Devstral-Small-2507.model.safetensors": ("Devstral-Small-2507", 2, 0),
+    # 40 rotary tables of 64 float32 are as large as 40 · 64 · 2 elements of float16.
+    "Llama-2-13b.model.safetensors": ("Llama-2-13b-chat--RUTERGPT13B", 2, 40 * 64 * 2),
+    "Llama-2-70b--lzlv.model.safetensors": ("Llama-2-70b--lzlv_70b", 2, None),
+    "Llama-2-7b-chat-hf.pytorch_model.bin": ("Llama-2-7b-chat-hf", 2, 0),
+    # Six tokens were added to the embedding and to the head.
+    "Llama-3.1-70B--Reflection.model.safetensors": ("Meta-Llama-3.1-70B", 4, 2 * 6 * 8192),
+    "Llama-3.2-3B-Instruct.model.safetensors": ("Llama-3.2-3B-Instruct", 2, 0),
+    "Mistral-7B-v0.1.pytorch_model.bin": ("Mistral-7B-v0.1", 4, 0),
+    "Qwen2.5-14B--cogito.model.safetensors": ("Qwen2.5-14B--cogito-v1", 2, 0),
+    "Qwen3-1.7B.model.safetensors": ("Qwen3-1.7B", 2, 0),
+    "phi-3-mini.model.safetensors": ("Phi-3-mini--keyformer", 2, 0),
+}
+OTHER_INDEXES = {
+    "Llama-3.1-8B-bnb-int8.model.safetensors", "Qwen-72B-v1.model.safetensors", "WizardLM-2-8x22B.model.safetensors",
+    "bloom.pytorch_model.bin", "falcon-40b.pytorch_model.bin", "gemma-2b.model.safetensors", "gpt-oss-20b.model.safetensors",
+    "gpt_neox-7B--RedPajama.pytorch_model.bin", "medgemma-27b-it--gemma3.model.safetensors",
+    "mixtral-8x7b--dolphin.pytorch_model.bin",
+}  # fmt: skip
+"""Of architectures that are refused, each by its own name."""
+
+SMALL = {
+    "vocab_size": 96, "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 3, "num_attention_heads": 6,
+    "num_key_value_heads": 2, "max_position_embeddings": 64,
+}  # fmt: skip
+GPT2 = {"model_type": "gpt2", "vocab_size": 96, "n_embd": 48, "n_layer": 3, "n_head": 6, "n_positions": 64}
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16, "rope_theta": 10000.0}
+SLIDING = ["sliding_attention", "full_attention", "sliding_attention"]
+LONGROPE = {"type": "longrope", "short_factor": [1.0, 1.5, 2.0, 2.5], "long_factor": [2.0, 3.0, 4.0, 8.0]}
+TINY = {
+    "llama": SMALL | {"model_type": "llama"},
+    "llama, every bias": SMALL | {"model_type": "llama", "attention_bias": True, "mlp_bias": True, "rope_parameters": YARN},
+    "llama, tied": SMALL | {"model_type": "llama", "tie_word_embeddings": True, "hidden_act": "gelu_pytorch_tanh"},
+    "llama, wide heads": SMALL | {"model_type": "llama", "head_dim": 20, "num_key_value_heads": None},
+    "mistral": SMALL | {"model_type": "mistral", "sliding_window": 16},
+    "mistral, everything seen": SMALL | {"model_type": "mistral", "sliding_window": None, "head_dim": 12},
+    "qwen2": SMALL | {"model_type": "qwen2", "tie_word_embeddings": True},
+    "qwen2, windows": SMALL | {"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1},
+    "qwen3": SMALL | {"model_type": "qwen3", "head_dim": 16},
+    "qwen3, windows": SMALL
+    | {"model_type": "qwen3", "attention_bias": True, "use_sliding_window": True, "sliding_window": 8, "layer_types": SLIDING},
+    "granite": SMALL
+    | {"model_type": "granite", "embedding_multiplier": 12.0, "attention_multiplier": 0.25, "residual_multiplier": 0.22,
+       "logits_scaling": 8.0, "tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True},
+    "phi3": SMALL | {"model_type": "phi3", "pad_token_id": 0},
+    "phi3, longrope": SMALL
+    | {"model_type": "phi3", "pad_token_id": 0, "rope_scaling": LONGROPE, "original_max_position_embeddings": 32,
+       "sliding_window": 24},
+    "phi3, part of the head": SMALL
+    | {"model_type": "phi3", "pad_token_id": 0, "partial_rotary_factor": 0.75, "tie_word_embeddings": True},
+    "gpt2": GPT2,
+    "gpt2, narrow and untied": GPT2 | {"n_inner": 72, "tie_word_embeddings": False, "scale_attn_weights": False},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def configs():
+    folder = os.environ.get("SHARDWISE_TEST_DATA", "")
+    if not (Path(folder) / "configs").is_dir() or not folder:
+        pytest.skip("SHARDWISE_TEST_DATA names no folder with configs/: real configs and indexes are not at hand")
+    return Path(folder) / "configs"
+
+
+def load(configs, name):
+    return json.loads((configs / f"{name}.json").read_text()) | CHANGES.get(name, {})
+
+
+def stored(model):
+    """name of a stored tensor -> its shape, put together from the weights that it holds; aliases not among them."""
+    shapes, rows = {}, defaultdict(list)
+    for weight in model_weights(model):
+        source = weight.source
+        name, shape = (source.tensor if source else weight.name), weight.shape
+        if source and source.fused:
+            assert name.endswith(f"{source.fused.name}.{name.rsplit('.', 1)[1]}")
+            rows[name] += [row for piece in source.fused.pieces(range(shape[source.axis])) for row in piece]
+            shape = (*shape[: source.axis], len(rows[name]), *shape[source.axis + 1 :])
+        else:
+            assert name not in shapes
+        shapes[name] = shape[::-1] if source and source.transposed else shape
+    for found in rows.values():
+        assert sorted(found) == list(range(len(found)))
+    return shapes
+
+
+class TestPublished:
+    @pytest.mark.parametrize("name", PUBLISHED)
+    def test_total(self, configs, name):
+        assert parameters(read_model(load(configs, name))) == PUBLISHED[name]
+
+    @pytest.mark.parametrize("name", INDEXES)
+    def test_names_are_those_of_the_checkpoint(self, configs, name):
+        index = json.loads((configs / "index" / f"{name}.index.json").read_text())
+        config, size, extra = INDEXES[name]
+        model = read_model(load(configs, config))
+        there = {tensor for tensor in index["weight_map"] if not tensor.endswith(model.ignored)}
+        assert set(stored(model)) == there
+        if extra is not None:
+            assert index["metadata"]["total_size"] == (PUBLISHED[config] + extra) * size
+
+    def test_no_index_is_forgotten(self, configs):
+        there = {path.name.removesuffix(".index.json") for path in (configs / "index").glob("*.index.json")}
+        assert there == set(INDEXES) | OTHER_INDEXES
+
+    def test_fp8_bytes(self, configs):
+        model = read_model(load(configs, "Qwen3-32B-FP8"))
+        size = sum(math.prod(w.shape) * BITS[w.dtype or model.dtype] // 8 for w in model_weights(model))
+        h, q, kv, mlp, layers, vocab = 5120, 64 * 128, 8 * 128, 25600, 64, 151936
+        cut = h * (q + 2 * kv) + q * h + 3 * h * mlp
+        norms = 2 * h + 2 * 128
+        assert size == layers * (cut + cut // 128**2 * 4 + norms * 2) + (2 * vocab * h + h) * 2
+
+    def test_all_other_configs_are_refused_by_name(self, configs):
+        accepted = set()
+        for path in sorted(configs.rglob("*.json")):
+            name = str(path.relative_to(configs).with_suffix(""))
+            if name.startswith("index"):
+                continue
+            try:
+                read_model(json.loads(path.read_text()))
+                accepted.add(name)
+            except ConfigError as error:
+                assert "config" in str(error)
+        same = {"Llama-3.1-70B-Instruct-FP8", "mediatek/Llama-3.2-1B-Instruct", "mediatek/Qwen3-1.7B"}
+        assert accepted == (set(PUBLISHED) - set(CHANGES)) | same
+
+
+class TestFamilies:
+    """What every tree must keep to, so that layout, loader and modules can rely on it."""
+
+    @pytest.mark.parametrize("name", TINY)
+    def test_axes(self, name):
+        model = read_model(TINY[name])
+        for _, block in layer_blocks(model):
+            for attention in attentions(block):
+                group = attention.heads // attention.kv_heads
+                q = Axis(attention.heads * attention.dim, "q", attention.dim, group)
+                kv = Axis(attention.kv_heads * attention.dim, "kv", attention.dim, group)
+                assert (attention.q.out, attention.o.inp) == (q, q)
+                assert (attention.k.out, attention.v.out) == (kv, kv)
+            for _, node in walk(block):
+                if isinstance(node, Linear):
+                    assert [node.out.cut, node.inp.cut].count(None) == 1
+        table, head = model.embed.tokens, model.head.linear
+        assert head.out == table.rows == Axis(96, "vocab")
+        assert head.tied in (None, f"{table.name}.weight")
+        assert table.aliases == (("lm_head.weight",) if head.tied else ())
+
+    @pytest.mark.parametrize("name", TINY)
+    def test_runs_cover_the_layers_in_order(self, name):
+        model = read_model(TINY[name])
+        assert model.layers == 3
+        start = 0
+        for run in model.runs:
+            assert run.start == start
+            start += run.count
+        assert all(a.block != b.block for a, b in zip(model.runs, model.runs[1:], strict=False))
+
+    @pytest.mark.parametrize(
+        ("name", "windows"),
+        [
+            ("llama", [None, None, None]),
+            ("mistral", [16, 16, 16]),
+            ("mistral, everything seen", [None, None, None]),
+            ("qwen2", [None, None, None]),
+            ("qwen2, windows", [None, 8, 8]),
+            ("qwen3, windows", [8, None, 8]),
+            ("phi3, longrope", [24, 24, 24]),
+        ],
+    )
+    def test_windows(self, name, windows):
+        model = read_model(TINY[name])
+        assert [a.window for _, block in layer_blocks(model) for a in attentions(block)] == windows
+
+    def test_equal_layers_are_one_block(self):
+        runs = read_model(TINY["qwen3, windows"]).runs
+        assert runs[0].block is runs[2].block
+
+    def test_a_window_as_long_as_the_context_is_none(self):
+        model = read_model(TINY["mistral"] | {"sliding_window": 64})
+        assert model == read_model(TINY["mistral"] | {"sliding_window": None})
+
+    def test_mistral_without_a_window_key_has_transformers_default(self):
+        config = {key: value for key, value in TINY["mistral"].items() if key != "sliding_window"}
+        found = read_model(config | {"max_position_embeddings": 8192})
+        assert {a.window for run in found.runs for a in attentions(run.block)} == {4096}
+
+    def test_fused_tensors_hold_q_k_v_and_gate_up_in_that_order(self):
+        for name, tensor in (("phi3", "qkv_proj"), ("gpt2", "c_attn")):
+            (attention,) = attentions(read_model(TINY[name]).runs[0].block)
+            sizes = [linear.out.size for linear in (attention.q, attention.k, attention.v)]
+            starts = [0, sizes[0], sizes[0] + sizes[1]]
+            found = [attention.q.fused, attention.k.fused, attention.v.fused]
+            assert found == [Fused(tensor, start, size, size) for start, size in zip(starts, sizes, strict=True)]
+        linears = {node.name: node for _, node in walk(read_model(TINY["phi3"]).runs[0].block) if isinstance(node, Linear)}
+        assert linears["gate_proj"].fused == Fused("gate_up_proj", 0, 80, 80)
+        assert linears["up_proj"].fused == Fused("gate_up_proj", 80, 80, 80)
+
+    def test_context_and_dtype(self):
+        assert (read_model(TINY["llama"]).context, read_model(GPT2).context) == (64, 64)
+        assert read_model(TINY["llama"]).dtype == "float32"
+        assert read_model(TINY["llama"] | {"torch_dtype": "bfloat16"}).dtype == "bfloat16"
+        assert read_model(GPT2 | {"dtype": "float16"}).dtype == "float16"
+
+    def test_gpt2_names_may_stand_below_a_prefix_and_its_masks_are_ignored(self):
+        model = read_model(GPT2)
+        assert model.prefix == "transformer."
+        assert "h.0.attn.bias".endswith(model.ignored)
+        assert not "h.0.attn.c_attn.bias".endswith(model.ignored)
+
+    def test_only_numbers_of_layers_enter_the_count(self):
+        few, many = (read_model(TINY["llama"] | {"num_hidden_layers": n}) for n in (3, 30))
+        assert replace(many.runs[0], count=3) == few.runs[0]
+
+
+@pytest.fixture(scope="module")
+def transformers():
+    reason = "transformers, the reference of these modules, is not installed"
+    pytest.importorskip("torch", reason=reason)
+    return pytest.importorskip("transformers", reason=reason)
+
+
+def reference(transformers, config):
+    """transformers' module for the config, on no device: shapes without memory."""
+    import torch
+
+    arguments = {key: value for key, value in config.items() if key not in ("model_type", "auto_map", "quantization_config")}
+    with torch.device("meta"):
+        found = transformers.AutoConfig.for_model(config["model_type"], **json.loads(json.dumps(arguments)))
+        return transformers.AutoModelForCausalLM.from_config(found)
+
+
+class TestAsTransformers:
+    @pytest.mark.parametrize("name", PUBLISHED)
+    def test_published_totals(self, transformers, configs, name):
+        module = reference(transformers, load(configs, name))
+        assert sum(p.numel() for p in module.parameters()) == PUBLISHED[name]
+
+    @pytest.mark.parametrize("name", TINY)
+    def test_names_and_shapes(self, transformers, name):
+        model = read_model(TINY[name])
+        state = reference(transformers, TINY[name]).state_dict()
+        ours = stored(model)
+        if model.head.linear.tied:
+            ours["lm_head.weight"] = ours[model.head.linear.tied]
+        prefix = model.prefix if any(key.startswith(model.prefix) for key in state) else ""
+        ours = {(key if key.startswith("lm_head") else prefix + key): shape for key, shape in ours.items()}
+        assert ours == {key: tuple(tensor.shape) for key, tensor in state.items()}
+
+    @pytest.mark.parametrize("name", TINY)
+    def test_scales_and_windows_of_attention(self, transformers, name):
+        model, module = read_model(TINY[name]), reference(transformers, TINY[name])
+        layers = module.transformer.h if name.startswith("gpt2") else module.model.layers
+        for (_, block), layer in zip(layer_blocks(model), layers, strict=True):
+            (ours,) = attentions(block)
+            theirs = layer.attn if name.startswith("gpt2") else layer.self_attn
+            assert ours.scale == pytest.approx(theirs.scaling, rel=1e-12)
+            assert ours.dim == theirs.head_dim
+            if name.startswith("qwen"):
+                assert ours.window == theirs.sliding_window
+
+    @pytest.mark.parametrize("name", [n for n in TINY if not n.startswith("gpt2")])
+    def test_rotary_frequencies(self, transformers, name):
+        config = {key: value for key, value in TINY[name].items() if key != "model_type"}
+        found = transformers.AutoConfig.for_model(TINY[name]["model_type"], **json.loads(json.dumps(config)))
+        rotary = type(reference(transformers, TINY[name]).model.rotary_emb)(found)
+        (ours,) = {a.rope for run in read_model(TINY[name]).runs for a in attentions(run.block)}
+        assert ours.frequencies == pytest.approx(rotary.inv_freq.tolist(), rel=1e-6)
+        assert ours.scale == pytest.approx(rotary.attention_scaling, rel=1e-12)
+
+    def test_granite_multipliers(self, transformers):
+        model, module = read_model(TINY["granite"]), reference(transformers, TINY["granite"])
+        block = model.runs[0].block
+        assert model.embed.scale == module.model.embedding_multiplier == 12.0
+        assert model.head.scale == 1 / module.config.logits_scaling == 0.125
+        assert [part.scale for part in block.blocks] == [module.model.layers[0].residual_multiplier] * 2
+
+    @pytest.mark.parametrize("model_type", MODELS)
+    def test_defaults_are_transformers(self, transformers, model_type):
+        """A config that states the sizes alone means what transformers takes it to mean."""
+        sizes = GPT2 if model_type == "gpt2" else SMALL | {"model_type": model_type, "pad_token_id": 0}
+        filled = reference(transformers, sizes).config.to_dict()
+        assert read_model(sizes) == read_model({**filled, "architectures": None, "dtype": None})
+
+
+REFUSED = [
+    ("llama", {"sliding_window": 4096}),
+    ("llama", {"use_sliding_window": True}),
+    ("llama", {"layer_types": SLIDING}),
+    ("mistral", {"layer_types": SLIDING}),
+    ("llama", {"attn_logit_softcapping": 50.0}),
+    ("llama", {"final_logit_softcapping": 30.0}),
+    ("llama", {"embedding_multiplier": 12.0}),
+    ("llama", {"attention_multiplier": 0.015}),
+    ("llama", {"residual_multiplier": 0.22}),
+    ("llama", {"logits_scaling": 8.0}),
+    ("llama", {"logit_scale": 0.0625}),
+    ("llama", {"qk_norm": True}),
+    ("llama", {"use_qk_norm": True}),
+    ("llama", {"qk_layernorm": True}),
+    ("llama", {"clip_qkv": 8}),
+    ("llama", {"num_experts": 8}),
+    ("llama", {"num_local_experts": 8}),
+    ("llama", {"n_routed_experts": 256}),
+    ("llama", {"num_experts_per_tok": 2}),
+    ("llama", {"moe_intermediate_size": 768}),
+    ("llama", {"q_lora_rank": 1536}),
+    ("llama", {"kv_lora_rank": 512}),
+    ("llama", {"v_head_dim": 128}),
+    ("llama", {"alibi": True}),
+    ("llama", {"position_embedding_type": "nope"}),
+    ("llama", {"no_rope_layers": [1, 1, 0]}),
+    ("llama", {"parallel_attn": True}),
+    ("llama", {"use_parallel_residual": True}),
+    ("llama", {"attention_sink": True}),
+    ("llama", {"use_attention_sinks": 4}),
+    ("llama", {"attention_chunk_size": 8192}),
+    ("llama", {"partial_rotary_factor": 0.5}),
+    ("llama", {"rope_interleaved": True}),
+    ("llama", {"pruned_heads": {"0": [1]}}),
+    ("llama", {"vision_config": {}}),
+    ("llama", {"lm_head_bias": True}),
+    ("llama", {"hidden_activation": "gelu_pytorch_tanh"}),
+    ("llama", {"num_nextn_predict_layers": 1}),
+    ("llama", {"query_pre_attn_scalar": 224}),
+    ("mistral", {"attention_bias": True}),
+    ("mistral", {"mlp_bias": True}),
+    ("qwen2", {"use_mrope": True}),
+    ("qwen2", {"mlp_bias": True}),
+    ("qwen3", {"mlp_bias": True}),
+    ("granite", {"sliding_window": 128}),
+    ("phi3", {"attention_bias": True}),
+    ("gpt2", {"scale_attn_by_inverse_layer_idx": True}),
+    ("gpt2", {"reorder_and_upcast_attn": True}),
+    ("gpt2", {"add_cross_attention": True}),
+    ("gpt2", {"rope_scaling": {"type": "linear", "factor": 2.0}}),
+    ("gpt2", {"hidden_act": "silu"}),
+    ("gpt2", {"position_embedding_type": "relative_key"}),
+    ("gpt2", {"sliding_window": 4}),
+    ("llama", {"text_config": {"model_type": "llama"}}),
+    ("llama", {"architectures": ["LlamaForSequenceClassification"]}),
+    ("gpt2", {"architectures": ["GPT2DoubleHeadsModel"]}),
+    ("llama", {"hidden_act": "quick_gelu"}),
+    ("gpt2", {"activation_function": "tanh"}),
+    ("llama", {"num_key_value_heads": 4}),
+    ("llama", {"num_attention_heads": 7}),
+    ("gpt2", {"n_head": 7}),
+    ("llama", {"dtype": "auto"}),
+    ("llama", {"torch_dtype": "float8_e4m3fn"}),
+    ("qwen2", {"layer_types": ["sliding_attention"] * 3}),
+    ("qwen3", {"layer_types": ["full_attention"] * 2}),
+    ("qwen3", {"layer_types": ["full_attention", "linear_attention", "full_attention"]}),
+]
+
+
+class TestRefusals:
+    """A config that asks for what is not implemented is refused, and the message has the key, the value and a way out."""
+
+    @pytest.mark.parametrize(("name", "change"), REFUSED, ids=[f"{name}-{next(iter(change))}" for name, change in REFUSED])
+    def test_by_name(self, name, change):
+        config = {"num_key_value_heads": None} if "num_attention_heads" in change else {}
+        with pytest.raises(ConfigError) as caught:
+            read_model(TINY[name] | config | change)
+        ((key, value),) = change.items()
+        told = str(caught.value)
+        if key == "num_attention_heads":
+            assert "7 heads do not divide a hidden size of 48; give head_dim" in told
+        else:
+            assert key in told
+            assert "position_embedding_type" in told or str(value)[:12] in told or repr(value[1])[:12] in told
+            assert any(way in told for way in ("work", "known", "implemented", "must", "without", "it has"))
+
+    @pytest.mark.parametrize("near", ["lama", "mixtral", "qwen2_moe", "phi", "gpt_neox"])
+    def test_unknown_architectures_name_the_nearest(self, near):
+        with pytest.raises(ConfigError, match=rf"model_type '{near}' is not implemented; nearest: .*; known are gpt2, granite"):
+            read_model(SMALL | {"model_type": near})
+
+    @pytest.mark.parametrize("other", [None, 3, ["llama"], "zzz"])
+    def test_no_architecture_lists_them(self, other):
+        with pytest.raises(ConfigError, match=f"known are {', '.join(sorted(MODELS))}"):
+            read_model(SMALL | {"model_type": other})
+
+    def test_sizes_have_no_default(self):
+        for base in (TINY["llama"], GPT2):
+            for key in base.keys() - {"model_type", "num_key_value_heads"}:
+                with pytest.raises(ConfigError, match=f"config.json: {key} is missing"):
+                    read_model({k: v for k, v in base.items() if k != key})
+
+    def test_dtypes_that_disagree(self):
+        with pytest.raises(ConfigError, match="dtype is 'float16'; but torch_dtype is 'bfloat16'"):
+            read_model(TINY["llama"] | {"dtype": "float16", "torch_dtype": "bfloat16"})
+
+    def test_code_is_not_run_and_not_even_looked_at(self):
+        auto_map = {"AutoModelForCausalLM": "evil.py--Evil"}
+        assert read_model(TINY["llama"] | {"auto_map": auto_map}) == read_model(TINY["llama"])

@@ -1,0 +1,56 @@
+"""Traffic: the collectives that follow from the cut, and nothing besides."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from models_by_hand import lay, model
+
+from shardwise.spec import traffic
+from shardwise.spec.blocks import MLP, Chain, Linear, Residual
+from shardwise.spec.traffic import Collective
+
+OF = model(6, 2, 2, hidden=5, width=11, vocab=13, layers=3)
+
+
+@pytest.mark.parametrize("degree", range(2, 7))
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_two_reductions_a_layer_one_for_the_embedding_one_gather(degree, dtype):
+    found = traffic.of(OF, lay(OF, (1.0,) * degree, dtype=dtype), tokens=7, sampled=2)
+    layer = [Collective("all_reduce", site, (7, 5), dtype) for site in ("attn_out", "mlp_down")]
+    embed = Collective("all_reduce", "embed", (7, 5), dtype)
+    logits = Collective("all_gather", "logits", (2, 13), dtype)
+    assert list(found) == [embed, *layer * 3, logits]
+    size = {"bfloat16": 2, "float32": 4}[dtype]
+    assert sum(c.bytes for c in found) == size * (7 * 7 * 5 + 2 * 13)
+
+
+@pytest.mark.parametrize("pp", [1, 2, 3])
+@pytest.mark.parametrize("dp", [1, 4])
+def test_a_group_of_one_says_nothing(pp, dp):
+    assert traffic.of(OF, lay(OF, pp=pp, dp=dp), tokens=7, sampled=2) == ()
+
+
+def test_shares_change_no_collective():
+    assert traffic.of(OF, lay(OF, (1.0, 5.0)), 7, 2) == traffic.of(OF, lay(OF, (1.0, 1.0)), 7, 2)
+
+
+def test_tying_the_head_changes_no_collective():
+    tied = model(6, 2, 2, hidden=5, width=11, vocab=13, layers=3, tied=True)
+    assert traffic.of(tied, lay(tied, (1.0, 1.0)), 7, 2) == traffic.of(OF, lay(OF, (1.0, 1.0)), 7, 2)
+
+
+def test_a_contraction_over_an_axis_that_is_not_cut_needs_no_sum():
+    def whole(linear: Linear) -> Linear:
+        return replace(linear, out=replace(linear.out, cut=None), inp=replace(linear.inp, cut=None))
+
+    layer = OF.runs[0].block
+    assert isinstance(layer, Chain) and isinstance(layer.blocks[1], Residual)
+    norm, mlp = layer.blocks[1].body.children()
+    assert isinstance(mlp, MLP) and mlp.gate
+    alone = replace(mlp, up=whole(mlp.up), gate=whole(mlp.gate), down=whole(mlp.down))
+    block = Chain((layer.blocks[0], Residual(Chain((norm, alone)))))
+    of = replace(OF, runs=(replace(OF.runs[0], block=block),))
+    sites = [c.site for c in traffic.of(of, lay(of, (1.0, 1.0)), 7, 2)]
+    assert sites == ["embed", "attn_out", "attn_out", "attn_out", "logits"]
