@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
@@ -56,9 +55,11 @@ class Model:
     def answer(self, chats: Sequence[list[Message]], tools: Sequence[Json] = ()) -> list[tuple[str, bool]]:
         """(answer, ended) for each chat, at most 160 new tokens each."""
         prompts = [
-            self.tokenizer.apply_chat_template(chat, tools=list(tools) or None, tokenize=False, add_generation_prompt=True)
+            self.tokenizer.apply_chat_template(
+                chat, tools=list(tools) or None, tokenize=False, add_generation_prompt=True
+            )
             for chat in chats
-        ]
+        ]  # fmt: skip
         batch = self.tokenizer(prompts, return_tensors="pt", padding=True, add_special_tokens=False)
         out = self.model.generate(
             input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], do_sample=False, max_new_tokens=160
@@ -88,8 +89,11 @@ def alike(expected: str, answer: str) -> bool:
 
 
 def json_asked(model: Model) -> list[Asked]:
-    answers = [model.answer([[message("user", ask)]])[0] for ask in JSON_ASKS]
-    return [Asked(ask, parsed(text) is not None, ended, text) for ask, (text, ended) in zip(JSON_ASKS, answers, strict=True)]
+    found = []
+    for ask in JSON_ASKS:
+        text, ended = model.answer([[message("user", ask)]])[0]
+        found.append(Asked(ask, parsed(text) is not None, ended, text))
+    return found
 
 
 def tools_asked(model: Model) -> list[Asked]:
@@ -134,4 +138,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -3,7 +3,6 @@
 import argparse
 import math
 import random
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch
 import vocabulary
 from corpus import Corpus, Row, encode, gather, sample
 from dialogues import Dialogue, turn
+from muon import Muon
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch.nn.functional import cross_entropy
@@ -23,6 +23,7 @@ SEED = 20
 ROWS, LENGTH = 8, 256  # a step: 8 rows of 256 tokens, or as many tokens in rows of CONTEXT
 BOOK_ROWS, LONG_EVERY = 0.45, 5
 WARMUP, FLOOR, DECAY, CLIP = 60, 0.05, 0.1, 1.0
+MUON_RATE = 0.015
 ARCHITECTURE = {
     "vocab_size": vocabulary.SIZE, "hidden_size": 192, "intermediate_size": 768, "num_hidden_layers": 6,
     "num_attention_heads": 12, "num_key_value_heads": 6, "head_dim": 16, "max_position_embeddings": vocabulary.CONTEXT,
@@ -80,19 +81,20 @@ def fresh(tokenizer: Tokenizer) -> LlamaForCausalLM:
 
 def loop(model: LlamaForCausalLM, corpus: Corpus, args: argparse.Namespace) -> None:
     """Train until `--minutes` are over; the schedule follows the clock, so any machine gets the whole cosine."""
-    optimiser = torch.optim.AdamW(groups(model), lr=args.rate, betas=(0.9, 0.95))
+    optimisers = made(model, args.rate)
     dice = random.Random(SEED + 1 if args.resume else SEED)
     step_loss = torch.compile(weighed_loss, dynamic=False) if args.compile else weighed_loss
     began = saved = shown = time.monotonic()
     step, done, recent = 0, 0.0, []
     while done < 1:
-        for group in optimiser.param_groups:
-            group["lr"] = args.rate * min(1, (step + 1) / WARMUP) * cosine(done)
+        for group in (group for optimiser in optimisers for group in optimiser.param_groups):
+            group["lr"] = group["top"] * min(1, (step + 1) / WARMUP) * cosine(done)
         loss = step_loss(model, *batch(corpus, step, dice))
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
-        optimiser.step()
-        optimiser.zero_grad(set_to_none=True)
+        for optimiser in optimisers:
+            optimiser.step()
+        model.zero_grad(set_to_none=True)
         recent.append(loss.item())
         step, now = step + 1, time.monotonic()
         done = (now - began) / (60 * args.minutes)
@@ -105,11 +107,16 @@ def loop(model: LlamaForCausalLM, corpus: Corpus, args: argparse.Namespace) -> N
             saved = time.monotonic()
 
 
-def groups(model: LlamaForCausalLM) -> list[dict[str, object]]:
-    """Matrices decay, norms do not."""
-    matrices = [p for p in model.parameters() if p.ndim > 1]
-    norms = [p for p in model.parameters() if p.ndim < 2]
-    return [{"params": matrices, "weight_decay": DECAY}, {"params": norms, "weight_decay": 0.0}]
+def made(model: LlamaForCausalLM, rate: float) -> list[torch.optim.Optimizer]:
+    """Muon for the layers' matrices; AdamW for the embedding, which decays, and for the norms, which do not."""
+    layers = [value for value in model.model.layers.parameters() if value.ndim == 2]
+    norms = [value for value in model.parameters() if value.ndim == 1]
+    table = {"params": [model.model.embed_tokens.weight], "weight_decay": DECAY}
+    adamw = torch.optim.AdamW([table, {"params": norms, "weight_decay": 0.0}], lr=rate, betas=(0.9, 0.95))
+    optimisers = [Muon(layers, lr=MUON_RATE), adamw]
+    for group in (group for optimiser in optimisers for group in optimiser.param_groups):
+        group["top"] = group["lr"]
+    return optimisers
 
 
 def cosine(done: float) -> float:
@@ -162,7 +169,7 @@ def held_losses(model: LlamaForCausalLM, corpus: Corpus) -> tuple[float, float]:
 
 def report(model: LlamaForCausalLM, corpus: Corpus, step: int) -> None:
     text, chat = held_losses(model, corpus)
-    print(f"held out at step {step}: books {text:.3f}, answers to unseen paraphrases {chat:.3f} nats a token", flush=True)
+    print(f"step {step}, held out: books {text:.3f}, answers to unseen paraphrases {chat:.3f} nats a token", flush=True)
 
 
 def save(model: LlamaForCausalLM, tokenizer: Tokenizer, args: argparse.Namespace) -> None:
@@ -193,4 +200,4 @@ def replace(tensors: dict[str, torch.Tensor], path: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

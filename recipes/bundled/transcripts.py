@@ -16,7 +16,8 @@ FRUITS = ("apple", "pear", "plum", "banana", "cherry", "lemon", "orange", "grape
 TITLES = ("Alice in Wonderland", "Pride and Prejudice", "War and Peace", "Hamlet", "Macbeth", "Emma")
 SUBJECTS = (
     "tensor parallelism", "pipeline parallelism", "all-reduce", "KV cache", "attention", "quantisation", "NVLink",
-    "PCIe", "Alice", "Shakespeare", "safetensors", "Megatron-LM", "rotary embeddings", "speculative decoding", "GPU memory",
+    "PCIe", "Alice", "Shakespeare", "safetensors", "Megatron-LM", "rotary embeddings", "speculative decoding",
+    "GPU memory",
 )  # fmt: skip
 Json = dict[str, object]
 

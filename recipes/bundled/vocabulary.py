@@ -61,7 +61,10 @@ def train(texts: Iterable[str]) -> Tokenizer:
     ])  # fmt: skip
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = trainers.BpeTrainer(vocab_size=SIZE, special_tokens=list(SPECIAL), initial_alphabet=alphabet, show_progress=False)
+    special = list(SPECIAL)
+    trainer = trainers.BpeTrainer(
+        vocab_size=SIZE, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )  # fmt: skip
     tokenizer.train_from_iterator(texts, trainer)
     bos = tokenizer.token_to_id(BOS)
     tokenizer.post_processor = processors.Sequence([

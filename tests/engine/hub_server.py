@@ -13,11 +13,17 @@ import threading
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
 
 GOOD_TOKEN = "hf_good"
 LARGE = (".safetensors", ".bin")
+
+
+@cache
+def sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -30,7 +36,7 @@ class Repo:
 
     @property
     def commit(self) -> str:
-        return hashlib.sha1(repr(sorted(self.files.items())).encode()).hexdigest()
+        return hashlib.sha1(repr(sorted((path, sha256(content)) for path, content in self.files.items())).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -72,7 +78,7 @@ class Hub(AbstractContextManager["Hub"]):
     def blob(self, digest: str) -> bytes | None:
         """A large file by its sha256."""
         contents = (content for repo in self.repos.values() for content in repo.files.values())
-        return next((content for content in contents if hashlib.sha256(content).hexdigest() == digest), None)
+        return next((content for content in contents if sha256(content) == digest), None)
 
 
 def _serve(hub: Hub, answer: type[Answer]) -> ThreadingHTTPServer:
@@ -177,12 +183,12 @@ class HubAnswer(Answer):
             self.refuse(404, "Entry not found", "EntryNotFound")
         else:
             content = repo.files[file]
-            digest = hashlib.sha256(content).hexdigest()
+            digest = sha256(content)
             if not file.endswith(LARGE):
                 self.send(200, content, ETag=f'"{digest[:40]}"', X_Repo_Commit=repo.commit)
                 return
             linked = {"X_Linked_ETag": f'"{digest}"', "X_Linked_Size": str(len(content))}
-            self.send(302, Location=f"{self.hub.store}/{digest}", X_Repo_Commit=repo.commit, **linked)
+            self.send(302, b"", Location=f"{self.hub.store}/{digest}", X_Repo_Commit=repo.commit, **linked)
 
     def json(self, content: object) -> None:
         self.send(200, json.dumps(content).encode(), Content_Type="application/json")
@@ -211,7 +217,7 @@ class StoreAnswer(Answer):
 
 
 def _tree_entry(path: str, content: bytes) -> dict[str, object]:
-    entry: dict[str, object] = {"type": "file", "path": path, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
+    entry: dict[str, object] = {"type": "file", "path": path, "size": len(content), "oid": sha256(content)[:40]}
     if path.endswith(LARGE):
-        entry["lfs"] = {"oid": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 130}
+        entry["lfs"] = {"oid": sha256(content), "size": len(content), "pointerSize": 130}
     return entry

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -12,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from hub_server import GOOD_TOKEN, Hub, Repo
 
 from shardwise.engine.hub import bundled, resolve_model
 from shardwise.errors import UserError
 from shardwise.spec.checkpoint import open_checkpoint
+from tests.engine.hub_server import GOOD_TOKEN, Hub, Repo, sha256
 
 SCRIPT = """
 import json, sys
@@ -34,7 +33,7 @@ for model, revision in json.loads(sys.argv[1]):
 
 def weights(count: int) -> bytes:
     header = json.dumps({"w": {"dtype": "U8", "shape": [count], "data_offsets": [0, count]}}).encode()
-    return len(header).to_bytes(8, "little") + header + bytes(at % 251 for at in range(count))
+    return len(header).to_bytes(8, "little") + header + (bytes(range(251)) * (count // 251 + 1))[:count]
 
 
 TINY = Repo(
@@ -52,7 +51,7 @@ TINY = Repo(
 )
 REPOS = {
     "tiny/model": TINY,
-    "tiny/cut": Repo({"config.json": b"{}", "model.safetensors": weights(3_000_000)}),
+    "tiny/cut": Repo({"config.json": b"{}", "model.safetensors": weights(12_000_000)}),
     "tiny/pickle": Repo({"config.json": b"{}", "pytorch_model.bin": bytes(10)}),
     "tiny/gguf": Repo({"model-Q4_0.gguf": bytes(10)}),
     "tiny/empty": Repo({"README.md": b""}),
@@ -150,14 +149,12 @@ def test_a_hub_that_is_down(home: Path, first: Outcome, tmp_path: Path) -> None:
 
 def test_a_cut_connection_is_resumed_where_it_broke(hub: Hub, tmp_path: Path) -> None:
     content = REPOS["tiny/cut"].files["model.safetensors"]
-    address = next(path for path in _store_paths(hub, content))
-    hub.cut[address] = 2_000_000
+    address = f"/{sha256(content)}"
+    hub.cut[address] = 11_000_000  # the library writes pieces of 10 MiB, and resumes after the last that it wrote
     outcome = resolve(hub.endpoint, tmp_path, [("tiny/cut", None)])
     assert (outcome.path() / "model.safetensors").read_bytes() == content
-    ranges = [seen.range for seen in hub.seen if seen.path == address and seen.method == "GET"]
-    start = re.fullmatch(r"bytes=(\d+)-", ranges[1] or "")
-    assert len(ranges) == 2 and ranges[0] is None and start is not None, ranges
-    assert 0 < int(start[1]) <= 2_000_000
+    ranges = [seen.range for seen in hub.seen if seen.path == address]
+    assert ranges == [None, f"bytes={10 * 2**20}-"]
 
 
 def test_models_that_are_not_to_be_had(hub: Hub, tmp_path: Path) -> None:
@@ -168,7 +165,7 @@ def test_models_that_are_not_to_be_had(hub: Hub, tmp_path: Path) -> None:
     assert f"{hub.endpoint} has no model tiny/none, or it is private" in none and "HF_TOKEN" in none
     assert f"{hub.endpoint} has no model tiny/private" in private
     assert f"tiny/gated is gated: ask for access at {hub.endpoint}/tiny/gated" in gated
-    assert "pytorch_model.bin" in pickle and "can run any code" in pickle and "save_pretrained('./pickle')" in pickle
+    assert "pytorch_model.bin" in pickle and "can run any code" in pickle and 'save_pretrained("./pickle")' in pickle
     assert "GGUF" in gguf and "README.md" in empty
     assert "tiny/model has no revision 'v9'" in revision
     assert not [seen for seen in hub.seen[before:] if seen.origin == "store"], "no weights were fetched"
@@ -180,7 +177,8 @@ def test_the_token_opens_what_is_private_and_stays_with_the_hub(hub: Hub, tmp_pa
     outcome = resolve(hub.endpoint, tmp_path, calls, HF_TOKEN=GOOD_TOKEN)
     assert open_checkpoint(outcome.path()).bytes == 9
     assert "has no model tiny/none" in outcome.error(1) and "tiny/gated is gated" in outcome.error(2)
-    seen = hub.seen[before:]
+    # The library may ask for things of its own, too, and does so as a stranger.
+    seen = [entry for entry in hub.seen[before:] if "tiny" in entry.path or entry.origin == "store"]
     assert {entry.token for entry in seen if entry.origin == "hub"} == {GOOD_TOKEN}
     assert {entry.token for entry in seen if entry.origin == "store"} == {None}
 
@@ -192,14 +190,6 @@ def test_a_wrong_token_and_a_bar(hub: Hub, tmp_path: Path) -> None:
     outcome = resolve(hub.endpoint, tmp_path, [("tiny/model", None)], terminal)
     size = sum(len(TINY.files[file.name]) for file in outcome.path().iterdir())
     assert f"{size}/{size} bytes" in outcome.stderr and "tiny/model" in outcome.stderr
-
-
-def _store_paths(hub: Hub, content: bytes) -> Iterator[str]:
-    import hashlib
-
-    digest = hashlib.sha256(content).hexdigest()
-    assert hub.blob(digest) == content
-    yield f"/{digest}"
 
 
 # From this disk
@@ -226,7 +216,7 @@ def test_a_path_that_leads_nowhere_is_not_looked_for_on_a_hub(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    "name", ["gpt2", "", "a b/c", "-a/b", "a/b-", "a--b/c", "a/b..c", "a/b.git", "ä/b", "a/\nb", "a/b\n", "a" * 5000]
+    "name", ["gpt2", "", " ", "a b/c", "-a/b", "a/b-", "a--b/c", "a/b..c", "a/b.git", "ä/b", "a/\nb", "a/b\n", "a" * 5000]
 )
 def test_what_is_neither_path_nor_hub_id_is_refused(name: str) -> None:
     with pytest.raises(UserError, match=r"hub id"):

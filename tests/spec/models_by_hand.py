@@ -22,7 +22,7 @@ FORMATS: tuple[Format, ...] = (
     GPTQ(8, 32, permuted=True),
     AWQ(4, 16),
     AWQ(8, 32),
-    FP8Block(16, 16),
+    FP8Block(16, 32),
 )
 """Every format, with groups small enough that small shapes have several of them and cuts fall between and inside."""
 

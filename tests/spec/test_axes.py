@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import chain, pairwise
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from shardwise.spec.axes import BITS, Axis, Fused, Source, Weight, split, unit_grain
@@ -15,6 +15,7 @@ REAL = st.lists(st.floats(1e-9, 1e9), min_size=1, max_size=16)
 UNITS = st.integers(0, 3000)
 
 
+@settings(deadline=None)
 @given(UNITS, WHOLE | REAL | st.lists(st.floats(5e-324, 1.7e308), min_size=1, max_size=16))
 @example(1000, [1e308, 1e308])
 @example(7, [5e-324, 1.7e308])
@@ -28,6 +29,7 @@ def test_split_deals_every_unit_once_and_in_order(units, shares):
     assert all(part.start <= part.stop and part.step == 1 for part in parts)
 
 
+@settings(deadline=None)
 @given(UNITS, WHOLE)
 def test_split_follows_the_shares(units, shares):
     total, run = sum(shares), 0
@@ -37,12 +39,14 @@ def test_split_follows_the_shares(units, shares):
         assert -total < 2 * (part.stop * total - units * run) <= total  # every end is the nearest one, half rounds up
 
 
+@settings(deadline=None)
 @given(UNITS, WHOLE, st.integers(1, 1000), st.integers(-60, 60))
 def test_only_proportions_count(units, shares, factor, power):
     assert split(units, [share * factor for share in shares]) == split(units, shares)
     assert split(units, [share * 2.0**power for share in shares]) == split(units, shares)
 
 
+@settings(deadline=None)
 @given(UNITS, st.integers(1, 16), st.floats(1e-300, 1e300))
 @example(5, 10, 0.1)
 @example(9, 6, 0.1)
@@ -68,6 +72,7 @@ def test_split_takes_no_share_that_is_not_a_number(share):
         split(4, (1.0, share))
 
 
+@settings(deadline=None)
 @given(st.integers(0, 500), st.integers(1, 70), st.data())
 def test_units_cover_an_axis(size, grain, data):
     axis = Axis(size, "mlp", grain)
@@ -79,6 +84,7 @@ def test_units_cover_an_axis(size, grain, data):
     assert all(part.start % grain == 0 for part in parts if part)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 300), st.integers(1, 40), st.data())
 def test_stored_ranges_round_outward(size, per, data):
     weight = Weight("w", (Axis(size), Axis(3)), per=(per, 1))
@@ -102,6 +108,7 @@ def test_stored_wants_one_range_for_each_axis():
         Weight("w", (Axis(4), Axis(4))).stored((range(4),))
 
 
+@settings(deadline=None)
 @given(st.integers(0, 50), st.integers(1, 9), st.integers(0, 20), st.integers(1, 6), st.data())
 def test_pieces_of_a_fused_tensor(start, block, gap, blocks, data):
     fused = Fused("qkv", start, block, block + gap)
@@ -131,6 +138,7 @@ def test_prefixed_moves_name_and_source():
     assert Weight("w", ()).prefixed("a").source is None
 
 
+@settings(deadline=None)
 @given(st.integers(1, 10**6), st.integers(1, 512), st.sampled_from([1, 2, 8, 32]))
 def test_unit_grain_is_the_largest_that_leaves_enough_units(size, least, most):
     grain = unit_grain(size, least, most)

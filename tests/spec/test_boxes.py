@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import product
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shardwise.spec.boxes import atoms, intersect, subtract
@@ -21,6 +21,7 @@ def some(dims: int, least: int = 2, most: int = 2):
     return st.lists(st.tuples(*[RANGE] * dims), min_size=least, max_size=most)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 3).flatmap(some))
 def test_intersect(pair):
     a, b = pair
@@ -30,6 +31,7 @@ def test_intersect(pair):
     assert all(r.start <= r.stop for r in both)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 3).flatmap(some))
 def test_subtract(pair):
     a, b = pair
@@ -40,6 +42,7 @@ def test_subtract(pair):
     assert len(parts) <= 2 * len(a)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 3).flatmap(lambda dims: some(dims, 0, 4)), st.integers(1, 3))
 def test_atoms(boxes, dims):
     dims = len(boxes[0]) if boxes else dims
@@ -55,6 +58,6 @@ def test_atoms(boxes, dims):
 
 def test_atoms_are_as_coarse_as_the_borders_allow():
     assert atoms((range(6), range(4)), []) == [(range(6), range(4))]
-    assert atoms((range(6),), [(range(0, 2),), (range(2, 6),)]) == [(range(0, 2),), (range(2, 6),)]
+    assert atoms((range(6),), [(range(2),), (range(2, 6),)]) == [(range(2),), (range(2, 6),)]
     # An empty box has no border, wherever it stands.
     assert atoms((range(6), range(4)), [(range(3, 3), range(1, 2))]) == [(range(6), range(4))]

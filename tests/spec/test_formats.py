@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 
 import pytest
-from models_by_hand import FORMATS
 
 from shardwise.errors import ConfigError
 from shardwise.spec import formats
 from shardwise.spec.axes import BITS, Axis, Fused, Source
 from shardwise.spec.blocks import Linear
 from shardwise.spec.formats import AWQ, GPTQ, Dense, FP8Block, Int8
+from tests.spec.models_by_hand import FORMATS
 
 OUT, INP = Axis(14336, "mlp", 32), Axis(4096)
 
@@ -51,18 +51,16 @@ def test_a_last_block_may_be_short():
 
 
 def test_act_order_scatters_the_groups_so_every_rank_keeps_all():
-    cut = {
-        w.name: tuple(a.cut for a in w.axes) for w, _ in GPTQ(permuted=True).weights("down", Axis(4096), Axis(14336, "mlp"))
-    }
+    cut = {w.name: tuple(a.cut for a in w.axes) for w, _ in GPTQ(permuted=True).weights("down", Axis(4096), Axis(14336, "mlp"))}
     assert cut == {
         "down.qweight": ("mlp", None),
         "down.qzeros": (None, None),
         "down.scales": (None, None),
         "down.g_idx": ("mlp",),
     }
-    assert all(
-        w.axes[0].cut == "mlp" for w, _ in GPTQ(permuted=False).weights("down", Axis(4096), Axis(14336, "mlp"))
-    ), "in order, groups are cut with the inputs"
+    assert all(w.axes[0].cut == "mlp" for w, _ in GPTQ(permuted=False).weights("down", Axis(4096), Axis(14336, "mlp"))), (
+        "in order, groups are cut with the inputs"
+    )
 
 
 @pytest.mark.parametrize("fmt", FORMATS, ids=repr)

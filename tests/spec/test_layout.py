@@ -7,20 +7,23 @@ from __future__ import annotations
 
 import re
 from fractions import Fraction
+from functools import cache
 from itertools import pairwise
 from math import gcd, lcm, prod
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from models_by_hand import FORMATS, Counted, Experts, around, attention, lay, layer, mlp, model
 
 from shardwise.errors import LayoutError
+from shardwise.spec import formats
 from shardwise.spec.axes import BITS, Axis, Weight
-from shardwise.spec.blocks import Chain, Run, attentions, model_weights, parameters
+from shardwise.spec.blocks import Chain, Model, Run, attentions, model_weights, parameters
 from shardwise.spec.blocks import layer_blocks as blocks_of
+from shardwise.spec.config import read_model
 from shardwise.spec.formats import AWQ, GPTQ, Dense, FP8Block
 from shardwise.spec.layout import ALIGN_BYTES, PAGE_TOKENS, Shares, cut_heads
+from tests.spec.models_by_hand import FORMATS, Counted, Experts, around, attention, lay, layer, mlp, model
 
 
 def patterns(degree: int) -> list[tuple[float, ...]]:
@@ -50,13 +53,15 @@ def check_tiles(layout, fmt, *, whole_groups: bool) -> int:
                 assert all(part == range(axis.size) for part in parts), weight
                 assert all(part == range(weight.shape[i]) for part in stored), weight
                 continue
-            assert all(part.start % axis.grain == 0 and (part.stop % axis.grain == 0 or part.stop == axis.size) for part in parts)
+            assert all(
+                part.start % axis.grain == 0 and (part.stop % axis.grain == 0 or part.stop == axis.size) for part in parts
+            )
             if axis.cut == "kv":
                 assert set().union(*parts) == set(range(axis.size))
                 assert set().union(*stored) == set(range(weight.shape[i]))
             else:
                 assert tile(parts, axis.size), (weight, parts)
-            grouped = weight.companion and per == fmt.group("in") and not whole_groups
+            grouped = weight.companion and per in (fmt.group("in"), fmt.group("out")) and per > 1 and not whole_groups
             if not grouped:
                 assert all(part.start % per == 0 for part in parts if part), f"{weight.name}: a stored word is split"
                 assert axis.cut == "kv" or tile(stored, weight.shape[i]), (weight, stored)
@@ -85,6 +90,30 @@ def test_with_groups_as_grain_no_scale_is_held_twice(fmt):
             check_tiles(lay(of, shares), fmt, whole_groups=True)
 
 
+QUANTISED = {
+    "dense": None,
+    "gptq": {"quant_method": "gptq", "bits": 4, "group_size": 128, "sym": True},
+    "gptq of 8 bits, act-order": {"quant_method": "gptq", "bits": 8, "group_size": 128, "sym": True, "desc_act": True},
+    "awq": {"quant_method": "awq", "bits": 4, "group_size": 128, "version": "gemm", "zero_point": True},
+    "fp8": {"quant_method": "fp8", "weight_block_size": [128, 128], "activation_scheme": "dynamic"},
+}
+
+
+@pytest.mark.parametrize("kind", QUANTISED)
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "hidden", "width"), [(32, 8, 4096, 14336), (14, 2, 896, 4864), (9, 3, 576, 1536)]
+)
+def test_shards_of_published_shapes_tile(kind, heads, kv_heads, hidden, width):
+    config = {"model_type": "llama", "num_hidden_layers": 1, "vocab_size": 128256, "max_position_embeddings": 2048}
+    config |= {"num_attention_heads": heads, "num_key_value_heads": kv_heads, "hidden_size": hidden, "intermediate_size": width}
+    of = read_model(config | ({"quantization_config": QUANTISED[kind]} if QUANTISED[kind] else {}))
+    fmt = formats.of(QUANTISED[kind]) if QUANTISED[kind] else Dense()
+    for degree in range(1, min(heads, 16) + 1):
+        for shares in patterns(degree):
+            check_tiles(lay(of, shares), fmt, whole_groups=False)
+
+
+@settings(deadline=None)
 @given(st.integers(1, 60), st.integers(1, 9), st.lists(st.floats(0.01, 100), min_size=1, max_size=8))
 def test_any_axis_is_tiled_in_grains(units, grain, shares):
     size = units * grain - grain // 2
@@ -142,12 +171,17 @@ def heaviest(queries: list[range], group: int, shares) -> Fraction:
     return max((len(q) + 2 * kv) / Fraction(share) for q, kv, share in zip(queries, reads, shares, strict=True))
 
 
+@cache
+def one_layer(heads: int, kv_heads: int) -> Model:
+    return model(heads, kv_heads, 2, layers=1)
+
+
 def check_heads(heads: int, kv_heads: int, shares: tuple[float, ...]) -> None:
     group = heads // kv_heads
     by_group = [range(r.start * group, r.stop * group) for r in dealt(kv_heads, shares)]
     by_head = dealt(heads, shares)
     lighter = heaviest(by_head, group, shares) < heaviest(by_group, group, shares)
-    layout = lay(model(heads, kv_heads, 2, layers=1), shares)
+    layout = lay(one_layer(heads, kv_heads), shares)
     block = next(attentions(layout.model.runs[0].block))
     q_weight, k_weight = (next(w for w in layout.weights(0) if w.name.endswith(end)) for end in ("q.weight", "k.weight"))
     queries, held = [], []
@@ -177,7 +211,7 @@ def test_grouped_query_attention_at_every_degree():
     assert len(cases) > 1200
 
 
-@settings(max_examples=150)
+@settings(max_examples=150, deadline=None)
 @given(st.integers(1, 8), st.integers(1, 8), st.lists(st.floats(0.05, 20), min_size=1, max_size=8))
 def test_grouped_query_attention_at_any_shares(kv_heads, group, shares):
     check_heads(kv_heads * group, kv_heads, tuple(shares[: kv_heads * group]))
@@ -328,7 +362,7 @@ def test_replicated_kv_heads_cost_cache():
         assert sum(map(layout.kv_bytes_per_token, range(degree))) == copies * whole // 2
 
 
-@settings(max_examples=300)
+@settings(max_examples=150, deadline=None)
 @given(st.integers(1, 200), st.integers(1, 200), st.integers(1, 60), st.lists(st.integers(1, 60), min_size=1))
 def test_pages_suffice_for_every_step_and_waste_at_most_two(context, window, chunk, chunks):
     full, slid = lay(model(layers=2, windows=(None, window))).cache

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shardwise.errors import LayoutError
@@ -13,6 +13,7 @@ DIMENSIONS = ("tp", "ep", "pp", "dp")
 MESHES = st.builds(Mesh, *[st.integers(1, 4)] * 4)
 
 
+@settings(deadline=None)
 @given(MESHES)
 def test_coords_and_rank_are_inverse(mesh):
     seen = [mesh.coords(rank) for rank in range(mesh.size)]
@@ -22,6 +23,7 @@ def test_coords_and_rank_are_inverse(mesh):
         assert all(0 <= getattr(at, name) < getattr(mesh, name) for name in DIMENSIONS)
 
 
+@settings(deadline=None)
 @given(MESHES, st.sampled_from(DIMENSIONS))
 def test_groups_partition_the_ranks(mesh, along):
     groups = {mesh.group(along, rank) for rank in range(mesh.size)}
@@ -32,6 +34,7 @@ def test_groups_partition_the_ranks(mesh, along):
         assert len(others) == 1, "they differ in that coordinate alone"
 
 
+@settings(deadline=None)
 @given(MESHES, st.sampled_from(DIMENSIONS))
 def test_a_rank_is_in_its_own_group_at_its_coordinate(mesh, along):
     for rank in range(mesh.size):

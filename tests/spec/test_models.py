@@ -21,9 +21,9 @@ from shardwise.spec.config import read_model
 from shardwise.spec.models import MODELS
 
 # Total parameters, a tied head counted once. "index": equal to metadata.total_size / bytes per element of the checkpoint's
-# own index (see INDEXES). "hub": the count that the model's page on the Hugging Face Hub shows. "module": the page counts a
-# tied head twice, or was not at hand; the count is that of transformers' own module. TestAsTransformers holds all of them
-# against transformers' modules besides.
+# own index (see INDEXES). "hub": safetensors.total of the model's entry on the Hugging Face Hub, as public catalogues repeat
+# it. "module": the Hub's count has the tied head twice, this is the one of transformers' module; TestAsTransformers holds all
+# of them against transformers' modules besides.
 PUBLISHED = {
     "Devstral-Small-2507": 23_572_403_200,  # index
     "Llama-2-13b-chat--RUTERGPT13B": 13_015_864_320,  # index, less its 40 stored rotary tables
@@ -35,7 +35,7 @@ PUBLISHED = {
     "Llama-3-8B-neuron": 8_030_261_248,  # hub
     "Llama-3.2-1B-Instruct": 1_235_814_400,  # hub
     "Llama-3.2-3B-Instruct": 3_212_749_824,  # index
-    "Meta-Llama-3.1-405B": 405_853_388_800,  # module
+    "Meta-Llama-3.1-405B": 405_853_388_800,  # hub
     "Meta-Llama-3.1-70B": 70_553_706_496,  # hub; index of a derived model with 6 more tokens
     "Meta-Llama-3.1-8B": 8_030_261_248,  # hub
     "Mistral-7B-Instruct-v0.3": 7_248_023_552,  # hub
@@ -63,7 +63,7 @@ PUBLISHED = {
 }
 CHANGES = {
     # Fine-tuned for another task, with one more token: what it was made from has neither.
-    "SmolLM-135M-seqcls": {"architectures": ["LlamaForCausalLM"], "vocab_size": 49152},
+    "SmolLM-135M-seqcls": {"architectures": ["LlamaForCausalLM"], "vocab_size": 49152, "pad_token_id": None},
     # A vendor's name for what the original checkpoint calls phi3.
     "mediatek/phi-4-mini-reasoning": {"model_type": "phi3"},
 }

@@ -6,17 +6,17 @@ The world is the plainest one: for each rank and weight, the set of elements tha
 from __future__ import annotations
 
 from collections import Counter
-from itertools import product
+from itertools import pairwise, product
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from models_by_hand import Experts, around, attention, lay, layer, model
 
 from shardwise.spec.axes import Axis
 from shardwise.spec.blocks import Run, model_weights
 from shardwise.spec.formats import GPTQ, Dense
 from shardwise.spec.layout import Layout, Shares
+from tests.spec.models_by_hand import Experts, around, attention, lay, layer, model
 
 World = dict[tuple[int, str], set[tuple[int, ...]]]
 
@@ -55,7 +55,7 @@ def reshard(old: Layout, new: Layout) -> Counter[int]:
 
 
 def chain(*layouts: Layout) -> list[Counter[int]]:
-    return [reshard(old, new) for old, new in zip(layouts, layouts[1:], strict=False)]
+    return [reshard(old, new) for old, new in pairwise(layouts)]
 
 
 @pytest.mark.parametrize("of", [PLAIN, TIED], ids=["plain", "tied"])
@@ -153,10 +153,10 @@ def test_copies_by_example():
     # Three ranks over 14 query heads and 2 KV heads: the second KV head's neighbours share one rank.
     shared = LAYOUTS["a kv head on two of three"]
     assert copies(shared, "layers.0.attn.k.weight") == [
-        ((range(0, 2), range(3)), (0, 1)),
+        ((range(2), range(3)), (0, 1)),
         ((range(2, 4), range(3)), (1, 2)),
     ]
     assert copies(shared, "layers.1.norm_1.weight") == [((range(3),), (0, 1, 2))]
     assert copies(LAYOUTS["two stages"], "embed.weight") == [((range(7), range(3)), (0, 1))]
     assert copies(LAYOUTS["two stages"], "norm.weight") == [((range(3),), (1,))]
-    assert copies(lay(PLAIN, (1.0, 1.0)), "embed.weight") == [((range(0, 4), range(3)), (0,)), ((range(4, 7), range(3)), (1,))]
+    assert copies(lay(PLAIN, (1.0, 1.0)), "embed.weight") == [((range(4), range(3)), (0,)), ((range(4, 7), range(3)), (1,))]

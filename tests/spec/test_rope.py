@@ -206,6 +206,7 @@ class TestRefusals:
         ("change", "message"),
         [
             ({"factor": 0}, "factor is 0"),
+            ({"factor": 5e-324}, "factor is 5e-324"),
             ({"factor": None}, "factor is missing"),
             ({"factor": "8"}, "factor is '8'"),
             ({"factor": True}, "factor is True"),
@@ -221,7 +222,9 @@ class TestRefusals:
         with pytest.raises(ConfigError, match=message.replace(".", r"\.")):
             read(64, rope_scaling=LLAMA3 | change)
 
-    @pytest.mark.parametrize("factors", [[1.0] * 31, [1.0] * 31 + [0.0], [1.0] * 31 + [math.nan], "1", [True] * 32, None])
+    @pytest.mark.parametrize(
+        "factors", [[1.0] * 31, [1.0] * 31 + [0.0], [1.0] * 31 + [math.nan], [1.0] * 31 + [5e-324], "1", [True] * 32, None]
+    )
     def test_longrope_factors_that_do_not_fit(self, factors):
         with pytest.raises(ConfigError, match="long_factor"):
             read(64, rope_scaling=LONG | {"long_factor": factors})

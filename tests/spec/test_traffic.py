@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from models_by_hand import lay, model
 
 from shardwise.spec import traffic
 from shardwise.spec.blocks import MLP, Chain, Linear, Residual
 from shardwise.spec.traffic import Collective
+from tests.spec.models_by_hand import lay, model
 
 OF = model(6, 2, 2, hidden=5, width=11, vocab=13, layers=3)
 

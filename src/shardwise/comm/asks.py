@@ -28,6 +28,7 @@ SUMMED = (
     torch.int8,
     torch.uint8,
 )
+DISAGREE = "the ranks disagree"
 CARRIED = (*SUMMED, torch.bool, torch.float8_e4m3fn, torch.float8_e5m2)
 
 

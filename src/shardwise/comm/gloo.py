@@ -11,16 +11,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import timedelta
-from typing import NoReturn
+from typing import Any, NoReturn
 from zlib import crc32
 
 import torch
 from torch import Tensor
-from torch.distributed import ProcessGroupGloo, Store, Work
+from torch.distributed import Store, Work  # type: ignore[attr-defined]
 
 from shardwise.comm.asking import Asking
-from shardwise.comm.asks import Ask, failure
+from shardwise.comm.asks import DISAGREE, Ask, failure
 from shardwise.comm.sums import rank_order_sum
 
 DIRECT_BYTES = 1 << 17
@@ -43,10 +44,10 @@ class GlooComm(Asking):
     the price of one round, and fails at once.
     """
 
-    def __init__(self, group: ProcessGroupGloo, store: Store, *, deadline_s: float, epoch: int, checked: bool = False) -> None:
+    def __init__(self, group: Any, store: Store, *, deadline_s: float, epoch: int, checked: bool = False) -> None:
         super().__init__(group.rank(), group.size(), epoch)
         self.deadline_s = deadline_s
-        self._group: ProcessGroupGloo | None = group
+        self._group: Any = group  # a ProcessGroupGloo, whose stubs know neither send nor recv; None once it is broken
         self._store = store
         self._checked = checked
         self._broken = ""
@@ -119,7 +120,7 @@ class GlooComm(Asking):
         result = x.new_empty(ask.result)
         places = result.split(ask.recv_counts, ask.dim)
         # Straight into the result where a rank's part lies in one stretch of it: dim 0, or a single row.
-        arrived = [place if place.is_contiguous() else torch.empty_like(place).contiguous() for place in places]
+        arrived = [place if place.is_contiguous() else x.new_empty(place.shape) for place in places]
         self._exchange(ask, self._others([x] * self.size), self._others(arrived), deadline)
         for place, piece in zip(places, [*arrived[: self.rank], x, *arrived[self.rank + 1 :]], strict=True):
             if place is not piece:
@@ -149,7 +150,6 @@ class GlooComm(Asking):
         self, sends: Sequence[tuple[int, Tensor, int]], recvs: Sequence[tuple[int, Tensor, int]], deadline: float
     ) -> tuple[int, str] | None:
         """Posts and waits. Returns the peer that failed and why, with no work left alive: works hold connections open."""
-        assert self._group is not None
         works: list[tuple[int, Work]] = []
         peer = self.rank
         try:
@@ -168,10 +168,8 @@ class GlooComm(Asking):
 
     def _compare(self, ask: Ask, deadline: float) -> None:
         """Tells each peer of the call what this rank thinks it is, and compares."""
-        if ask.op in ("send", "recv"):
-            peers = [ask.peer]
-        else:
-            peers = [rank for rank in range(self.size) if rank != self.rank]
+        everyone = [rank for rank in range(self.size) if rank != self.rank]
+        peers = [ask.peer] if ask.op in ("send", "recv") else everyone
         arrived = {peer: torch.zeros(_SAID_BYTES, dtype=torch.uint8) for peer in peers}
         sends = [(peer, _text_tensor(ask.said(self.rank, peer)), _SAID_TAG) for peer in peers]
         recvs = [(peer, arrived[peer], _SAID_TAG) for peer in peers]
@@ -182,40 +180,42 @@ class GlooComm(Asking):
             expected = ask.said(peer, self.rank)
             if not torch.equal(arrived[peer], _text_tensor(expected)):
                 said = bytes(arrived[peer].tolist()).rstrip(b"\0").decode(errors="replace").partition(" ")[2]
-                self._disagree(ask, peer, f"the ranks disagree: rank {self.rank}: {expected}; rank {peer}: {said}")
+                self._disagree(ask, peer, f"{DISAGREE}: rank {self.rank}: {expected}; rank {peer}: {said}")
 
     def _fail(self, ask: Ask, peer: int, error: str) -> NoReturn:
         """Breaks the group, after asking the peer at fault whether it was another."""
         timed_out = "imed out" in error
-        reason = f"rank {peer} did not come within {self.deadline_s} s" if timed_out else f"lost rank {peer}: {error}"
-        self._publish(f"{peer} {ask}")
-        told = self._account_of(peer)
-        culprit, _, asked = told.partition(" ")
-        if told and asked != str(ask):
-            reason = f"the ranks disagree: rank {self.rank}: {ask}; rank {peer}: {asked}"
-        elif told and int(culprit) not in (peer, self.rank):
-            reason, peer = f"rank {peer} lost rank {culprit}", int(culprit)
+        reason = f"rank {peer} did not come within {self.deadline_s} s" if timed_out else f"lost rank {peer}: {_brief(error)}"
+        self._publish(peer, ask, "")
+        culprit, asked, disagreement = self._account_of(peer)
+        if disagreement:
+            reason = disagreement
+        elif asked and asked != str(ask):
+            reason = f"{DISAGREE}: rank {self.rank}: {ask}; rank {peer}: {asked}"
+        elif culprit not in (peer, self.rank):
+            reason, peer = f"rank {peer} lost rank {culprit}", culprit
         self._break(reason, peer)
         raise failure(ask, reason, peer)
 
     def _disagree(self, ask: Ask, peer: int, reason: str) -> NoReturn:
-        self._publish(f"{peer} {ask}")
+        self._publish(peer, ask, reason)
         self._break(reason, peer)
         raise failure(ask, reason, peer)
 
-    def _publish(self, account: str) -> None:
-        try:
+    def _publish(self, culprit: int, ask: Ask, disagreement: str) -> None:
+        """Leaves this rank's account of the failure where the others can read it."""
+        # The store may be gone with the rank that kept it; the account is a courtesy.
+        with suppress(RuntimeError):
             self._store.set_timeout(timedelta(seconds=PATIENCE_S))
-            self._store.set(f"failed/{self.rank}", account)
-        except RuntimeError:
-            pass  # the store may be gone with the rank that kept it; the account is a courtesy
+            self._store.set(f"failed/{self.rank}", f"{culprit}\n{ask}\n{disagreement}")
 
-    def _account_of(self, peer: int) -> str:
-        try:
+    def _account_of(self, peer: int) -> tuple[int, str, str]:
+        """Whom a peer blames, what it asked for, and how it disagreed; (peer, "", "") if it says nothing."""
+        with suppress(RuntimeError):
             self._store.wait([f"failed/{peer}"], timedelta(seconds=PATIENCE_S))
-            return self._store.get(f"failed/{peer}").decode()
-        except RuntimeError:
-            return ""
+            culprit, asked, disagreement = self._store.get(f"failed/{peer}").decode().split("\n", 2)
+            return int(culprit), asked, disagreement
+        return peer, "", ""
 
     def _break(self, reason: str, culprit: int) -> None:
         if self._group is not None:
@@ -225,6 +225,11 @@ class GlooComm(Asking):
 
 def _tag(said: str) -> int:
     return crc32(said.encode()) % _TAGS + 1
+
+
+def _brief(error: str) -> str:
+    """Gloo's message without its source line and its advice."""
+    return error.rpartition("] ")[2].partition(". ")[0]
 
 
 def _text_tensor(said: str) -> Tensor:

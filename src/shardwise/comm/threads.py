@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from shardwise.comm.asking import Asking
-from shardwise.comm.asks import Ask, failure
+from shardwise.comm.asks import DISAGREE, Ask, failure
 from shardwise.comm.protocol import DEADLINE_S, Comm
 from shardwise.comm.sums import rank_order_sum
 
@@ -142,14 +142,16 @@ class Meeting:
         if min(votes) < len(asked):
             culprit = asked[votes.index(min(votes))].rank
             said = "; ".join(f"rank {one.rank}: {one}" for one in asked)
-            self._fail_and_raise(ask, culprit, f"the ranks disagree: {said}")
+            self._fail_and_raise(ask, culprit, f"{DISAGREE}: {said}")
         if ask.op != "all_to_all":
             return
         for sender in asked:
             for receiver in asked:
                 sent, expected = sender.send_counts[receiver.rank], receiver.recv_counts[sender.rank]
                 if sent != expected:
-                    reason = f"rank {sender.rank} sends {sent} rows to rank {receiver.rank}, which expects {expected}"
+                    reason = (
+                        f"{DISAGREE}: rank {sender.rank} sends {sent} rows to rank {receiver.rank}, which expects {expected}"
+                    )
                     self._fail_and_raise(ask, sender.rank, reason)
 
     def _wait(self, ask: Ask, done: Callable[[], bool], missing: Callable[[], list[int]]) -> None:

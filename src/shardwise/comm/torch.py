@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
-from torch.distributed import PrefixStore, Store
+from torch.distributed import FileStore, PrefixStore, Store  # type: ignore[attr-defined]
 
 from shardwise.comm.protocol import DEADLINE_S
 from shardwise.errors import CommError
@@ -28,7 +28,8 @@ SITE = "joining"
 
 
 def file_store(folder: Path, size: int, epoch: int) -> Store:
-    """A store in a folder that only this user can enter; one file for each epoch, which the last rank to leave removes.
+    """A store in a folder that only this user can enter; one file for each epoch. The folder is the
+    caller's to remove: torch's own removal of the file misses when two ranks leave at once, or one is killed.
 
     Raises ValueError for a folder that others can enter: whoever can write there can redirect the group.
     """
@@ -38,7 +39,7 @@ def file_store(folder: Path, size: int, epoch: int) -> Store:
     later = [int(name.suffix[1:]) for name in folder.glob("epoch.*") if name.suffix[1:].isdigit()]
     if any(other > epoch for other in later):
         raise _joining(None, f"this rank is of epoch {epoch}, the group has formed anew as epoch {max(later)}")
-    return dist.FileStore(str(folder / f"epoch.{epoch}"), size)
+    return FileStore(str(folder / f"epoch.{epoch}"), size)
 
 
 def gloo(
@@ -59,7 +60,7 @@ def gloo(
 
     until = time.monotonic() + deadline_s
     ours = _meet(store, rank, size, epoch, deadline_s)
-    options = dist.ProcessGroupGloo._Options()
+    options = dist.ProcessGroupGloo._Options()  # type: ignore[attr-defined]
     options._devices = [dist.ProcessGroupGloo.create_device(hostname=device_host)]
     options._timeout = timedelta(seconds=max(0.1, until - time.monotonic()))
     try:

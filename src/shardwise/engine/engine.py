@@ -31,6 +31,29 @@ class Token:
     finish: Finish | None = None
 
 
+def admit(setup: Setup, prompt: Sequence[int], params: SamplingParams) -> int:
+    """How many tokens may be generated; RequestError where the request can never run. Needs no ranks."""
+    context, vocab = setup.context, setup.layout.model.vocab
+    if not prompt:
+        raise RequestError("the prompt is empty: it needs at least one token")
+    if len(prompt) >= context:
+        own = setup.layout.model.context
+        why = "this model's context" if context == own else f"--max-model-len (this model's own context is {own})"
+        raise RequestError(
+            f"the prompt has {len(prompt)} tokens; with at least one to generate it may have {context - 1}, by {why}"
+        )
+    for token in prompt:
+        if not 0 <= token < vocab:
+            raise RequestError(f"token id {token} is not in this model's vocabulary of {vocab}")
+    room = context - len(prompt)
+    if params.max_tokens is not None and params.max_tokens > room:
+        raise RequestError(
+            f"the prompt has {len(prompt)} tokens and max_tokens is {params.max_tokens}: together more than the context of "
+            f"{context}; ask for at most {room}"
+        )
+    return params.max_tokens or room
+
+
 class Engine:
     """Ranks in place, ready for prompts. A context manager: leaving it ends every rank.
 
@@ -52,31 +75,9 @@ class Engine:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.ranks.close()
 
-    def check(self, prompt: Sequence[int], params: SamplingParams) -> int:
-        """How many tokens may be generated, or RequestError where the request can never run."""
-        context, vocab = self.setup.context, self.setup.layout.model.vocab
-        if not prompt:
-            raise RequestError("the prompt is empty: it needs at least one token")
-        if len(prompt) >= context:
-            own = self.setup.layout.model.context
-            why = "this model's context" if context == own else f"--max-model-len (this model's own context is {own})"
-            raise RequestError(
-                f"the prompt has {len(prompt)} tokens; with at least one to generate it may have {context - 1}, by {why}"
-            )
-        for token in prompt:
-            if not 0 <= token < vocab:
-                raise RequestError(f"token id {token} is not in this model's vocabulary of {vocab}")
-        room = context - len(prompt)
-        if params.max_tokens is not None and params.max_tokens > room:
-            raise RequestError(
-                f"the prompt has {len(prompt)} tokens and max_tokens is {params.max_tokens}: together more than the context of "
-                f"{context}; ask for at most {room}"
-            )
-        return params.max_tokens or room
-
     def generate(self, prompt: Sequence[int], params: SamplingParams, stops: Sequence[int] = ()) -> Iterator[Token]:
         """The continuation of `prompt`, token by token. `stops` are ids that end it (unless `ignore_eos`)."""
-        limit = self.check(prompt, params)
+        limit = admit(self.setup, prompt, params)
         seed = params.seed if params.seed is not None else secrets.randbelow(SEEDS)
         ends = () if params.ignore_eos else tuple(stops)
         tokens, computed = list(prompt), 0

@@ -10,7 +10,7 @@ import difflib
 import re
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -54,6 +54,24 @@ def resolve_model(model: str | Path | None = None, *, revision: str | None = Non
     return folder
 
 
+def resolve_config(model: str | Path | None = None, *, revision: str | None = None) -> Path:
+    """The config.json of a model, or any JSON file given in its place; of a model of the hub, that file alone is downloaded."""
+    name = BUNDLED if model is None else str(model)
+    with suppress(OSError, RuntimeError):  # such a name is `_local`'s to explain
+        if (path := Path(name).expanduser()).is_file():
+            return path
+    if name == BUNDLED or _local(name) is not None:
+        return resolve_model(name, revision=revision) / "config.json"
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(name, "config.json", revision=_checked(revision)))
+    except UserError:
+        raise
+    except Exception as problem:
+        raise _explained(problem, name, revision) from problem
+
+
 def cached_models() -> list[str]:
     """Hub ids whose weights are, at least in part, in the local cache; sorted."""
     from huggingface_hub import constants
@@ -69,6 +87,8 @@ def cached_models() -> list[str]:
 def _local(name: str) -> Path | None:
     """The folder that `name` is, or None if it is a hub id; a UserError if it can be neither."""
     path = Path(name)
+    if not name.strip():
+        raise UserError(f"model {name!r} is empty; give a folder, a hub id like org/name, or {BUNDLED!r}")
     try:
         path = path.expanduser()
         if path.is_dir():
@@ -230,7 +250,7 @@ def _bars(console: Console, repo: str, total_bytes: int) -> Iterator[type[Any]]:
 
 def _explained(problem: Exception, repo: str, revision: str | None) -> UserError:
     """What the library raised, as something to act on."""
-    from huggingface_hub import constants, errors
+    from huggingface_hub import constants, errors, get_token
 
     hub = constants.ENDPOINT
     status = getattr(getattr(problem, "response", None), "status_code", None)
@@ -238,7 +258,8 @@ def _explained(problem: Exception, repo: str, revision: str | None) -> UserError
         return UserError(f"{repo} is gated: ask for access at {hub}/{repo}, then set HF_TOKEN to a token of that account")
     if isinstance(problem, errors.RevisionNotFoundError):
         return UserError(f"{repo} has no revision {revision!r}; its branches and tags are at {hub}/{repo}/tree/main")
-    if isinstance(problem, errors.RepositoryNotFoundError):
+    # Without a token the hub answers 401 for what does not exist; the library says so for https addresses only.
+    if isinstance(problem, errors.RepositoryNotFoundError) or (status == 401 and get_token() is None):
         return UserError(
             f"{hub} has no model {repo}, or it is private, and there is no such folder here either; check the spelling, or set"
             f" HF_TOKEN (or `hf auth login`) for a private one"

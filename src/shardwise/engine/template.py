@@ -1,40 +1,45 @@
-"""Chat templates: messages become one prompt, rendered as `transformers` does, in a closed and metered sandbox.
+"""Chat templates: the messages of a conversation become one prompt, as `transformers` renders them. Knows no tokens.
 
-A template is a program that came with a checkpoint. It reaches only what is named here, and every step that can take time or
-make text is charged first, so a hostile one ends in time with an error, in process, with no worker to start. Knows no tokens.
+A template is a program that came with a checkpoint. It runs in jinja2's immutable sandbox, in a process of its own with limits
+that the kernel keeps: no check from inside can bound `'a' * 10**9`, a sort or a huge power, a CPU timer and a kill bound all.
 """
 
 from __future__ import annotations
 
-import difflib
+import contextlib
 import functools
 import json
-import operator
+import os
 import re
+import resource
+import signal
+import sys
 import threading
-import time
-import types
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import weakref
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
+from subprocess import DEVNULL, PIPE, Popen
 from typing import Any, NoReturn
 
 import jinja2
-from jinja2 import meta, nodes
+from jinja2 import nodes
+from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension, loopcontrols
-from jinja2.runtime import LoopContext, Undefined
-from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
-from jinja2.utils import Cycler, Joiner, Namespace
-from jinja2.visitor import NodeTransformer
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.utils import Namespace
 
 from shardwise.engine.text import NAMED_TOKENS, check_text, read_json, read_special_tokens
 from shardwise.errors import CheckpointError, RequestError
 
-DEADLINE_S = 0.5
-TEMPLATE_CHARS = 1 << 18
+CPU_S = 0.25  # for one rendering
+WALL_S = 10.0  # for one rendering on a machine so busy that its CPU time does not come
+MEMORY_BYTES = 512 << 20  # of address space, 60 MiB of it the interpreter
+SPARE_CHARS = 1 << 20  # a prompt may have so many characters, and
+GROWTH = 8  # eight times its input's
 INPUT_DEPTH = 64
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
-# What a request may set besides its messages; any other scalar that the model's own template reads is open to it too.
+# What a request may set besides its messages. Whatever else the template of the model names is open to it too.
 KNOWN_VARIABLES = ("enable_thinking", "thinking", "reasoning_effort")
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message.role + '\n' + (message.content or '') + '<|im_end|>\n' }}"
@@ -43,114 +48,8 @@ CHATML = (
 
 _REASONING = ("reasoning_content", "thinking", "reasoning")  # one thing under three names, the first the usual one
 _TAG = "CONTINUE_FINAL_MESSAGE_TAG "
-_METHODS: dict[type, str] = {
-    str: "capitalize casefold center count endswith find format index isalnum isalpha isascii isdecimal isdigit islower "
-    "isnumeric isspace istitle isupper join ljust lower lstrip partition removeprefix removesuffix replace rfind rindex rjust "
-    "rpartition rsplit rstrip split splitlines startswith strip swapcase title upper zfill",
-    dict: "copy get items keys values",
-    list: "copy count index",
-    tuple: "count index",
-}
-_FILTERS = (
-    "abs capitalize count d default dictsort e escape first float format indent int items join last length list lower map max "
-    "min reject rejectattr replace reverse round safe select selectattr sort string title tojson trim unique upper wordcount"
-)
-_OBJECTS = (LoopContext, Namespace, Cycler, Joiner, Undefined, jinja2.runtime.TemplateReference)
-
-
-class _Refused(SecurityError):
-    """A template went beyond what a template may do."""
-
-
-def _weigh(value: object, limit: int) -> int:
-    """Characters and members of `value`, shared parts counted each time; stops with `_Refused` above `limit`."""
-    total, waiting = 0, [value]
-    while waiting:
-        item = waiting.pop()
-        if isinstance(item, (str, range)):
-            total += len(item)
-        elif isinstance(item, Mapping):
-            total += len(item)
-            waiting += [*item.keys(), *item.values()] if total <= limit else []
-        elif isinstance(item, (list, tuple, type({}.items()), type({}.keys()), type({}.values()))):
-            total += len(item)
-            waiting += item if total <= limit else []
-        elif isinstance(item, int):
-            total += 1 + item.bit_length() // 3
-        elif not isinstance(item, (float, Undefined, type(None))):
-            raise _Refused(f"a {type(item).__name__} can be called, looped over or asked, but not shown, stored or compared")
-        if total > limit:
-            raise _Refused(f"a value of more than {limit} characters and members is too large")
-    return total
-
-
-class _Meter:
-    """What one rendering may still use: `room` in characters and list members, and the time."""
-
-    def __init__(self, size: int, deadline_s: float) -> None:
-        """`size`: characters and members of the input. What is allowed grows with it; a template's own text is short."""
-        self.largest = (1 << 20) + 8 * size
-        self.room = 8 * self.largest
-        self.deadline = time.perf_counter() + deadline_s
-
-    def charge(self, count: int = 0) -> None:
-        self.room -= count
-        if self.room < 0:
-            raise _Refused("it makes more text than its input can need")
-        if time.perf_counter() > self.deadline:
-            raise _Refused("it takes too long")
-
-    def made(self, value: Any) -> Any:
-        """Charge for a value that an operation made."""
-        if isinstance(value, str):
-            self.fits(len(value))
-        self.charge(8 * len(value) if isinstance(value, (list, tuple, dict)) else 0)
-        return value
-
-    def fits(self, count: int) -> None:
-        """Charge for `count` characters that are about to be made."""
-        if count > self.largest:
-            raise _Refused(f"a text of {count} characters is too large: at most {self.largest} here")
-        self.charge(count)
-
-
-class _Metering(NodeTransformer):
-    """Puts a charge into every loop, and before every operation that is not a call and costs as its operands are large."""
-
-    def _call(self, name: str, *args: nodes.Expr) -> nodes.Call:
-        # An environment attribute cannot be written in a template, so no template can reach these.
-        return nodes.Call(nodes.EnvironmentAttribute(name), list(args), [], None, None)
-
-    def visit_For(self, node: nodes.For) -> nodes.Node:
-        self.generic_visit(node)
-        node.body.insert(0, nodes.ExprStmt(self._call("charge", nodes.Const(1))))
-        return node
-
-    def visit_Output(self, node: nodes.Output) -> nodes.Node:
-        count = sum(len(child.data) for child in node.nodes if isinstance(child, nodes.TemplateData))
-        self.generic_visit(node)
-        node.nodes.append(self._call("charge", nodes.Const(count)))
-        return node
-
-    def visit_Concat(self, node: nodes.Concat) -> nodes.Node:
-        self.generic_visit(node)
-        return self._call("joined", *node.nodes)
-
-    def visit_Compare(self, node: nodes.Compare) -> nodes.Node:
-        self.generic_visit(node)
-        for operand in node.ops:
-            operand.expr = self._call("seen", operand.expr)
-        return node
-
-    def visit_Getitem(self, node: nodes.Getitem) -> nodes.Node:
-        self.generic_visit(node)
-        return self._call("stored", node) if isinstance(node.arg, nodes.Slice) else node
-
-    def _literal(self, node: nodes.Expr) -> nodes.Node:
-        self.generic_visit(node)
-        return self._call("stored", node) if getattr(node, "ctx", "load") == "load" else node
-
-    visit_List = visit_Dict = visit_Tuple = _literal
+_RESERVED = ("messages", "tools", "documents", "add_generation_prompt", "continue_final_message", *NAMED_TOKENS)
+_START = "import json, sys; sys.path += json.loads(sys.argv[1]); from shardwise.engine.template import serve; serve()"
 
 
 class _Generation(Extension):
@@ -172,211 +71,331 @@ class _Namespace(Namespace):
 
     def __init__(*args: Any, **kwargs: Any) -> None:  # so that `namespace(self=...)` works, as in jinja2
         for name in dict(*args[1:], **kwargs):
-            _Namespace._check(name)
+            _check_public(name)
         Namespace.__init__(*args, **kwargs)
 
     def __setitem__(self, name: str, value: Any) -> None:
-        self._check(name)
+        _check_public(name)
         super().__setitem__(name, value)
 
-    @staticmethod
-    def _check(name: object) -> None:
-        if isinstance(name, str) and name.startswith("_"):
-            raise _Refused(f"a namespace cannot hold {name!r}: names beginning with an underscore are private")
 
-
-class Sandbox(ImmutableSandboxedEnvironment):
-    """Jinja2 with the extensions of transformers, closed: only what is listed above can be called, and all of it is charged."""
-
-    intercepted_binops = frozenset(("+", "-", "*", "/", "//", "%", "**"))
-
-    def __init__(self) -> None:
-        super().__init__(
-            trim_blocks=True,
-            lstrip_blocks=True,
-            extensions=[_Generation, loopcontrols],
-            optimized=False,  # constants would be folded while compiling, before there is a meter
-            finalize=jinja2.pass_context(lambda _context, value: self.shown(value)),
-        )
-        self._current = threading.local()
-        self.filters["tojson"] = self._tojson
-        self.filters["format"] = lambda text, *args, **kwargs: self._percent(str(text), kwargs or args)
-        self.filters = {name: self._guarded(name, self.filters[name]) for name in _FILTERS.split()}
-        self.tests = {name: self._guarded(name, test) for name, test in self.tests.items()}
-        allowed = {name: self.globals[name] for name in ("range", "cycler", "joiner")}
-        own = {"dict": lambda *args, **kwargs: dict(*args, **kwargs), "namespace": _Namespace}
-        self.globals = {**allowed, **own, "raise_exception": _raise_exception, "strftime_now": _strftime_now}
-
-    def compiled(self, source: str) -> jinja2.Template:
-        """Raises TemplateError, or whatever else a hostile source brings about."""
-        if len(source) > TEMPLATE_CHARS:
-            raise _Refused(f"a template of {len(source)} characters is too long: at most {TEMPLATE_CHARS} are taken")
-        tree = _Metering().visit(self.parse(source)).set_environment(self)
-        return jinja2.Template.from_code(self, self.compile(tree, filename="<chat template>"), self.globals)
-
-    def rendered(self, template: jinja2.Template, variables: Mapping[str, Any], deadline_s: float) -> str:
-        """Raises `_Refused` at the meter's limits, and whatever else the template brings about."""
-        self._current.meter = _Meter(_weigh(variables, 1 << 30), deadline_s)
-        try:
-            return self.joined(*template.generate(**variables))
-        finally:
-            del self._current.meter
-
-    @property
-    def _meter(self) -> _Meter:
-        meter: _Meter = self._current.meter
-        return meter
-
-    def charge(self, count: int) -> str:
-        self._meter.charge(count)
-        return ""
-
-    def seen(self, value: Any) -> Any:
-        self._meter.charge()
-        return value
-
-    def stored(self, value: Any) -> Any:
-        """Nothing is put into anything unweighed: that keeps every later comparison, copy and print as small."""
-        if not isinstance(value, str):
-            _weigh(value, self._meter.largest)
-        return self._meter.made(value)
-
-    def shown(self, value: Any) -> str:
-        if not isinstance(value, str):
-            self._meter.fits(_weigh(value, self._meter.largest))
-            return str(value)
-        self._meter.fits(len(value))
-        return value
-
-    def joined(self, *parts: Any) -> str:
-        texts = [self.shown(part) for part in parts]
-        self._meter.fits(sum(map(len, texts)))
-        return "".join(texts)
-
-    def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
-        if not super().is_safe_attribute(obj, attr, value):
-            return False
-        if isinstance(obj, _OBJECTS):
-            return True
-        return any(isinstance(obj, kind) and attr in names.split() for kind, names in _METHODS.items())
-
-    def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
-        if not isinstance(value, types.BuiltinMethodType) or value.__name__ not in ("format", "format_map"):
-            return None
-        text = value.__self__
-        return functools.partial(self._braces, text) if type(text) is str and value.__name__ == "format" else _no_format
-
-    def call(self, context: jinja2.runtime.Context, obj: Any, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
-        owner, name = getattr(obj, "__self__", None), getattr(obj, "__name__", "")
-        if owner is self:  # a charge of our own
-            return obj(*args)
-        self._meter.charge()
-        if isinstance(owner, str):
-            args = self._text_arguments(owner, name, args)
-        result = super().call(context, obj, *args, **kwargs)
-        return self.stored(result) if type(result) is dict else self._meter.made(result)
-
-    def _text_arguments(self, text: str, name: str, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        """The arguments of a text's method, once its result is known to fit."""
-        if name in ("center", "ljust", "rjust", "zfill") and args:
-            self._meter.fits(operator.index(args[0]))
-        elif name == "replace" and len(args) > 1:
-            self._meter.fits(len(text) + text.count(args[0]) * len(args[1]))
-        elif name == "join" and args:
-            parts = list(args[0])
-            self._meter.fits(_weigh(parts, self._meter.largest) + len(text) * len(parts))
-            return (parts,)
-        return args
-
-    def call_binop(self, context: jinja2.runtime.Context, operator: str, left: Any, right: Any) -> Any:
-        meter = self._meter
-        meter.charge()
-        if operator == "%" and isinstance(left, str):
-            return self._percent(left, right)
-        sizes = [_weigh(value, meter.largest) for value in (left, right)]
-        if operator == "*" and not (_is_number(left) and _is_number(right)):
-            text, times = (left, right) if _is_number(right) else (right, left)
-            if _is_number(times):
-                meter.fits(max(0, int(times)) * (1 + _weigh(text, meter.largest)))
-        elif operator == "+":
-            meter.fits(sum(sizes) if isinstance(left, str) else 0)
-        elif max(sizes) > 64 or (operator == "**" and abs(right) > 64):
-            raise _Refused(f"{operator} of so large a number is not for a chat template")
-        return meter.made(super().call_binop(context, operator, left, right))
-
-    def _percent(self, text: str, args: Any) -> str:
-        if not re.fullmatch(r"(?:[^%]|%%|%s|%d)*", text):
-            raise _Refused(f"{text[:80]!r}: of % formats only %s and %d are open to chat templates")
-        self._meter.fits(len(text) + _weigh(args, self._meter.largest))
-        return text % args
-
-    def _braces(self, text: str, *args: Any, **kwargs: Any) -> str:
-        if not re.fullmatch(r"(?:[^{}]|\{\{|\}\}|\{\w*\})*", text):
-            raise _Refused(f"{text[:80]!r}: of {{}} formats only {{}}, {{0}} and {{name}} are open to chat templates")
-        self._meter.fits(len(text) + text.count("{") * _weigh([args, kwargs], self._meter.largest))
-        return text.format(*args, **kwargs)
-
-    def _tojson(
-        self, x: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
-    ) -> str:
-        if _weigh([indent, separators], 64) > 32 or (isinstance(indent, int) and indent > 32):
-            raise _Refused("tojson with so wide an indent is not for a chat template")
-        encoder = json.JSONEncoder(ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-        if indent is None:
-            return encoder.encode(x)
-        parts = []
-        for part in encoder.iterencode(x):  # indents multiply with depth: count as they come
-            self._meter.charge(len(part))
-            parts.append(part)
-        return "".join(parts)
-
-    def _guarded(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """A filter or test, charged."""
-        at = int(hasattr(function, "jinja_pass_arg"))  # where the value stands among the arguments
-
-        @functools.wraps(function)
-        def guarded(*args: Any, **kwargs: Any) -> Any:
-            meter = self._meter
-            meter.charge()
-            values = list(args)
-            if name in ("join", "list", "sort", "unique", "reverse", "max", "min") and isinstance(values[at], Iterator):
-                values[at] = list(values[at])
-            size = sum(_weigh(value, meter.largest) for value in values[at:] if isinstance(value, (str, list, tuple, Mapping)))
-            if name in ("replace", "join", "indent"):
-                self._check_growth(name, values[at:], kwargs)
-            elif name == "round" and abs([*values[at + 1 :], kwargs.get("precision", 0)][0]) > 64:
-                raise _Refused("round to so many digits is not for a chat template")
-            elif name in ("string", "trim", "upper", "lower", "title", "capitalize", "e", "escape"):
-                meter.fits(size)
-            return meter.made(function(*values, **kwargs))
-
-        return guarded
-
-    def _check_growth(self, name: str, values: list[Any], kwargs: Mapping[str, Any]) -> None:
-        """Raises `_Refused` if a filter that multiplies would make too much."""
-        more = [*values[1:], *kwargs.values()]
-        widest = max((int(value) if _is_number(value) else len(str(value)) for value in more), default=4)
-        count = len(values[0]) if isinstance(values[0], (list, tuple, Mapping)) else len(str(values[0])) + 1
-        if name == "replace" and isinstance(values[0], str) and more and isinstance(more[0], str):
-            count = values[0].count(more[0])
-        elif name == "indent":
-            count = str(values[0]).count("\n") + 1
-        self._meter.fits(_weigh(values[0], self._meter.largest) + count * max(widest, 0))
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float))
-
-
-def _no_format(*_args: Any, **_kwargs: Any) -> NoReturn:
-    raise _Refused("format_map is not open to chat templates")
+def _check_public(name: object) -> None:
+    if isinstance(name, str) and name.startswith("_"):
+        raise SecurityError(f"a namespace cannot hold {name!r}: names that begin with an underscore are private")
 
 
 def _raise_exception(message: str) -> NoReturn:
     raise jinja2.TemplateError(message)
 
 
-def _strftime_now(format: str) -> str:
-    if len(format) > 128 or not re.fullmatch(r"(?:[^%]|%-?[A-Za-z%])*", format):
-        raise _Refused(f"strftime_now({format[:80]!r}): widths and very long formats are not for a chat template")
-    return datetime.now().strftime(format)
+def _tojson(x: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False) -> str:
+    return json.dumps(x, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _environment() -> ImmutableSandboxedEnvironment:
+    """The names, filters and settings that transformers gives to chat templates (utils/chat_template_utils.py, 5.x)."""
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
+    environment.filters["tojson"] = _tojson
+    environment.globals |= {
+        "raise_exception": _raise_exception,
+        "strftime_now": lambda format: datetime.now().strftime(format),
+        "dict": lambda *args, **kwargs: dict(*args, **kwargs),
+        "namespace": _Namespace,
+    }
+    return environment
+
+
+@functools.lru_cache(maxsize=8)
+def _compiled(source: str) -> jinja2.Template:
+    return _environment().from_string(source)
+
+
+def _rendered(source: str, variables: Mapping[str, Any], limit: int) -> tuple[str, str]:
+    """What came of a rendering: `text`, or why there is none: `syntax`, `raised`, `failed`, and a message."""
+    parts, size = [], 0
+    try:
+        for part in _compiled(source).generate(**variables):
+            parts.append(part)
+            size += len(part)
+            if size > limit:
+                return "failed", f"it makes more than {limit} characters of this input"
+        return "text", "".join(parts)
+    except jinja2.TemplateSyntaxError as error:
+        return "syntax", f"line {error.lineno}: {error.message}"[:1000]
+    except jinja2.TemplateError as error:
+        return "raised" if type(error) is jinja2.TemplateError else "failed", str(error)[:1000]
+    except Exception as error:
+        return "failed", f"{type(error).__name__}: {error}"[:1000]
+
+
+def serve() -> None:
+    """The rendering process: a JSON line in, a JSON line out, until the input ends. Over its CPU time, it is killed."""
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started this one
+    for line in sys.stdin.buffer:
+        source, variables, limit = json.loads(line)
+        # SIGPROF is left to its default, the end of the process: it stops even one long operation in C.
+        signal.setitimer(signal.ITIMER_PROF, CPU_S)
+        answer = json.dumps(_rendered(source, variables, limit))
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        sys.stdout.buffer.write(answer.encode() + b"\n")
+        sys.stdout.buffer.flush()
+
+
+class _Isolated:
+    """Renders in a process that is started at the first call, kept, and started anew after one that had to be killed."""
+
+    def __init__(self) -> None:
+        self._process: Popen[bytes] | None = None
+        self._lock = threading.Lock()
+
+    def start(self) -> Popen[bytes]:
+        with self._lock:
+            return self._started()
+
+    def _started(self) -> Popen[bytes]:
+        if self._process is None or self._process.poll() is not None:
+            kept = {name: os.environ[name] for name in ("LD_LIBRARY_PATH", "PATH", "TZ") if name in os.environ}  # no keys
+            command = [sys.executable, "-I", "-c", _START, json.dumps([path for path in sys.path if path])]
+            self._process = Popen(command, stdin=PIPE, stdout=PIPE, stderr=DEVNULL, cwd="/", env=kept)
+            weakref.finalize(self, _end, self._process)
+        return self._process
+
+    def __call__(self, source: str, variables: Mapping[str, Any], limit: int) -> tuple[str, str]:
+        with self._lock:
+            process = self._started()
+            assert process.stdin and process.stdout
+            watch = threading.Timer(WALL_S, process.kill)
+            watch.start()
+            try:
+                process.stdin.write(json.dumps([source, dict(variables), limit]).encode() + b"\n")
+                process.stdin.flush()
+                answer = process.stdout.readline()
+            except OSError:
+                answer = b""
+            finally:
+                watch.cancel()
+            if answer.endswith(b"\n"):
+                kind, text = json.loads(answer)
+                return kind, text
+            _end(process)
+            if process.returncode == -signal.SIGPROF:
+                return "failed", f"it takes more than {CPU_S} s of CPU time"
+            return "failed", f"its process ended with code {process.returncode}"
+
+
+def _end(process: Popen[bytes]) -> None:
+    with contextlib.suppress(OSError), process:  # which closes the pipes, one of them perhaps with a request in it, and waits
+        process.kill()
+
+
+class ChatTemplate:
+    """The chat template of a checkpoint. Made by `open_template`; safe to share between threads.
+
+    `is_default`: the checkpoint has none, and ChatML, which its model need not know, is used instead.
+    """
+
+    def __init__(self, sources: Mapping[str, str], special_tokens: Mapping[str, str], *, isolated: bool = True) -> None:
+        """`sources`: templates by name, `default` among them, or none for ChatML. `isolated`: as in `open_template`."""
+        self.is_default = not sources
+        self._sources = dict(sources) or {"default": CHATML}
+        self._special = dict(special_tokens)
+        self._isolated = _Isolated() if isolated and not self.is_default else None
+        self._shapes: dict[tuple[str, str], bool] = {}
+
+    def start(self) -> None:
+        """Start what renders now, so that the first conversation need not wait for it (0.1 s)."""
+        if self._isolated is not None:
+            self._isolated.start()
+
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool | None = None,
+        continue_final_message: bool = False,
+        variables: Mapping[str, Any] | None = None,
+    ) -> str:
+        """The prompt for a conversation; special tokens are in it, so encode it with `add_special_tokens=False`.
+
+        `add_generation_prompt`: end with the head of the model's answer; by default, unless `continue_final_message`, which
+        leaves the last message open for the model to go on with. `variables`: scalars for the template, such as
+        `enable_thinking`. Raises RequestError, with the template's own message if it has one.
+        """
+        source = self._sources["tool_use" if tools is not None and "tool_use" in self._sources else "default"]
+        chat = [_checked_message(message, f"messages[{n}]") for n, message in enumerate(_checked_list(messages, "messages"))]
+        if not chat:
+            raise RequestError("messages is empty; a conversation has at least one message")
+        if tools is not None:
+            tools = [_checked_object(tool, f"tools[{n}]") for n, tool in enumerate(_checked_list(tools, "tools"))]
+        generate = not continue_final_message if add_generation_prompt is None else add_generation_prompt
+        if generate and continue_final_message:
+            raise RequestError("add_generation_prompt and continue_final_message exclude each other; set one")
+        self._fit(source, chat)
+        final = _mark_final(chat) if continue_final_message else ""
+        extra = self._checked_variables(source, variables or {})
+        named = {"messages": chat, "tools": tools, "documents": None, "add_generation_prompt": generate}
+        text = self._text(source, {**self._special, **extra, **named})
+        return _cut_final(text, final) if continue_final_message else text
+
+    def _text(self, source: str, variables: Mapping[str, Any]) -> str:
+        limit = SPARE_CHARS + GROWTH * len(json.dumps(variables))
+        kind, text = (self._isolated or _rendered)(source, variables, limit)
+        if kind == "text":
+            return text
+        if kind == "syntax":
+            raise CheckpointError(f"the checkpoint's chat template is not valid: {text}")
+        verb = "refuses" if kind == "raised" else "fails on"
+        raise RequestError(f"the chat template {verb} this conversation: {text}")
+
+    def _fit(self, source: str, chat: list[dict[str, Any]]) -> None:
+        """Give contents and call arguments the shape that the template takes: lists or text, objects or JSON text."""
+        for message in chat:
+            content = message.get("content")
+            if isinstance(content, list) and not self._takes(source, "parts"):
+                message["content"] = "\n".join(part["text"] for part in content)
+            for call in message.get("tool_calls", ()):
+                call = call.get("function", call)
+                arguments = call["arguments"]
+                if isinstance(arguments, str) and self._takes(source, "objects"):
+                    call["arguments"] = json.loads(arguments)
+                elif isinstance(arguments, dict) and not self._takes(source, "objects"):
+                    call["arguments"] = json.dumps(arguments, ensure_ascii=False)
+
+    def _takes(self, source: str, shape: str) -> bool:
+        """Whether the template renders content `parts`, or argument `objects`, as what they say: found by trying once."""
+        if (source, shape) not in self._shapes:
+            content: Any = [{"type": "text", "text": "probe-text"}] if shape == "parts" else "question"
+            chat: list[dict[str, Any]] = [{"role": "user", "content": content}]
+            if shape == "objects":
+                call = {"id": "callprobe", "type": "function", "function": {"name": "f", "arguments": {"probe-text": 1}}}
+                chat.append({"role": "assistant", "content": "", "tool_calls": [call]})
+            try:
+                text = self._text(source, {**self._special, "messages": chat, "add_generation_prompt": False})
+            except RequestError:
+                text = ""
+            printed = "'type'" in text or "'probe-text'" in text  # a Python object shown as it is
+            self._shapes[source, shape] = not printed and ("probe-text" in text or (shape == "objects" and text != ""))
+        return self._shapes[source, shape]
+
+    def _checked_variables(self, source: str, variables: Mapping[str, Any]) -> dict[str, Any]:
+        if not variables:
+            return {}
+        words = set(re.findall(r"[A-Za-z]\w*", source)) - set(_RESERVED) - _environment().globals.keys()
+        for name, value in variables.items():
+            if name not in words and name not in KNOWN_VARIABLES:
+                raise RequestError(
+                    f"chat template variable {name!r} cannot be set; {', '.join(KNOWN_VARIABLES)} can, and others that this "
+                    "model's template reads"
+                )
+            if isinstance(_checked(value, f"chat template variable {name!r}"), (list, dict)):
+                raise RequestError(f"chat template variable {name!r} must be text, a number or a bool")
+        return dict(variables)
+
+
+def _checked_list(value: object, name: str) -> list[Any]:
+    if not isinstance(value, (list, tuple)):
+        raise RequestError(f"{name} must be a list, not {type(value).__name__}")
+    return list(value)
+
+
+def _checked_object(value: object, name: str) -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        raise RequestError(f"{name} must be an object, not {type(value).__name__}")
+    return dict(_checked(value, name))
+
+
+def _checked(value: object, name: str, depth: int = 0) -> Any:
+    """A copy of `value` in plain JSON types. Raises RequestError for anything else in it."""
+    if depth > INPUT_DEPTH:
+        raise RequestError(f"{name} is nested more than {INPUT_DEPTH} deep")
+    if isinstance(value, str):
+        check_text(value, name)
+        return str(value)
+    if isinstance(value, Mapping):
+        for key in value:
+            check_text(key, f"a key of {name}")
+        return {str(key): _checked(item, f"{name}.{key}", depth + 1) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_checked(item, f"{name}[{n}]", depth + 1) for n, item in enumerate(value)]
+    if value is None or type(value) in (bool, int, float):
+        return value
+    raise RequestError(f"{name} is a {type(value).__name__}; only what JSON can hold is taken")
+
+
+def _checked_message(message: object, name: str) -> dict[str, Any]:
+    """A plain copy of one message without its empty fields. Raises RequestError, with the place of what is wrong."""
+    plain = {key: value for key, value in _checked_object(message, name).items() if value is not None}
+    if plain.get("role") not in ROLES:
+        raise RequestError(f"{name}.role is {plain.get('role')!r}; it must be one of {', '.join(ROLES)}")
+    content, calls = plain.get("content"), plain.get("tool_calls", [])
+    for n, part in enumerate(content if isinstance(content, list) else ()):
+        if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
+            raise RequestError(f'{name}.content[{n}] is not text; {{"type": "text", "text": "..."}} is wanted')
+    if not isinstance(content, (str, list)) and (content is not None or not calls):
+        shown = "missing" if content is None else f"a {type(content).__name__}"
+        raise RequestError(f"{name}.content is {shown}; text, or a list of text parts, is wanted")
+    for n, call in enumerate(_checked_list(calls, f"{name}.tool_calls")):
+        _check_call(call, f"{name}.tool_calls[{n}]")
+    reasoning = next((plain[key] for key in _REASONING if key in plain), None)
+    # As transformers: the usual name, and `thinking`, which gpt-oss reads, whichever name it came under.
+    return plain if reasoning is None else {"thinking": reasoning, **plain, "reasoning_content": reasoning}
+
+
+def _check_call(call: object, name: str) -> None:
+    function = call.get("function", call) if isinstance(call, dict) else None
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+        raise RequestError(f'{name} is not a function call; {{"function": {{"name": "...", "arguments": ...}}}} is wanted')
+    arguments = function.setdefault("arguments", {})
+    try:
+        arguments = _checked(json.loads(arguments), name) if isinstance(arguments, str) else arguments
+    except (json.JSONDecodeError, RecursionError):
+        arguments = None
+    if not isinstance(arguments, dict):
+        raise RequestError(f"{name}: arguments must be an object, or the JSON text of one")
+
+
+def _mark_final(chat: list[dict[str, Any]]) -> str:
+    """Mark the end of the last message's text, so that the prompt can be cut there; returns the text."""
+    holder, key = chat[-1], "content"
+    if isinstance(holder.get("content"), list) and holder["content"]:
+        holder, key = holder["content"][-1], "text"
+    final = holder.get(key)
+    if not isinstance(final, str):
+        raise RequestError("continue_final_message: the last message has no text to go on with")
+    holder[key] = final + _TAG
+    return final
+
+
+def _cut_final(text: str, final: str) -> str:
+    """`text` up to the mark in it, as transformers does it: a message that the template trims stays trimmed."""
+    at = text.rfind(_TAG.strip())
+    if at < 0 or final.strip() not in text:
+        raise RequestError("continue_final_message: the chat template does not show the last message as it is")
+    return text[:at] if text.startswith(_TAG, at) else text[:at].rstrip()
+
+
+def open_template(folder: Path, *, isolated: bool = True) -> ChatTemplate:
+    """The chat template of a checkpoint folder: chat_template.jinja, else `chat_template` in tokenizer_config.json.
+
+    `isolated=False` renders in this process, without limits of time and memory: for templates that are trusted.
+    Raises CheckpointError for files that cannot be read. A template's syntax is checked where it runs, at its first use.
+    """
+    config = read_json(folder / "tokenizer_config.json").get("chat_template")
+    sources: dict[str, Any] = {}
+    if isinstance(config, str):
+        sources["default"] = config
+    elif isinstance(config, list):
+        sources |= {entry["name"]: entry["template"] for entry in config if isinstance(entry, dict) and "name" in entry}
+    try:
+        for path in sorted((folder / "additional_chat_templates").glob("*.jinja")):
+            sources[path.stem] = path.read_text(encoding="utf-8")
+        if (path := folder / "chat_template.jinja").is_file():
+            sources["default"] = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path} cannot be read ({error}); download it again") from error
+    if sources and not isinstance(sources.get("default"), str):
+        raise CheckpointError(f"{folder} has the chat templates {', '.join(sources)}, but none is named 'default'")
+    return ChatTemplate(sources, read_special_tokens(folder), isolated=isolated)

@@ -106,12 +106,12 @@ class Tokenizer:
         self.spelling = read_spelling(None if backend.decoder is None else json.loads(backend.decoder.__getstate__()))
         # By id: the library compares normalised text with plain, and so lets tokens declared `normalized` through.
         self._skipped = frozenset(n for n, token in backend.get_added_tokens_decoder().items() if token.special)
-        self._spelled: dict[int, bytes] = {}
+        self._spelled: dict[tuple[int, bool], bytes] = {}
         self.special_tokens = dict(special_tokens)
         self.vocab_size = max(backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
         # A model's embedding is often padded beyond its vocabulary, so an id there can be sampled: it has no text.
         self.id_limit = max(self.vocab_size, config.get("model_vocab_size") or 0)
-        eos, bos = self.token_id(special_tokens.get("eos_token")), self.token_id(special_tokens.get("bos_token"))
+        bos, eos = (self.token_id(special_tokens.get(name)) for name in ("bos_token", "eos_token"))
         self.eos_ids: tuple[int, ...] = tuple(dict.fromkeys((*config.get("eos_ids", ()), *_integers(eos))))
         self.bos_id: int | None = config.get("bos_id") if bos is None else bos
         self._prefix, self._suffix = self._frame(bos, eos, config)
@@ -132,7 +132,7 @@ class Tokenizer:
         return None if token is None else self._backend.token_to_id(token)
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        """The ids of `text`, framed by the tokens that the checkpoint puts around a prompt if `add_special_tokens`.
+        """The ids of `text`, in the frame (a bos, often) that the checkpoint puts around prompts if `add_special_tokens`.
 
         The text of a special token inside `text` becomes that token. Raises RequestError for text that is not Unicode.
         """
@@ -161,11 +161,9 @@ class Tokenizer:
         self.check_ids((token_id,))
         if skip_special_tokens and token_id in self._skipped:
             return None
-        spelled = None if first else self._spelled.get(token_id)
+        spelled = self._spelled.get((token_id, first))
         if spelled is None and (entry := self._backend.id_to_token(token_id)) is not None:
-            spelled = self.spelling.spell(entry, first=first)
-            if not first:
-                self._spelled[token_id] = spelled
+            spelled = self._spelled[token_id, first] = self.spelling.spell(entry, first=first)
         return spelled
 
 
@@ -178,8 +176,7 @@ class StopStrings:
 
     def __init__(self, stops: Sequence[str], *, include: bool = False) -> None:
         """`include`: the stop string itself belongs to the text. Raises RequestError for an empty or unusable stop."""
-        if isinstance(stops, str):
-            stops = [stops]
+        stops = [stops] if isinstance(stops, str) else stops
         if len(stops) > MAX_STOPS:
             raise RequestError(f"{len(stops)} stop strings are too many: at most {MAX_STOPS} are taken")
         for index, stop in enumerate(stops):
@@ -188,13 +185,11 @@ class StopStrings:
                 raise RequestError(f"stop string {index} has {len(stop)} characters; 1 to {MAX_STOP_CHARS} are taken")
         self.matched: str | None = None
         self._stops = sorted(dict.fromkeys(stops), key=len, reverse=True)
-        self._falls = [_falls(stop) for stop in self._stops]
-        self._states = [0] * len(self._stops)
-        self._include = include
-        self._held = ""
+        self._falls, self._states = [_falls(stop) for stop in self._stops], [0] * len(self._stops)
+        self._include, self._held = include, ""
 
     def push(self, text: str) -> str:
-        """The text that is now certain to be wanted. After a match, always empty."""
+        """The part of the text that is now certain to be wanted. After a match, always empty."""
         if self.matched is not None:
             return ""
         seen = self._held + text
@@ -233,22 +228,20 @@ def _falls(stop: str) -> list[int]:
 class Detokenizer:
     """Text from ids as they come: whole characters only, each once; all pushes and `finish` together are the text.
 
-    Memory and cost per token do not grow with the text.
+    Memory and cost per token do not grow with the text. `stops.matched` is the stop string that ended it, or None.
     """
 
     def __init__(
         self,
         tokenizer: Tokenizer,
         *,
-        stop: Sequence[str] = (),
-        include_stop: bool = False,
+        stops: StopStrings | None = None,
         skip_special_tokens: bool = True,
         after: Sequence[int] = (),
     ) -> None:
         """`after`: the ids to read on from, if there are any: the first space is kept, a character begun there completed."""
-        self._tokenizer = tokenizer
-        self._skip = skip_special_tokens
-        self._stops = StopStrings(stop, include=include_stop)
+        self._tokenizer, self._skip = tokenizer, skip_special_tokens
+        self.stops = StopStrings(()) if stops is None else stops
         self._pending = b""  # the start of a character
         self._first = True
         self._lead = tokenizer.spelling.lead[1]
@@ -264,19 +257,14 @@ class Detokenizer:
         for token_id in after[start:]:
             self._text(token_id)
 
-    @property
-    def stopped(self) -> str | None:
-        """The stop string that ended the text, or None."""
-        return self._stops.matched
-
     def push(self, token_id: int) -> str:
         """The text that `token_id` makes certain, often empty. Raises RequestError for an id out of range."""
-        return self._stops.push(self._text(token_id))
+        return self.stops.push(self._text(token_id))
 
     def finish(self) -> str:
         """The rest: text held back for a stop string, and U+FFFD for a character that was never completed."""
         text = self._characters(b"", final=True)
-        return self._stops.push(text) + self._stops.finish()
+        return self.stops.push(text) + self.stops.finish()
 
     def _text(self, token_id: int) -> str:
         spelled = self._tokenizer.spell(token_id, first=self._first, skip_special_tokens=self._skip)
@@ -303,10 +291,8 @@ def check_text(text: object, name: str) -> None:
         text.encode()
     except UnicodeEncodeError as error:
         code = ord(text[error.start])
-        raise RequestError(
-            f"{name} has half a surrogate pair (U+{code:04X}) at character {error.start}, which is not Unicode text; "
-            "send the whole character"
-        ) from None
+        half = f"half a surrogate pair (U+{code:04X}) at character {error.start}"
+        raise RequestError(f"{name} has {half}, which is not Unicode text; send the whole character") from None
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -340,13 +326,12 @@ def open_tokenizer(folder: Path) -> Tokenizer:
     config = read_json(folder / "tokenizer_config.json")
     special = read_special_tokens(folder)
     path = folder / "tokenizer.json"
-    if path.is_file():
-        try:
-            backend = tokenizers.Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises plain Exception
-            raise CheckpointError(f"{path} is not a tokenizer file ({error}); download it again") from error
-    else:
-        backend = _from_vocabulary(folder, config)
+    try:
+        backend = tokenizers.Tokenizer.from_file(str(path)) if path.is_file() else _from_vocabulary(folder, config)
+    except CheckpointError:
+        raise
+    except Exception as error:  # the library raises plain Exception
+        raise CheckpointError(f"the tokenizer files in {folder} cannot be read ({error}); download them again") from error
     # Both are left over from training in some files, and would cut or fill every prompt.
     backend.no_truncation()
     backend.no_padding()
@@ -368,10 +353,7 @@ def _from_vocabulary(folder: Path, config: Mapping[str, Any]) -> tokenizers.Toke
             f"{folder} has no tokenizer.json, and how a {kind} splits text is not known here (a GPT2Tokenizer and a "
             "Qwen2Tokenizer are). Saving the tokenizer again with a recent transformers writes a tokenizer.json"
         )
-    try:
-        backend = Tokenizer(models.BPE.from_file(str(vocab), str(merges)))
-    except Exception as error:  # the library raises plain Exception
-        raise CheckpointError(f"{vocab} and {merges.name} do not make a vocabulary ({error})") from error
+    backend = Tokenizer(models.BPE.from_file(str(vocab), str(merges)))
     qwen = kind == "Qwen2Tokenizer"
     to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=bool(config.get("add_prefix_space")), use_regex=not qwen)
     backend.pre_tokenizer, backend.decoder = to_bytes, decoders.ByteLevel()

@@ -53,6 +53,7 @@ class Attention(nn.Module):
             q, k = rotate(q, angles, self.block.rope.halves), rotate(k, angles, self.block.rope.halves)
         keys, values, group = state.cache.layer(self.layer)
         batch = state.batch.groups[group]
+        keys[batch.begun], values[batch.begun] = 0, 0
         keys.view(-1, self.kv_heads, dim)[batch.slots] = k.to(keys.dtype)
         values.view(-1, self.kv_heads, dim)[batch.slots] = v.to(values.dtype)
         seen = self._attend(q[state.batch.rows], keys, values, batch)  # [sequences, queries, heads, dim]

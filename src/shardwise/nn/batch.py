@@ -32,11 +32,14 @@ class GroupBatch:
     """One cache group's part of a batch of T tokens in S sequences of at most Q new tokens.
 
     slots [T]: where each token's key and value go, as page · PAGE_TOKENS + offset.
+    begun [B]: the pages whose first token is among them. They are cleared: what a request before left there is masked, but
+    a NaN or an infinity would come through, as 0 · NaN.
     table [S, P]: the pages that each sequence reads.
     mask [S, 1, Q, P · PAGE_TOKENS]: True where a query may see a key.
     """
 
     slots: torch.Tensor
+    begun: torch.Tensor
     table: torch.Tensor
     mask: torch.Tensor
 
@@ -47,7 +50,7 @@ class Batch:
 
     positions [T], known [T]: each token's position, and how many tokens its request has by now (rope scaling asks).
     rows [S, Q]: index into T of each sequence's queries, padded with 0. flat [T]: index of each token in S · Q.
-    sampled [N]: the rows of T whose logits are wanted.
+    sampled [N]: the rows of T whose logits are computed.
     """
 
     positions: torch.Tensor

@@ -32,7 +32,7 @@ def batch(step: Step, rank: Rank) -> tuple[torch.Tensor, Batch]:
     tokens = np.concatenate([np.asarray(item.tokens, np.int64) for item in items])
     positions = np.concatenate([np.arange(item.start, item.start + len(item.tokens)) for item in items])
     known = np.repeat(np.asarray([item.known for item in items], np.int64), lengths)
-    sampled = np.asarray([end - 1 for item, end in zip(items, ends, strict=True) if item.draw], np.int64)
+    sampled = np.concatenate([np.arange(end - item.rows, end) for item, end in zip(items, ends, strict=True)])
     groups = tuple(_group(items, g, group.window, longest, tensor) for g, group in enumerate(rank.layout.cache))
     return tensor(tokens), Batch(tensor(positions), tensor(known), tensor(rows), tensor(flat), tensor(sampled), groups)
 
@@ -44,12 +44,16 @@ def _group(items: tuple[Item, ...], g: int, window: int | None, longest: int, te
     first = np.empty((len(items), 1, 1), np.int64)
     queries = np.empty((len(items), longest, 1), np.int64)
     slots = []
+    begun: list[int] = []
     for s, item in enumerate(items):
         pages = item.pages[g]
+        # Padded with its own first page: no sequence ever touches what another one wrote.
+        table[s] = pages.ids[0]
         table[s, : len(pages.ids)] = pages.ids
         first[s] = pages.first
         places = np.arange(item.start, item.start + len(item.tokens)) - pages.first
         slots.append(table[s][places // PAGE_TOKENS] * PAGE_TOKENS + places % PAGE_TOKENS)
+        begun.extend(table[s][places[places % PAGE_TOKENS == 0] // PAGE_TOKENS])
         # A padded query looks from the first token's place: it must see something, or its softmax would divide by zero.
         queries[s, :, 0] = item.start
         queries[s, : len(item.tokens), 0] += np.arange(len(item.tokens))
@@ -57,4 +61,4 @@ def _group(items: tuple[Item, ...], g: int, window: int | None, longest: int, te
     mask = keys <= queries
     if window is not None:
         mask &= keys > queries - window
-    return GroupBatch(tensor(np.concatenate(slots)), tensor(table), tensor(mask[:, None]))
+    return GroupBatch(tensor(np.concatenate(slots)), tensor(np.asarray(begun, np.int64)), tensor(table), tensor(mask[:, None]))

@@ -76,7 +76,7 @@ def fill_dummy(tensors: Mapping[str, torch.Tensor], slices: Iterable[Slice], pro
         target = tensors[part.weight.name]
         if len(part.shape) == 1:
             target.fill_(1.0 if part.weight.name.endswith("weight") else 0.0)
-        else:
+        elif target.numel():
             _noise(target, part, noise)
         progress(part.bytes)
 
@@ -86,12 +86,14 @@ NOISE = 1_048_583
 
 
 def _noise(target: torch.Tensor, part: Slice, noise: torch.Tensor) -> None:
+    """Each row of the weight is a window of `noise` that starts at a place of its own."""
     rows, columns = part.ranges
-    scale = (3.0 / part.weight.axes[1].size) ** 0.5
+    width = part.weight.axes[1].size
+    scaled = (noise * (3.0 / width) ** 0.5).to(target.dtype)
+    windows = torch.cat((scaled, scaled[:width])).unfold(0, len(columns), 1)
     salt = int.from_bytes(part.weight.name.encode(), "little") % NOISE
-    inner = torch.arange(columns.start, columns.stop)
-    for first in range(0, len(rows), 256):
-        block = rows[first : first + 256]
-        starts = torch.tensor([(salt + row * 7919 * part.weight.axes[1].size) % NOISE for row in block], dtype=torch.long)
-        places = (starts[:, None] + inner) % NOISE
-        target[first : first + len(block)].copy_(noise[places] * scale)
+    starts = (salt + torch.arange(rows.start, rows.stop) * 7919 * width) % NOISE + columns.start
+    if target.device.type == "cpu":
+        torch.index_select(windows, 0, starts, out=target)
+    else:
+        target.copy_(windows.index_select(0, starts))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 
 import torch
 
@@ -33,7 +34,7 @@ class Runner:
 
     @torch.inference_mode()
     def logits(self, step: Step) -> torch.Tensor:
-        """[sampled, vocabulary] in float32, the same on every rank; runs the step's tokens into the cache."""
+        """Logits [rows of all items, vocabulary], float32, the same on every rank; runs the step's tokens into the cache."""
         tokens, batch = inputs.batch(step, self.rank)
         hidden = self.decoder(tokens, batch, self.cache)
         return self.decoder.logits(hidden, batch)
@@ -41,10 +42,11 @@ class Runner:
     @torch.inference_mode()
     def step(self, step: Step) -> tuple[Result, ...]:
         """One forward, and the next token of every item that draws one. Only the lead rank's answer counts."""
-        drawing = any(item.draw for item in step.items)
         tokens, batch = inputs.batch(step, self.rank)
         hidden = self.decoder(tokens, batch, self.cache)
-        if not drawing:
+        ends = accumulate(item.rows for item in step.items)
+        drawn = [end - 1 for item, end in zip(step.items, ends, strict=True) if item.draw]
+        if not drawn:
             return ()
         logits = self.decoder.logits(hidden, batch)
-        return sample.sample(logits, step.items) if self.rank.at.tp == 0 else ()
+        return sample.sample(logits[drawn], step.items) if self.rank.at.tp == 0 else ()

@@ -28,7 +28,7 @@ def sample(logits: torch.Tensor, items: Sequence[Item]) -> tuple[Result, ...]:
     draws = [draw for _, draw in drawn]
     tokens = _choose(logits, draws, [item.start + len(item.tokens) for item, _ in drawn])
     own = logprobs.gather(1, tokens[:, None])[:, 0].tolist()
-    most = max((draw.logprobs or 0) for draw in draws)
+    most = min(max((draw.logprobs or 0) for draw in draws), logits.shape[1])
     top = logprobs.topk(most, -1) if most else None
     results = []
     for row, (item, draw) in enumerate(drawn):
@@ -55,7 +55,8 @@ def _choose(logits: torch.Tensor, draws: Sequence[Draw], positions: Sequence[int
         return torch.tensor(values, dtype=torch.float32, device=logits.device)[:, None]
 
     temperature = column([draw.temperature for draw in draws])
-    scaled = logits / torch.where(temperature == 0, 1.0, temperature)
+    # Seen from the largest, which stays 0 however small the temperature is: a ratio of many infinities has no largest.
+    scaled = (logits - logits.max(-1, keepdim=True).values) / torch.where(temperature == 0, 1.0, temperature)
     scaled = _narrow(scaled, draws, column)
     keys = [key(draw.seed, draw.choice, position) for draw, position in zip(draws, positions, strict=True)]
     noisy = scaled + gumbel(keys, logits.shape[1], logits.device)
@@ -76,7 +77,9 @@ def _narrow(logits: torch.Tensor, draws: Sequence[Draw], column: Column) -> torc
     ordered = ordered.masked_fill(rank >= kept, -torch.inf)
     probabilities = ordered.softmax(-1)
     before = probabilities.cumsum(-1) - probabilities
-    ordered = ordered.masked_fill((before >= column([draw.top_p for draw in draws])) & (rank > 0), -torch.inf)
+    # A top_p of 1 keeps all, even where the rounded sum reaches 1 early: a row must not depend on its neighbours' settings.
+    bound = column([draw.top_p if draw.top_p < 1 else torch.inf for draw in draws])
+    ordered = ordered.masked_fill((before >= bound) & (rank > 0), -torch.inf)
     return torch.empty_like(logits).scatter_(1, order, ordered)
 
 

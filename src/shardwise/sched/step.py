@@ -32,6 +32,7 @@ class Item:
     """`tokens` of one request at positions `start`, start + 1, …; `known` is how many tokens the request has by now.
 
     `pages[g]` is its page table in cache group g. `draw` is set where the next token is to be chosen after the last one.
+    `wants` is of how many of its last tokens the logits are wanted besides (scoring, prompt log-probabilities).
     """
 
     request: int
@@ -40,6 +41,12 @@ class Item:
     known: int
     pages: tuple[Pages, ...]
     draw: Draw | None = None
+    wants: int = 0
+
+    @property
+    def rows(self) -> int:
+        """How many of its last tokens have their logits computed."""
+        return max(self.wants, self.draw is not None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,18 +40,19 @@ def bind(model: Model, checkpoint: Checkpoint) -> Mapping[str, Stored]:
     users: dict[str, list[Weight]] = defaultdict(list)
     missing: list[str] = []
     for weight in model_weights(model):
-        name = next((n for n in _names(weight) if prefix + n in checkpoint), None)
+        # Where there is a prefix, the head still stands outside of it: transformers' GPT-2 is "transformer." and a head.
+        name = next((p + n for n in _names(weight) for p in (prefix, "") if p + n in checkpoint), None)
         if name is None:
             missing.append(prefix + _names(weight)[0])
             continue
-        stored = bound[weight.name] = checkpoint[prefix + name]
+        stored = bound[weight.name] = checkpoint[name]
         users[stored.name].append(weight)
         _check(weight, stored)
     if missing:
         raise _missing(missing, checkpoint)
     for name, weights in users.items():
         _check_covered(checkpoint[name], weights)
-    spare = {prefix + alias for weight in model_weights(model) for alias in weight.aliases}
+    spare = {p + alias for weight in model_weights(model) for alias in weight.aliases for p in (prefix, "")}
     _check_unread(model, [n for n in checkpoint if n not in users and n not in spare], checkpoint)
     return bound
 

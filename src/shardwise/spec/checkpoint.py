@@ -8,10 +8,12 @@ Format: https://github.com/huggingface/safetensors#format
 from __future__ import annotations
 
 import difflib
+import heapq
 import json
 import os
 import re
 import reprlib
+import shlex
 import stat
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -50,6 +52,7 @@ _LOOKALIKES = {
 _SHORT = reprlib.Repr()
 _SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 3, 120, 120
 _show = _SHORT.repr
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _PART = re.compile(r"(.+)-(\d{5,})-of-(\d{5,})\.safetensors")
 
 
@@ -98,7 +101,8 @@ class Checkpoint:
         """The tensor `name`; a CheckpointError that lists the nearest names if there is none."""
         stored = self.tensors.get(name)
         if stored is None:
-            near = difflib.get_close_matches(name, self.tensors, n=3, cutoff=0.6)
+            # Whole similarity is slow, and there may be 100 000 names: only those of the same start and end are compared.
+            near = difflib.get_close_matches(name, heapq.nlargest(200, self.tensors, lambda other: _shared(name, other)))
             hint = f"nearest: {_names(near)}" if near else f"it holds {len(self.tensors)}, none of a similar name"
             raise CheckpointError(f"{self.folder} holds no tensor {_show(name)}; {hint}")
         return stored
@@ -129,8 +133,7 @@ def open_checkpoint(folder: str | Path) -> Checkpoint:
 
 def read_header(path: str | Path) -> dict[str, Stored]:
     """The tensors of one safetensors file, by name in the order of their offsets; a CheckpointError says what is wrong."""
-    path = Path(path)
-    file_bytes = _size(path, CheckpointError)
+    file_bytes = _size(path := Path(path), CheckpointError)
     if file_bytes < 8:
         raise CheckpointError(f"{path}: has {file_bytes} bytes, a safetensors file at least 10; {_AGAIN}")
     first = _read(path, 0, 8, CheckpointError)
@@ -157,14 +160,14 @@ def read_json(path: str | Path) -> dict[str, Any]:
 
     Infinity and NaN are accepted, for Python writes them: configs of state-space models hold them.
     """
-    path = Path(path)
-    return _json_object(path, _whole(path, JSON_LIMIT_BYTES, ConfigError), ConfigError)
+    return _json_object(Path(path), _whole(Path(path), JSON_LIMIT_BYTES, ConfigError), ConfigError)
 
 
 def conversion(source: str | Path, target: str) -> str:
-    """A command that rewrites a pickled model as safetensors (the default of save_pretrained since transformers 4.35)."""
-    code = f"from transformers import AutoModelForCausalLM as M; M.from_pretrained({str(source)!r}).save_pretrained({target!r})"
-    return f'python -c "{code}"'
+    """A shell command that rewrites a pickled model as safetensors, what save_pretrained writes since transformers 4.35."""
+    old, new = (json.dumps(str(place), ensure_ascii=False) for place in (source, target))
+    load = "from transformers import AutoModelForCausalLM as M, AutoTokenizer as T"
+    return f"python -c {shlex.quote(f'{load}; [C.from_pretrained({old}).save_pretrained({new}) for C in (M, T)]')}"
 
 
 # One file: bytes, JSON, entries
@@ -206,10 +209,8 @@ def _json_object(path: Path, raw: bytes, error: type[UserError], *, strict: bool
     """`strict` refuses what safetensors' JSON reader (serde_json) would refuse and Python's would not."""
     try:
         text = raw.decode("utf-8")
-        if strict:
-            value = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant, parse_int=_integer)
-        else:
-            value = json.loads(text, object_pairs_hook=_unique)
+        number = _strict_number if strict else None
+        value = json.loads(text, object_pairs_hook=_unique, parse_constant=number, parse_int=number)
     except UnicodeDecodeError as problem:
         raise error(f"{path}: byte {problem.start} of its JSON is not UTF-8; {_AGAIN}") from None
     except RecursionError:
@@ -229,20 +230,16 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _no_constant(text: str) -> float:
-    raise ValueError(f"{text} is not a JSON number")
-
-
-def _integer(text: str) -> int:
-    # Python reads -0 as the count 0; serde_json reads it as a float and refuses it.
-    if text == "-0":
-        raise ValueError("-0 is not a count")
+def _strict_number(text: str) -> int:
+    """Whole numbers: Python would read -0 as the count 0, which serde_json refuses, and would take NaN."""
+    if text in ("-0", "NaN", "Infinity", "-Infinity"):
+        raise ValueError(f"{text} is not a count")
     return int(text)
 
 
 def _is_text(value: object) -> bool:
     """Python's JSON reader lets half a surrogate pair through; nothing could print or store such a name."""
-    return isinstance(value, str) and not any("\ud800" <= char <= "\udfff" for char in value)
+    return isinstance(value, str) and _SURROGATE.search(value) is None
 
 
 def _check_metadata(path: Path, metadata: object) -> None:
@@ -336,8 +333,7 @@ def _no_safetensors(folder: Path, names: list[str]) -> CheckpointError:
             f"{folder}: holds GGUF files but no *.safetensors, and GGUF is not read; download the model's safetensors files,"
             f" or convert with transformers: from_pretrained(..., gguf_file=...) and save_pretrained(...)"
         )
-    held = _names(names) or "nothing at all"
-    return CheckpointError(f"{folder}: holds {held}, but no *.safetensors; download the model's safetensors files")
+    return CheckpointError(f"{folder}: holds {_names(names) or 'nothing'}, but no *.safetensors; download those of the model")
 
 
 def _check_parts(folder: Path, files: list[str]) -> None:
@@ -393,6 +389,10 @@ def _weight_map(index: Path) -> dict[str, str]:
         if not os.path.lexists(index.parent / file):
             raise CheckpointError(f"{index.parent / file}: is missing, though {INDEX} names it; download it")
     return where
+
+
+def _shared(one: str, other: str) -> int:
+    return sum(len(os.path.commonprefix(pair)) for pair in ((one, other), (one[::-1], other[::-1])))  # noqa: RUF071
 
 
 def _names(names: list[str]) -> str:

@@ -23,8 +23,8 @@ from shardwise.spec.models.fields import Fields, refuse_unread, shown
 
 __all__ = ["Fields", "read_model"]
 
-NO = (False, 0)
-ONE = (1, True)
+NO = (False,)  # and 0, which equals it
+ONE = (1,)
 NONE: tuple[object, ...] = ()
 FULL = "full_attention"
 

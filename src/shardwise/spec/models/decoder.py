@@ -69,7 +69,7 @@ def read_shape(fields: Fields, *, kv_heads: int | None = None, dim: int | None =
         heads=heads,
         kv_heads=groups,
         dim=head_dim(fields, hidden, heads, dim),
-        layers=fields.integer("num_hidden_layers", most=2**16),
+        layers=fields.integer("num_hidden_layers", most=2**12),
         context=fields.integer("max_position_embeddings"),
         eps=fields.number("rms_norm_eps", eps, least=0, most=1),
     )

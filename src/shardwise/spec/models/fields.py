@@ -22,7 +22,7 @@ def shown(value: object, most: int = 80) -> str:
     try:
         text = repr(value)
     except ValueError:  # an int of more digits than Python is willing to print
-        text = f"a {type(value).__name__} too long to print"
+        text = f"a value of {type(value).__name__}, too long to print"
     return text if len(text) <= most else f"{text[: most - 4]} ..."
 
 
@@ -98,11 +98,11 @@ class Fields:
             raise self.wrong(key, f"known here: {', '.join(known)}")
         return known[value]
 
-    def numbers(self, key: str, length: int, *, above: float, most: float) -> tuple[float, ...]:
-        """A list of exactly `length` numbers greater than `above` and up to `most`."""
+    def numbers(self, key: str, length: int, *, least: float, most: float) -> tuple[float, ...]:
+        """A list of exactly `length` numbers from `least` to `most`."""
         value = self._value(key, None)
-        if not isinstance(value, list | tuple) or not all(_is_number(v) and above < v <= most for v in value):
-            raise self.wrong(key, f"it must be a list of numbers above {above:g} to {most:g}")
+        if not isinstance(value, list | tuple) or not all(_is_number(v) and least <= v <= most for v in value):
+            raise self.wrong(key, f"it must be a list of numbers from {least:g} to {most:g}")
         if len(value) != length:
             raise self.wrong(key, f"it has {len(value)} numbers and must have {length}")
         return tuple(float(v) for v in value)

@@ -27,7 +27,7 @@ def gpt2(fields: Fields) -> Model:
             Table("wte", vocab, hidden, ("lm_head.weight",) if tied else ()),
             positions=Table("wpe", Axis(context), hidden),
         ),
-        runs=runs("h", (None,) * fields.integer("n_layer", most=2**16), lambda _: block),
+        runs=runs("h", (None,) * fields.integer("n_layer", most=2**12), lambda _: block),
         head=Head(
             Norm("ln_f", hidden, eps, "layer", bias=True),
             Linear("lm_head", vocab, Axis(hidden), tied="wte.weight" if tied else None),

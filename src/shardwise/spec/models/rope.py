@@ -25,6 +25,9 @@ KEYS = (
 )  # fmt: skip
 """What may stand in the section. A kind ignores the others' keys, as transformers does; any other key is refused."""
 
+TINY = 1e-6
+"""The least factor that is understood: smaller ones are damage, and nothing below divides by zero."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Turn:
@@ -90,6 +93,11 @@ def _f32(value: float) -> float:
     return float(unpack("f", pack("f", value))[0])
 
 
+def _over(number: float, element: float) -> float:
+    """number / element as torch divides a number by a tensor: by way of the reciprocal."""
+    return _f32(_f32(1 / element) * _f32(number))
+
+
 def _steps(turn: _Turn, stretch: tuple[float, ...] | None = None) -> tuple[float, ...]:
     """1 / (stretch · base^(2i / dim)), rounded where a float32 computation rounds."""
     base = _f32(turn.base)
@@ -105,13 +113,13 @@ def _default(turn: _Turn) -> Rope:
 
 def _linear(turn: _Turn) -> Rope:
     """Position interpolation (arXiv 2306.15595): all positions divided by the factor."""
-    factor = turn.section.number("factor", above=0, most=1e6)
+    factor = turn.section.number("factor", least=TINY, most=1e6)
     return Rope(turn.dim, tuple(_f32(step / factor) for step in _steps(turn)))
 
 
 def _dynamic(turn: _Turn) -> Rope:
     """NTK by length: nothing changes up to the model's own context."""
-    factor = turn.section.number("factor", above=0, most=1e6)
+    factor = turn.section.number("factor", least=TINY, most=1e6)
     if turn.dim == 2:
         raise ConfigError("config.json: rope type 'dynamic' needs more than 2 rotated elements a head")
     return Rope(turn.dim, _steps(turn), dynamic=(turn.base, factor), boundary=turn.context)
@@ -120,7 +128,7 @@ def _dynamic(turn: _Turn) -> Rope:
 def _yarn(turn: _Turn) -> Rope:
     """YaRN (arXiv 2309.00071): slow elements are interpolated, fast ones left, a ramp between."""
     section, dim = turn.section, turn.dim
-    factor = section.number("factor", turn.context / turn.original, above=0, most=1e6)
+    factor = section.number("factor", turn.context / turn.original, least=TINY, most=1e9)
     turns = [section.number(key, 0.0, least=0) or usual for key, usual in (("beta_fast", 32.0), ("beta_slow", 1.0))]
     low, high = (dim * math.log(turn.original / (beta * 2 * math.pi)) / (2 * math.log(turn.base)) for beta in turns)
     if section.flag("truncate", True):
@@ -129,9 +137,11 @@ def _yarn(turn: _Turn) -> Rope:
     if low == high:
         high += 0.001
     steps = []
-    for i, step in enumerate(_steps(turn)):
-        ramp = min(max((i - low) / (high - low), 0.0), 1.0)
-        steps.append(_f32(step / factor * ramp + step * (1 - ramp)))
+    stretched = _steps(turn, (factor,) * (dim // 2))
+    for i, (fast, slow) in enumerate(zip(_steps(turn), stretched, strict=True)):
+        ramp = min(max(_f32(_f32(i - _f32(low)) / _f32(high - low)), 0.0), 1.0)
+        kept = _f32(1 - ramp)
+        steps.append(_f32(_f32(slow * _f32(1 - kept)) + _f32(fast * kept)))
     return Rope(dim, tuple(steps), scale=_yarn_scale(section, factor))
 
 
@@ -151,9 +161,9 @@ def _yarn_scale(section: Fields, factor: float) -> float:
 def _longrope(turn: _Turn) -> Rope:
     """LongRoPE (arXiv 2402.13753): a factor for each step, other ones beyond the original context."""
     section, half = turn.section, turn.dim // 2
-    short = section.numbers("short_factor", half, above=0, most=1e6)
-    long = section.numbers("long_factor", half, above=0, most=1e6)
-    factor = section.number("factor", turn.context / turn.original, above=0, most=1e9)
+    short = section.numbers("short_factor", half, least=TINY, most=1e6)
+    long = section.numbers("long_factor", half, least=TINY, most=1e6)
+    factor = section.number("factor", turn.context / turn.original, least=TINY, most=1e9)
     scale = section.optional_number("attention_factor", least=0, most=1e6)
     if scale is None and factor > 1 and turn.original == 1:
         raise ConfigError("config.json: longrope with original_max_position_embeddings 1 has no attention factor; give one")
@@ -166,20 +176,20 @@ def _longrope(turn: _Turn) -> Rope:
 def _llama3(turn: _Turn) -> Rope:
     """Llama 3.1: long waves are interpolated, short ones left, a blend between."""
     section = turn.section
-    factor = section.number("factor", above=0, most=1e6)
-    low = section.number("low_freq_factor", above=0, most=1e6)
+    factor = section.number("factor", least=TINY, most=1e6)
+    low = section.number("low_freq_factor", least=TINY, most=1e6)
     high = section.number("high_freq_factor", above=low, most=1e6)
 
     def bend(step: float) -> float:
-        wave = 2 * math.pi / step
+        wave = _over(_f32(2 * math.pi), step)
         if wave < turn.original / high:
             return step
         if wave > turn.original / low:
-            return step / factor
-        blend = (turn.original / wave - low) / (high - low)
-        return (1 - blend) * step / factor + blend * step
+            return _f32(step / factor)
+        blend = _f32(_f32(_over(turn.original, wave) - low) / _f32(high - low))
+        return _f32(_f32(_f32(_f32(1 - blend) * step) / factor) + _f32(blend * step))
 
-    return Rope(turn.dim, tuple(_f32(bend(step)) for step in _steps(turn)))
+    return Rope(turn.dim, tuple(bend(step) for step in _steps(turn)))
 
 
 BUILDERS: Mapping[str, Callable[[_Turn], Rope]] = {

@@ -1,0 +1,183 @@
+"""`shardwise chat`: talk with a model. On a terminal a small dialogue; from a pipe, one message a line and one answer each."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import re
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from types import FrameType
+
+from shardwise.cli import flags
+from shardwise.cli.conversation import Conversation
+from shardwise.cli.generate import rates, show_cut, write
+from shardwise.cli.prompt import decoded
+from shardwise.cli.start import followed, start
+from shardwise.engine.complete import Piece, complete, sampling_defaults
+from shardwise.engine.engine import Engine
+from shardwise.engine.hub import resolve_model
+from shardwise.engine.setup import resolve
+from shardwise.engine.text import Tokenizer, open_tokenizer
+from shardwise.errors import RequestError
+from shardwise.sched.request import SamplingParams
+
+COMMANDS = {
+    "/reset": "forget what was said",
+    "/system": "TEXT: set the system message; without TEXT, remove it",
+    "/exit": "end (so does Ctrl-D)",
+    "/help": "this list",
+}
+
+
+def run(argv: Sequence[str]) -> None:
+    """The command; `argv` is what follows its name."""
+    args = _parser().read(argv)
+    if followed():
+        return
+    options = flags.options(args)
+    flags.sampling(args, {})
+    folder = resolve_model(options.model, revision=options.revision)
+    setup = resolve(options, folder)
+    params = flags.sampling(args, sampling_defaults(folder))
+    tokenizer = open_tokenizer(folder)
+    conversation = Conversation(setup, tokenizer, args.system)
+    params = replace(params, stop=(*params.stop, *conversation.stops))
+    if args.show_cut:
+        show_cut(setup)
+    with start(setup) as engine:
+        if sys.stdin.isatty():
+            say(f"{setup.name} on {setup.layout.mesh.tp} rank(s), context {setup.context}. /help lists commands, Ctrl-D ends.")
+        Dialogue(engine, tokenizer, conversation, params, args.stats).run()
+    if args.seed is None and params.temperature > 0:
+        say(f"seed {params.seed}")
+
+
+def _parser() -> flags.Parser:
+    lines = "\n".join(f"  {name:9}{text}" for name, text in COMMANDS.items())
+    parser = flags.Parser("chat", f"Talks with a model, by its chat template.\n\nwithin the dialogue:\n{lines}")
+    parser.add_argument("--system", metavar="TEXT", help="the system message")
+    parser.add_argument("--show-cut", action="store_true", help="first draw how the model is cut, on standard error")
+    flags.add_model(parser)
+    flags.add_running(parser)
+    flags.add_sampling(parser, "what the context leaves")
+    return parser
+
+
+class Dialogue:
+    """Reads messages, writes answers, until the input ends."""
+
+    def __init__(
+        self, engine: Engine, tokenizer: Tokenizer, conversation: Conversation, params: SamplingParams, stats: bool
+    ) -> None:
+        self._engine = engine
+        self._tokenizer = tokenizer
+        self._conversation = conversation
+        self._params = params
+        self._stats = stats
+
+    def run(self) -> None:
+        for message in typed() if sys.stdin.isatty() else piped():
+            if not message.strip():
+                continue
+            name, _, rest = message.strip().partition(" ")
+            if name in ("/exit", "/quit", "/bye"):
+                return
+            if re.fullmatch(r"/[a-z]+", name):
+                self._command(name, rest.strip())
+                continue
+            try:
+                self._answer(message)
+            except RequestError as error:
+                say(f"error: {error}")
+
+    def _command(self, name: str, rest: str) -> None:
+        if name == "/reset":
+            self._conversation.reset()
+            say("forgotten")
+        elif name == "/system":
+            self._conversation.system = rest or None
+            say("system message set" if rest else "system message removed")
+        elif name == "/help":
+            say("\n".join(f"{command:9}{text}" for command, text in COMMANDS.items()))
+        else:
+            near = difflib.get_close_matches(name, COMMANDS, n=1)
+            say(f"there is no command {name}; {f'did you mean {near[0]}?' if near else '/help lists them'}")
+
+    def _answer(self, question: str) -> None:
+        ids, dropped = self._conversation.prompt(question)
+        if dropped:
+            say(f"[the context of {self._engine.setup.context} tokens is full: the oldest {_turns(dropped)} dropped]")
+        room = self._engine.setup.context - len(ids)
+        limit = min(self._params.max_tokens or room, room)
+        params = replace(self._params, max_tokens=limit, min_tokens=min(self._params.min_tokens, limit))
+        begun, answer, times = time.perf_counter(), "", []
+        piece: Piece | None = None
+        with interruption() as stopped:
+            for piece in complete(self._engine, self._tokenizer, ids, params):
+                times.append(time.perf_counter() - begun)
+                answer += piece.text
+                write(piece.text)
+                if stopped.is_set():
+                    break
+        write("\n")
+        if piece is not None and piece.finish is None:
+            say("[stopped]")
+        elif piece is not None and piece.finish == "length":
+            say(f"[cut at {'--max-tokens' if limit < room else 'the end of the context'}]")
+        if self._stats and times:
+            say(" · ".join(rates(len(times), times[0], times[-1])))
+        if answer:
+            self._conversation.answered(question, answer)
+
+
+def _turns(count: int) -> str:
+    return "turn was" if count == 1 else f"{count} turns were"
+
+
+def say(text: str) -> None:
+    """Something that is not the model's, on standard error."""
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()
+
+
+def typed() -> Iterator[str]:
+    """Lines from the terminal, with editing. Ctrl-C clears the line, Ctrl-D ends."""
+    import readline  # noqa: F401 - input() uses it where it is loaded
+
+    while True:
+        try:
+            yield input("> ")
+        except EOFError:
+            write("\n")
+            return
+        except KeyboardInterrupt:
+            say("\n(Ctrl-D or /exit ends)")
+
+
+def piped() -> Iterator[str]:
+    """Lines of standard input."""
+    for number, line in enumerate(sys.stdin.buffer, start=1):
+        yield decoded(line, f"standard input, line {number}").rstrip("\r\n")
+
+
+@contextmanager
+def interruption() -> Iterator[threading.Event]:
+    """Ctrl-C sets the event, so that a step in flight ends in order; a second one goes its usual way."""
+    stopped = threading.Event()
+
+    def note(signum: int, frame: FrameType | None) -> None:
+        if stopped.is_set():
+            raise KeyboardInterrupt
+        stopped.set()
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield stopped
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -1,0 +1,46 @@
+"""The prompt, from wherever it comes: a flag, a file or standard input, always as UTF-8 that is not empty."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from shardwise.errors import RequestError
+
+HOW = "give --prompt TEXT, --prompt-file FILE, or text on standard input"
+
+
+def read_prompt(args: argparse.Namespace) -> str:
+    """The text. One line end at the end of a file or of standard input does not belong to it."""
+    if args.prompt is not None and args.prompt != "-":
+        name, text = "--prompt", decoded(os.fsencode(args.prompt), "--prompt")
+    else:
+        name, data = _bytes(args)
+        text = decoded(data, name).removesuffix("\n").removesuffix("\r")
+    if not text:
+        raise RequestError(f"the prompt from {name} is empty; {HOW}")
+    return text
+
+
+def _bytes(args: argparse.Namespace) -> tuple[str, bytes]:
+    """(what it is called, its bytes) of a file or of standard input."""
+    if args.prompt_file is not None and args.prompt is None:
+        try:
+            return args.prompt_file, Path(args.prompt_file).read_bytes()
+        except OSError as error:
+            raise RequestError(f"--prompt-file {args.prompt_file}: {error.strerror}; {HOW}") from None
+    if args.prompt is None and sys.stdin.isatty():
+        raise RequestError(f"there is no prompt; {HOW}")
+    return "standard input", sys.stdin.buffer.read()
+
+
+def decoded(data: bytes, name: str) -> str:
+    """UTF-8 as text; RequestError that says which byte is not."""
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise RequestError(
+            f"the prompt from {name} is not UTF-8: byte {error.start} is 0x{data[error.start]:02X}; save or send it as UTF-8"
+        ) from None

@@ -1,0 +1,55 @@
+"""From flags to an engine that waits for prompts: the ranks of this host or torchrun's, with a bar a rank while they load."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from shardwise import env
+from shardwise.engine.engine import Engine
+from shardwise.engine.ranks import ProcessRanks, Progress, Ranks
+from shardwise.engine.setup import Setup
+
+
+def followed() -> bool:
+    """Under torchrun, every process but the first serves as a rank until it is told to end; True once that was so."""
+    place = env.torchrun()
+    if place is None or place.rank == 0:
+        return False
+    from shardwise.engine.torchrun import follow
+
+    follow(place)
+    return True
+
+
+def start_ranks(setup: Setup, progress: Progress | None) -> Ranks:
+    """The ranks that `setup` asks for: torchrun's processes where it started us, else processes of this host."""
+    place = env.torchrun()
+    if place is None:
+        return ProcessRanks(setup, progress)
+    from shardwise.engine.torchrun import TorchrunRanks
+
+    return TorchrunRanks(setup, place, progress)
+
+
+def start(setup: Setup) -> Engine:
+    """An engine whose ranks have loaded. The caller closes it."""
+    if not sys.stderr.isatty():
+        return Engine(setup, start_ranks(setup, None))
+    with _bars(setup) as progress:
+        return Engine(setup, start_ranks(setup, progress))
+
+
+@contextmanager
+def _bars(setup: Setup) -> Iterator[Progress]:
+    """A bar of loaded bytes for each rank on standard error, gone when all are ready."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, TextColumn
+    from rich.progress import Progress as Bars
+
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(binary_units=True))
+    with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
+        ranks = range(setup.layout.mesh.size)
+        tasks = [bars.add_task(f"rank {rank}", total=setup.layout.weight_bytes(rank)) for rank in ranks]
+        yield lambda rank, size: bars.advance(tasks[rank], size)

@@ -1,0 +1,143 @@
+"""Tiny random checkpoints of every family, written by transformers: seeded, with logits that are far from flat.
+
+A fresh model of transformers has zero biases and norms of one, which would hide a bias or a norm that is not applied: here
+every parameter is random.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+BASE: dict[str, Any] = {
+    "vocab_size": 131,
+    "hidden_size": 64,
+    "intermediate_size": 112,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "max_position_embeddings": 128,
+    "tie_word_embeddings": False,
+    "bos_token_id": None,
+    "eos_token_id": None,
+    "pad_token_id": None,
+}
+
+
+def _llama(**changes: Any) -> dict[str, Any]:
+    return {"model_type": "llama", **BASE, **changes}
+
+
+def _turned(**rope: Any) -> dict[str, Any]:
+    return _llama(rope_parameters={"rope_theta": 10000.0, **rope})
+
+
+def _phi3(**changes: Any) -> dict[str, Any]:
+    return {"model_type": "phi3", **BASE, **changes}
+
+
+LONG: dict[str, Any] = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "short_factor": [1.0, 1.1, 1.2, 1.4],
+    "long_factor": [1.3, 2.0, 3.1, 4.5],
+    "original_max_position_embeddings": 32,
+}
+
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": _llama(),
+    "llama-tied": _llama(tie_word_embeddings=True),
+    "llama-biased": _llama(attention_bias=True, mlp_bias=True),
+    "llama-9-3": _llama(hidden_size=72, num_attention_heads=9, num_key_value_heads=3, tie_word_embeddings=True),
+    "llama-mqa": _llama(hidden_size=48, num_attention_heads=6, num_key_value_heads=1, head_dim=16),
+    "llama-linear": _turned(rope_type="linear", factor=2.5),
+    # Beyond 32 tokens the base grows: the prompts and what is generated after them are on both sides of it.
+    "llama-dynamic": {**_turned(rope_type="dynamic", factor=2.0), "max_position_embeddings": 32},
+    "llama-yarn": _turned(rope_type="yarn", factor=4.0, original_max_position_embeddings=32),
+    "llama-llama3": _turned(
+        rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=32
+    ),
+    "mistral-window": {"model_type": "mistral", **BASE, "head_dim": 12, "sliding_window": 8},
+    "mistral-full": {"model_type": "mistral", **BASE, "sliding_window": None},
+    "qwen2": {"model_type": "qwen2", **BASE, "tie_word_embeddings": True},
+    "qwen2-window": {
+        "model_type": "qwen2",
+        **BASE,
+        "num_hidden_layers": 3,
+        "use_sliding_window": True,
+        "sliding_window": 20,
+        "max_window_layers": 1,
+    },
+    "qwen3": {"model_type": "qwen3", **BASE, "head_dim": 16, "num_key_value_heads": 2},
+    "qwen3-biased": {"model_type": "qwen3", **BASE, "head_dim": 8, "attention_bias": True},
+    "granite": {
+        "model_type": "granite",
+        **BASE,
+        "embedding_multiplier": 6.0,
+        "attention_multiplier": 0.2,
+        "residual_multiplier": 0.4,
+        "logits_scaling": 3.0,
+    },
+    "gpt2": {
+        "model_type": "gpt2",
+        "vocab_size": 131,
+        "n_embd": 60,
+        "n_head": 5,
+        "n_layer": 2,
+        "n_positions": 128,
+        "bos_token_id": None,
+        "eos_token_id": None,
+    },
+    "gpt2-untied": {
+        "model_type": "gpt2",
+        "vocab_size": 96,
+        "n_embd": 48,
+        "n_head": 6,
+        "n_layer": 2,
+        "n_positions": 128,
+        "n_inner": 70,
+        "activation_function": "relu",
+        "tie_word_embeddings": False,
+        "bos_token_id": None,
+        "eos_token_id": None,
+    },
+    "phi3": _phi3(),
+    "phi3-window": _phi3(sliding_window=8),
+    "phi3-partial": _phi3(rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}),
+    "phi3-longrope": _phi3(rope_parameters=LONG, original_max_position_embeddings=32),
+    "phi3-longrope-partial": _phi3(
+        head_dim=16, rope_parameters={**LONG, "partial_rotary_factor": 0.5}, original_max_position_embeddings=32
+    ),
+}
+"""What config.json shall hold, by the name that tests use. At most eight heads but for those that say so."""
+
+WIDE = _llama(hidden_size=64, num_attention_heads=16, num_key_value_heads=4, head_dim=4)
+"""Sixteen heads: for degrees of 12 and 16."""
+
+
+def build(config: dict[str, Any], folder: Path, *, dtype: torch.dtype = torch.float32, seed: int = 0, **saving: Any) -> Path:
+    """A checkpoint of `config` in `folder`, as transformers saves it; `saving` goes to its save_pretrained."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config), dtype=torch.float32)
+    generator = torch.Generator().manual_seed(seed)
+    tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            if parameter.ndim == 1:
+                parameter.copy_(noise * 0.3 if name.endswith("bias") else 1 + noise * 0.2)
+            else:
+                parameter.copy_(noise * (0.5 if id(parameter) in tables else 1.3 * parameter.shape[1] ** -0.5))
+    model.to(dtype).save_pretrained(folder, **saving)
+    return folder
+
+
+def poison(folder: Path, **changes: Any) -> None:
+    """Changes keys of a checkpoint's config.json in place."""
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))

@@ -1,0 +1,70 @@
+"""Rank processes for the gloo tests: started once, then given one scenario after another, each in a new group."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, Self
+
+ROOT = Path(__file__).parents[2]
+WORKER = [sys.executable, "-m", "tests.comm.comm_worker"]
+ORDERS = {"deadline_s": 10.0, "epoch": 0, "checked": False, "host": "127.0.0.1", "one_file": False}
+
+
+class Processes:
+    """As a context: ends every process it started, whatever happens."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.processes: list[subprocess.Popen[str]] = []
+
+    def __enter__(self) -> Self:
+        for _ in range(self.size):
+            pipe = subprocess.PIPE
+            self.processes.append(subprocess.Popen(WORKER, cwd=ROOT, stdin=pipe, stdout=pipe, text=True))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in self.processes:
+            process.kill()
+            process.wait()
+            for pipe in (process.stdin, process.stdout):
+                assert pipe is not None
+                pipe.close()
+
+    def order(self, folder: Path, scenario: str, **orders: Any) -> None:
+        """Starts a scenario in a new private folder; an order given as a tuple has a value for each rank."""
+        folder.mkdir(mode=0o700, exist_ok=True)
+        for rank in range(self.size):
+            own = {name: value[rank] if isinstance(value, tuple) else value for name, value in orders.items()}
+            given = {**ORDERS, "folder": str(folder), "rank": rank, "size": self.size, "scenario": scenario, **own}
+            self.say(rank, json.dumps(given))
+
+    def play(self, folder: Path, scenario: str, **orders: Any) -> list[dict[str, Any]]:
+        """The answers of a scenario that needs no help from the test."""
+        self.order(folder, scenario, **orders)
+        return [self.hear(rank) for rank in range(self.size)]
+
+    def say(self, rank: int, line: str) -> None:
+        """A line to one process."""
+        stdin = self.processes[rank].stdin
+        assert stdin is not None
+        stdin.write(line + "\n")
+        stdin.flush()
+
+    def hear(self, rank: int) -> Any:
+        """The next line of one process."""
+        process = self.processes[rank]
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        assert line, f"rank {rank} ended with {process.wait()} and said nothing"
+        return json.loads(line)
+
+    def end(self) -> list[int]:
+        """Lets the processes end by themselves; their exit codes."""
+        for process in self.processes:
+            assert process.stdin is not None
+            process.stdin.close()
+        return [process.wait(timeout=20) for process in self.processes]

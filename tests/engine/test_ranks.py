@@ -1,0 +1,173 @@
+"""Rank processes: real ones, killed with real signals at every phase. Nothing may be left, and the cause must be named."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from shardwise.engine.engine import Engine
+from shardwise.engine.ranks import ProcessRanks
+from shardwise.engine.setup import Options, Setup, resolve
+from shardwise.errors import RankLost, UserError
+from shardwise.sched.request import SamplingParams
+from tests.checkpoints import tiny_llama
+
+OUT_S = 2.0
+"""A failure is reported, and everything has ended, within this time."""
+
+PROMPT = [1, 5, 9, 2, 7]
+
+
+@pytest.fixture(scope="module")
+def setup(tmp_path_factory: pytest.TempPathFactory) -> Setup:
+    return resolve(Options(str(tiny_llama(tmp_path_factory.mktemp("llama"))), tp=3, dtype="float32", threads=1))
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left() -> Iterator[None]:
+    """No child, no folder of a rendezvous, no shared memory survives a test."""
+    before = leftovers()
+    yield
+    assert leftovers() == before
+
+
+def leftovers() -> tuple[set[str], set[str]]:
+    children = {f"{child.pid} {child.name()}" for child in psutil.Process().children(recursive=True)}
+    folders = {path.name for path in Path(tempfile.gettempdir()).glob("shardwise-*")} | set(os.listdir("/dev/shm"))
+    return children, folders
+
+
+def workers() -> list[psutil.Process]:
+    """This process's rank processes, in rank order."""
+    found = [p for p in psutil.Process().children() if "shardwise.runtime.worker" in " ".join(p.cmdline())]
+    return sorted(found, key=lambda p: p.pid)
+
+
+def greedy(count: int) -> SamplingParams:
+    return SamplingParams(temperature=0, max_tokens=count, ignore_eos=True)
+
+
+@pytest.mark.parametrize("rank", [0, 1, 2])
+def test_killed_while_generating(setup: Setup, rank: int) -> None:
+    with Engine(setup, "processes") as engine:
+        tokens = engine.generate(PROMPT, greedy(200))
+        next(tokens)
+        victim = workers()[rank]
+        victim.kill()
+        killed = time.monotonic()
+        with pytest.raises(
+            RankLost, match=rf"rank {rank} was lost during generate: process {victim.pid} was killed by SIGKILL"
+        ):
+            for _ in tokens:
+                pass
+    assert time.monotonic() - killed < OUT_S
+
+
+def test_killed_while_idle(setup: Setup) -> None:
+    with Engine(setup, "processes") as engine:
+        assert len(list(engine.generate(PROMPT, greedy(2)))) == 2
+        workers()[1].kill()
+        with pytest.raises(RankLost, match="rank 1 was lost during generate: .* was killed by SIGKILL"):
+            list(engine.generate(PROMPT, greedy(2)))
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_killed_while_loading(setup: Setup, rank: int) -> None:
+    killed = []
+
+    def kill(_rank: int, _count: int) -> None:
+        if not killed:
+            killed.append(time.monotonic())
+            workers()[rank].kill()
+
+    with pytest.raises(RankLost, match=rf"rank {rank} was lost during load: .* was killed by SIGKILL"):
+        ProcessRanks(setup, kill)
+    assert time.monotonic() - killed[0] < OUT_S
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_killed_while_starting(setup: Setup, rank: int) -> None:
+    killed = []
+
+    def kill_once_started() -> None:
+        while len(found := workers()) < 3:
+            time.sleep(0.001)
+        found[rank].kill()
+        killed.append(time.monotonic())
+
+    thread = threading.Thread(target=kill_once_started)
+    thread.start()
+    with pytest.raises(RankLost, match=rf"rank {rank} was lost during (start|load): .* was killed by SIGKILL"):
+        ProcessRanks(setup)
+    thread.join()
+    assert time.monotonic() - killed[0] < OUT_S
+
+
+def test_stopped_rank_does_not_hold_up_the_end(setup: Setup) -> None:
+    with Engine(setup, "processes") as engine:
+        next(engine.generate(PROMPT, greedy(5)))
+        os.kill(workers()[1].pid, signal.SIGSTOP)
+        left = time.monotonic()
+    assert time.monotonic() - left < OUT_S
+
+
+ENGINE = """
+import sys
+from shardwise.engine.engine import Engine
+from shardwise.engine.setup import Options, resolve
+from shardwise.sched.request import SamplingParams
+with Engine(resolve(Options(sys.argv[1], tp=2, dtype="float32", threads=1))) as engine:
+    for token in engine.generate([1, 5, 9], SamplingParams(temperature=0, max_tokens=200, ignore_eos=True)):
+        print(token.id, flush=True)
+    input()
+"""
+
+
+@pytest.mark.parametrize("phase", ["start", "generate"])
+def test_killed_engine_leaves_no_orphan(setup: Setup, phase: str) -> None:
+    command = [sys.executable, "-c", ENGINE, str(setup.folder)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.PIPE) as engine:
+        assert engine.stdout is not None
+        if phase == "generate":
+            engine.stdout.readline()
+        parent = psutil.Process(engine.pid)
+        children: list[psutil.Process] = []
+        while len(children) < 2:
+            children = parent.children()
+        engine.kill()
+        gone, alive = psutil.wait_procs(children, timeout=OUT_S)
+    assert not alive
+    # A killed engine cannot remove the folder its ranks were to meet in; it is empty of secrets, and this test's to remove.
+    for left in Path(tempfile.gettempdir()).glob("shardwise-*"):
+        for file in left.iterdir():
+            file.unlink()
+        left.rmdir()
+
+
+def test_nothing_listens_beyond_loopback(setup: Setup) -> None:
+    with Engine(setup, "processes"):
+        for worker in workers():
+            for connection in worker.net_connections(kind="inet"):
+                assert connection.laddr.ip in ("127.0.0.1", "::1"), connection
+
+
+def test_rank_that_refuses_is_heard(setup: Setup, tmp_path: Path) -> None:
+    """The file is damaged after the engine has checked it: the ranks' own message reaches the user, as the user's to mend."""
+    copy = tmp_path / "model"
+    copy.mkdir()
+    for file in setup.folder.iterdir():
+        (copy / file.name).write_bytes(file.read_bytes())
+    plan = resolve(Options(str(copy), tp=3, dtype="float32", threads=1))
+    (copy / "model.safetensors").write_bytes((copy / "model.safetensors").read_bytes()[:-8])
+    with pytest.raises(UserError, match="model.safetensors"):
+        ProcessRanks(plan)

@@ -1,0 +1,438 @@
+"""Chat templates: the prompts of transformers, for every template at hand; hostile templates run nothing and end in time."""
+
+from __future__ import annotations
+
+import gc
+import json
+import resource
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tokenizers
+
+from shardwise.engine.template import CHATML, KNOWN_VARIABLES, ChatTemplate, open_template
+from shardwise.errors import CheckpointError, RequestError
+
+SPECIAL = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
+HELLO = [{"role": "user", "content": "hello"}]
+
+
+def call(name: str, **arguments: object) -> dict[str, Any]:
+    return {"id": "abcdefgh1", "type": "function", "function": {"name": name, "arguments": arguments}}
+
+
+TOOLS = [
+    {
+        "type": "function",
+        "function": {
+            "name": "weather",
+            "description": "The weather of a place, in “°C”",
+            "parameters": {
+                "type": "object",
+                "properties": {"place": {"type": "string", "description": "a town"}, "days": {"type": "integer"}},
+                "required": ["place"],
+            },
+        },
+    }
+]
+ASKED = [
+    {"role": "user", "content": "Weather in Zürich?"},
+    {"role": "assistant", "content": "", "tool_calls": [call("weather", place="Zürich", days=2)]},
+    {"role": "tool", "content": '{"°C": 21}', "tool_call_id": "abcdefgh1", "name": "weather"},
+]
+CONVERSATIONS: dict[str, tuple[list[dict[str, Any]], list[dict[str, Any]] | None]] = {
+    "one": (HELLO, None),
+    "system": ([{"role": "system", "content": "Be brief."}, *HELLO], None),
+    "turns": ([*HELLO, {"role": "assistant", "content": "Hi!"}, {"role": "user", "content": " and\nnow? "}], None),
+    "unicode": ([{"role": "user", "content": "नमस्ते 👩‍👩‍👧 <b>&amp;</b> \u202e \u00a0"}], None),
+    "empty": ([{"role": "user", "content": ""}], None),
+    "tools": (HELLO, TOOLS),
+    "system and tools": ([{"role": "system", "content": "Be brief."}, *HELLO], TOOLS),
+    "no tools": (HELLO, []),
+    "calls": (ASKED, TOOLS),
+    "calls without tools": (ASKED, None),
+    "calls answered": ([*ASKED, {"role": "assistant", "content": "21 °C."}, {"role": "user", "content": "Thanks"}], TOOLS),
+    "null content": ([ASKED[0], {**ASKED[1], "content": None}, ASKED[2]], TOOLS),
+    "reasoning": (
+        [
+            *HELLO,
+            {"role": "assistant", "content": "<think>\nhm\n</think>\n\nHi", "reasoning": "hm"},
+            {"role": "user", "content": "?"},
+        ],
+        None,
+    ),
+}
+FINALS = ("It is", "It is ", "  two\n lines \n\n", "👍🏽 é")
+
+
+def chat_templates(data: Path) -> dict[str, tuple[str, dict[str, str]]]:
+    """Source and special tokens of each template in the data folder."""
+    found = {
+        path.stem: (path.read_text(encoding="utf-8"), SPECIAL) for path in (data / "tokenizers/chat-templates").glob("*.jinja")
+    }
+    for name in ("qwen3", "phi3"):
+        config = json.loads((data / "tokenizers" / name / "tokenizer_config.json").read_text(encoding="utf-8"))
+        special = {key: config[key] for key in SPECIAL if isinstance(config.get(key), str)}
+        found[name] = (config["chat_template"], special)
+    return {"ChatML": (CHATML, SPECIAL)} | found
+
+
+def theirs(source: str, special: dict[str, str]) -> Callable[..., str | None]:
+    """What transformers renders, None where it raises."""
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed (a test dependency)")
+    backend = tokenizers.Tokenizer(tokenizers.models.WordLevel({"<unk>": 0}, unk_token="<unk>"))
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=backend, chat_template=source, **special)
+
+    def render(messages: list[dict[str, Any]], **options: Any) -> str | None:
+        try:
+            text: str = tokenizer.apply_chat_template(messages, tokenize=False, **options)
+        except Exception:  # a template may raise anything
+            return None
+        return text
+
+    return render
+
+
+def in_json_text(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The same calls, their arguments as the JSON text that the OpenAI protocol has."""
+    copied = json.loads(json.dumps(messages))
+    for message in copied:
+        for made in message.get("tool_calls") or ():
+            made["function"]["arguments"] = json.dumps(made["function"]["arguments"], ensure_ascii=False)
+    return copied
+
+
+def ours(template: ChatTemplate, messages: list[dict[str, Any]], **options: Any) -> str | None:
+    try:
+        return template.render(messages, **options)
+    except RequestError:
+        return None
+
+
+@pytest.fixture(scope="session")
+def sources(data: Path) -> dict[str, tuple[str, dict[str, str]]]:
+    return chat_templates(data)
+
+
+def test_prompts_are_those_of_transformers(sources: dict[str, tuple[str, dict[str, str]]], figures: dict[str, object]) -> None:
+    equal = refused = 0
+    assert len(sources) >= 15
+    for name, (source, special) in sources.items():
+        reference, template = theirs(source, special), ChatTemplate({"default": source}, special)
+        for label, (messages, tools) in CONVERSATIONS.items():
+            for prompt in (True, False):
+                options = {"tools": tools, "add_generation_prompt": prompt}
+                wanted = reference(messages, **options)
+                if wanted is None:  # some templates put arguments together as text
+                    wanted = reference(in_json_text(messages), **options)
+                assert ours(template, messages, **options) == wanted, (name, label)
+                assert ours(template, in_json_text(messages), **options) == wanted, (name, label)
+                equal, refused = equal + (wanted is not None), refused + (wanted is None)
+    figures["chat prompts equal to transformers'"] = f"{equal} rendered, {refused} refused by both, {len(sources)} templates"
+    assert equal > 8 * refused
+
+
+def test_final_messages_are_continued_as_by_transformers(sources: dict[str, tuple[str, dict[str, str]]]) -> None:
+    equal = 0
+    for name, (source, special) in sources.items():
+        reference, template = theirs(source, special), ChatTemplate({"default": source}, special)
+        for final in FINALS:
+            messages = [*HELLO, {"role": "assistant", "content": final}]
+            wanted = reference(messages, continue_final_message=True)
+            assert ours(template, messages, continue_final_message=True) == wanted, (name, final)
+            equal += wanted is not None
+    assert equal >= 48
+
+
+def test_text_parts_reach_every_template(sources: dict[str, tuple[str, dict[str, str]]]) -> None:
+    """A list of parts is rendered as it is by templates that know lists, else as text, never as a Python object."""
+    parts = [{"type": "text", "text": "first part"}, {"type": "text", "text": "second part"}]
+    for name, (source, special) in sources.items():
+        text = ChatTemplate({"default": source}, special).render([{"role": "user", "content": parts}])
+        assert "first part" in text and "second part" in text and "'type'" not in text, name
+
+
+def test_variables_reach_the_template(sources: dict[str, tuple[str, dict[str, str]]]) -> None:
+    for name, variables in (
+        ("qwen3", {"enable_thinking": False}),
+        ("HuggingFaceTB-SmolLM3-3B", {"enable_thinking": False}),
+        ("openai-gpt-oss-120b", {"reasoning_effort": "high"}),
+        ("deepseek-ai-DeepSeek-V3.1", {"thinking": True}),
+        ("meta-llama-Llama-3.1-8B-Instruct", {"date_string": "1 May 2025"}),
+    ):
+        source, special = sources[name]
+        template = ChatTemplate({"default": source}, special)
+        text = template.render(HELLO, variables=variables)
+        assert text == theirs(source, special)(HELLO, add_generation_prompt=True, **variables)
+        assert text != template.render(HELLO)
+
+
+def test_a_warm_rendering_takes_a_millisecond(
+    sources: dict[str, tuple[str, dict[str, str]]], figures: dict[str, object]
+) -> None:
+    template = ChatTemplate({"default": sources["qwen3"][0]}, {})
+    template.start()
+    template.render(HELLO)
+    times = []
+    for _ in range(50):
+        start = time.perf_counter()
+        template.render(HELLO)
+        times.append(time.perf_counter() - start)
+    figures["a chat prompt in its own process"] = f"{min(times) * 1e3:.2f} ms"
+    assert min(times) < 0.02
+
+
+def made(source: str) -> ChatTemplate:
+    return ChatTemplate({"default": source}, SPECIAL)
+
+
+def test_what_transformers_gives_to_templates() -> None:
+    template = made(
+        "{% for message in messages %}\n    {%- generation %}{{ message.content | tojson(indent=1) }}{% endgeneration %}\n"
+        "    {% if loop.index > 1 %}{% break %}{% endif %}\n{% endfor %}\n"
+        "{% set ns = namespace(n=1) %}{% set ns.n = ns.n + 1 %}{{ ns.n }}{{ dict(a=1).a }}{{ bos_token }}{{ sep_token is defined }}"
+        "{{ strftime_now('%Y') | length }}"
+    )
+    assert template.render([{"role": "user", "content": "é<"}] * 3) == '"é<"    "é<"    21<s>False4'
+
+
+def test_the_template_s_own_message_is_given() -> None:
+    with pytest.raises(RequestError, match="refuses this conversation: Only user roles, please"):
+        made("{{ raise_exception('Only user roles, please') }}").render(HELLO)
+    with pytest.raises(RequestError, match="'nothing' is undefined"):
+        made("{{ nothing.at.all }}").render(HELLO)
+    with pytest.raises(RequestError, match="TypeError"):
+        made("{{ 'a' + 1 }}").render(HELLO)
+    with pytest.raises(CheckpointError, match="line 2"):
+        made("a\n{% if %}").render(HELLO)
+    with pytest.raises(CheckpointError, match="no_such_filter"):
+        made("{{ 1 | no_such_filter }}").render(HELLO)
+
+
+@pytest.mark.parametrize(
+    ("messages", "place"),
+    [
+        ([], "messages is empty"),
+        ("hello", "messages must be a list"),
+        (["hello"], r"messages\[0\] must be an object"),
+        ([*HELLO, {"content": "x"}], r"messages\[1\]\.role is None"),
+        ([{"role": "root", "content": "x"}], r"messages\[0\]\.role is 'root'.*user"),
+        ([{"role": ["user"], "content": "x"}], r"messages\[0\]\.role"),
+        ([{"role": "user"}], r"messages\[0\]\.content is missing"),
+        ([{"role": "user", "content": None}], r"messages\[0\]\.content is missing"),
+        ([{"role": "user", "content": 7}], r"messages\[0\]\.content is a int"),
+        ([{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}], r"messages\[0\]\.content\[0\] is not text"),
+        ([{"role": "user", "content": ["x"]}], r"messages\[0\]\.content\[0\]"),
+        ([{"role": "user", "content": "\ud800"}], r"messages\[0\]\.content has half a surrogate"),
+        ([{"role": "user", "content": "x", "name": object()}], r"messages\[0\]\.name is a object"),
+        ([{"role": "user", "content": "x", 7: 8}], r"a key of messages\[0\]"),
+        ([{"role": "assistant", "tool_calls": [{}]}], r"messages\[0\]\.tool_calls\[0\] is not a function call"),
+        ([{"role": "assistant", "tool_calls": {"a": 1}}], r"messages\[0\]\.tool_calls must be a list"),
+        ([{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{"}}]}], "arguments must be an object"),
+        ([{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "[" * 9999}}]}], "arguments must be"),
+    ],
+)
+def test_wrong_messages_are_refused_with_their_place(messages: Any, place: str) -> None:
+    with pytest.raises(RequestError, match=place):
+        ChatTemplate({}, {}).render(messages)
+
+
+def test_depth_and_tools_are_checked() -> None:
+    deep: Any = "x"
+    for _ in range(100):
+        deep = [deep]
+    with pytest.raises(RequestError, match="deep"):
+        ChatTemplate({}, {}).render([{"role": "user", "content": "x", "metadata": deep}])
+    with pytest.raises(RequestError, match=r"tools\[1\] must be an object"):
+        ChatTemplate({}, {}).render(HELLO, tools=[{}, "weather"])  # type: ignore[list-item]
+    with pytest.raises(RequestError, match="exclude each other"):
+        ChatTemplate({}, {}).render(HELLO, add_generation_prompt=True, continue_final_message=True)
+    with pytest.raises(RequestError, match="last message"):
+        made("{{ messages[0].content[:3] }}").render(HELLO, continue_final_message=True)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "tokenize",
+        "chat_template",
+        "messages",
+        "tools",
+        "documents",
+        "add_generation_prompt",
+        "continue_final_message",
+        "bos_token",
+    ]
+    + ["eos_token", "raise_exception", "namespace", "range", "strftime_now", "__class__", "_x", "return_dict", "x y", ""],
+)
+def test_forbidden_variables_are_refused(name: str) -> None:
+    source = "{{ messages }}{{ tools }}{{ bos_token }}{{ range(2) }}{{ documents }} __class__ _x x y"
+    with pytest.raises(RequestError, match="enable_thinking"):
+        made(source).render(HELLO, variables={name: True})
+
+
+def test_variables_are_scalars() -> None:
+    assert made("{{ enable_thinking }}{{ style }}").render(HELLO, variables={"enable_thinking": True, "style": "x"}) == "Truex"
+    for value in ([1], {"a": 1}, object(), "\ud800"):
+        with pytest.raises(RequestError, match="style"):
+            made("{{ style }}").render(HELLO, variables={"style": value})
+    for name in KNOWN_VARIABLES:  # clients send them to every model
+        assert made("x").render(HELLO, variables={name: True}) == "x"
+
+
+def test_which_template_is_taken(tmp_path: Path) -> None:
+    assert open_template(tmp_path).is_default
+    assert open_template(tmp_path).render(HELLO) == "<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n"
+    config = tmp_path / "tokenizer_config.json"
+    config.write_text(json.dumps({"chat_template": "text {{ eos_token }}", "eos_token": {"content": "<e>"}}))
+    assert not open_template(tmp_path).is_default
+    assert open_template(tmp_path).render(HELLO) == "text <e>"
+    named = [{"name": "default", "template": "plain"}, {"name": "tool_use", "template": "with tools"}]
+    config.write_text(json.dumps({"chat_template": named}))
+    template = open_template(tmp_path)
+    assert (template.render(HELLO), template.render(HELLO, tools=TOOLS)) == ("plain", "with tools")
+    (tmp_path / "chat_template.jinja").write_text("file")
+    template = open_template(tmp_path, isolated=False)
+    assert (template.render(HELLO), template.render(HELLO, tools=TOOLS)) == ("file", "with tools")
+    config.write_text(json.dumps({"chat_template": named[1:]}))
+    (tmp_path / "chat_template.jinja").unlink()
+    with pytest.raises(CheckpointError, match="tool_use.*'default'"):
+        open_template(tmp_path)
+
+
+CANARY = "arbitrary code was run"
+PAYLOADS = [
+    *(
+        f"{{{{ {start}.__mro__[1].__subclasses__() }}}}"
+        for start in ("''.__class__", "[].__class__", "{}.__class__", "().__class__", "messages.__class__", "(1).__class__")
+    ),
+    *(
+        f"{{{{ {name}.__init__.__globals__.os.popen('echo {CANARY}').read() }}}}"
+        for name in ("cycler", "joiner", "namespace", "self", "lipsum", "loop", "config", "tools", "dict", "strftime_now")
+    ),
+    *(
+        f"{{{{ {name}.__globals__['__builtins__']['__import__']('os').popen('echo {CANARY}').read() }}}}"
+        for name in ("lipsum", "range", "raise_exception", "strftime_now", "dict", "namespace.__init__", "messages.append")
+    ),
+    *(f"{{{{ {name} | attr('__globals__') | list }}}}" for name in ("lipsum", "strftime_now", "raise_exception", "dict")),
+    "{{ '' | attr('__class__') | attr('__mro__') | list }}",
+    "{{ ''['__cla' ~ 'ss__'].__mro__ | list }}",
+    "{{ '' | attr('_' ~ '_class_' ~ '_') }}{{ (''|attr('__class__')).mro() }}",
+    "{{ '{0.__class__.__mro__}'.format('') }}",
+    "{{ '{x.__class__.__init__.__globals__}'.format(x=cycler) }}",
+    "{{ '{0.__class__.__mro__}'.format_map({'0': ''}) }}",
+    "{{ ('{0.__class__.__mro__}' | attr('format'))('') }}",
+    "{{ ['{0.__class__.__mro__}'] | map('format', '') | join }}{{ ''.__class__.__mro__[1] }}",
+    "{{ messages | map(attribute='__class__.__mro__') | list }}{{ ''.__class__.__mro__[1] }}",
+    "{% set ns = namespace(__class__=1) %}{{ ns }}",
+    "{% set ns = namespace() %}{% set ns.__init__ = 1 %}{{ ns.__init__.__globals__ }}",
+    "{% macro m() %}{% endmacro %}{{ m._func.__globals__ }}",
+    "{% macro m() %}{% endmacro %}{{ m.__call__.__func__.__globals__ }}",
+    "{% for x in [1] %}{{ loop.__class__.__init__.__globals__ }}{% endfor %}",
+    "{{ self._TemplateReference__context.environment.from_string('x').module }}",
+    "{{ self.__dict__ }}{{ self.__init__.__globals__ }}",
+    f"{{% set x = messages.append({{'role': '{CANARY}'}}) %}}",
+    f"{{% set x = messages[0].update(role='{CANARY}') %}}{{{{ messages }}}}",
+    "{{ messages[0].pop('content') }}",
+    "{% include '/etc/passwd' %}",
+    "{% import 'os' as os %}{{ os.getcwd() }}",
+    "{% extends '/etc/passwd' %}",
+    "{{ (messages | map('upper')).gi_frame.f_globals }}",
+    "{{ ().__reduce_ex__(2) }}{{ (1).__class__.__base__.__subclasses__() }}",
+    "{{ url_for.__globals__ }}{{ request.application.__globals__ }}",
+    "{{ strftime_now.func_globals.os }}",
+]
+assert len(PAYLOADS) >= 40
+
+
+@pytest.fixture(scope="module")
+def chatml() -> Iterator[ChatTemplate]:
+    template = made(CHATML)
+    yield template
+    del template
+    gc.collect()
+
+
+@pytest.mark.parametrize("isolated", [True, False])
+def test_injected_templates_run_nothing(isolated: bool) -> None:
+    for payload in PAYLOADS:
+        template = ChatTemplate({"default": payload}, SPECIAL, isolated=isolated)
+        try:
+            text = template.render(HELLO)
+        except (RequestError, CheckpointError) as error:
+            text = str(error).replace(payload, "")
+        assert CANARY not in text, payload
+        for leak in ("<class", "<function", "<module", "root:", "object at", "'__builtins__'", "Popen"):
+            assert leak not in text, (payload, text)
+
+
+def test_injected_messages_are_only_text(chatml: ChatTemplate) -> None:
+    for payload in PAYLOADS:
+        assert f"user\n{payload}<|im_end|>" in chatml.render([{"role": "user", "content": payload}])
+
+
+BOMBS = {
+    "loops": "{% for i in range(99999) %}{% for j in range(99999) %}{% for k in range(99999) %}{% endfor %}{% endfor %}{% endfor %}",
+    "text": "{{ 'a' * 10**9 }}",
+    "power text": "{{ 'a' * 9**9 }}",
+    "tower": "{{ 9**(9**(9**9)) }}",
+    "power": "{{ (9**(9**7)) % 7 }}",
+    "output": "{% for i in range(99999) %}{{ 'x' * 10000 }}{% endfor %}",
+    "literal output": "{% for i in range(99999) %}" + "literal " * 1000 + "{% endfor %}",
+    "doubling": "{% set ns = namespace(x='aa') %}{% for i in range(200) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}{{ ns.x }}",
+    "doubling lists": "{% set ns = namespace(x=[1]) %}{% for i in range(200) %}{% set ns.x = ns.x + ns.x %}{% endfor %}{{ ns.x }}",
+    "nested lists": "{% set ns = namespace(x=[1]) %}{% for i in range(60) %}{% set ns.x = [ns.x, ns.x] %}{% endfor %}{{ ns.x | tojson }}",
+    "replace": "{{ ('a' * 10**6) | replace('a', 'b' * 10**6) }}",
+    "replace method": "{{ ('a' * 10**6).replace('', 'b' * 10**6) }}",
+    "center": "{{ 'a' | center(10**10) }}",
+    "ljust": "{{ 'a'.ljust(10**10) }}",
+    "percent": "{{ '%01000000000d' % 1 }}",
+    "format": "{{ '{:01000000000d}'.format(1) }}",
+    "join": "{{ range(99999) | join('x' * 10**5) }}",
+    "indent": "{{ ('\n' * 10**5) | indent(10**6) }}",
+    "tojson": "{{ [[[[1] * 99] * 99] * 99] | tojson(indent=10**5) }}",
+    "batch": "{{ [1] | batch(10**10, 0) | list }}",
+    "lipsum": "{{ lipsum(n=100000) }}",
+    "sort": "{% for i in range(9999) %}{% if range(99999) | sort(reverse=true) == i %}{% endif %}{% endfor %}",
+    "sum": "{{ ([[1] * 999] * 99999) | sum(start=[]) | length }}",
+    "round": "{{ 1.5 | round(10**9, 'ceil') }}",
+    "compare": "{% set a = [['x' * 10**7] * 10**4] %}{% for i in range(9999) %}{% if a == [['x' * 10**7] * 10**4] %}{% endif %}{% endfor %}",
+    "recursion": "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+    "twofold recursion": "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}",
+    "recursive loop": "{% for x in [1] recursive %}{{ loop([1, 1]) }}{% endfor %}",
+    "date": "{{ strftime_now('%1000000000d') }}",
+    "message": "{{ raise_exception('x' * 10**8) }}",
+    "source": "{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}",
+    "constants": "{{ ('a' * 10**8) | upper | lower | upper | lower | upper | lower | length }}{{ 'a' * 10**8 }}",
+}
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_bombs_end(name: str, figures: dict[str, object]) -> None:
+    """CPU time of the process that renders, start and all: what a busy machine adds to it is not the template's."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    template = made(BOMBS[name])
+    with pytest.raises((RequestError, CheckpointError), match="chat template"):
+        template.render(HELLO)
+    del template
+    gc.collect()
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    figures[f"CPU time of the bomb {name!r}"] = f"{spent:.2f} s"
+    assert 0 < spent <= 1
+
+
+def test_after_a_bomb_the_next_conversation_is_rendered() -> None:
+    template = made("{% if messages[0].content == 'bomb' %}{{ 9**(9**(9**9)) }}{% endif %}fine")
+    for _ in range(2):
+        with pytest.raises(RequestError, match="CPU time"):
+            template.render([{"role": "user", "content": "bomb"}])
+        assert template.render(HELLO) == "fine"
+
+
+def test_a_long_conversation_is_no_bomb() -> None:
+    messages = [{"role": ("user", "assistant")[n % 2], "content": f"{n} " + "word " * 200} for n in range(2001)]
+    assert len(made(CHATML).render(messages)) > 2_000_000

@@ -1,0 +1,132 @@
+"""All ranks of a layout as threads of the test, with every rank's runner, its calls and its logits at hand."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import torch
+
+from shardwise.comm.solo import Recording
+from shardwise.comm.threads import threads
+from shardwise.nn.batch import Rank
+from shardwise.runtime.runner import Runner
+from shardwise.sched.step import Draw, Item, Pages, Step
+from shardwise.spec.binding import bind
+from shardwise.spec.blocks import ropes
+from shardwise.spec.checkpoint import open_checkpoint, read_json
+from shardwise.spec.config import read_model
+from shardwise.spec.layout import PAGE_TOKENS, Layout, Shares
+from shardwise.spec.mesh import Mesh
+
+T = TypeVar("T")
+
+GREEDY = Draw(temperature=0.0, top_p=1.0, top_k=0, min_p=0.0, seed=0)
+
+
+def layout_of(config: Path | dict[str, Any], shares: Sequence[float], dtype: str = "float32") -> Layout:
+    """The layout of a checkpoint's folder, or of a config, over as many ranks as there are shares."""
+    values = read_json(config / "config.json") if isinstance(config, Path) else config
+    return Layout(read_model(values), Mesh(tp=len(shares)), Shares.of(shares), dtype, dtype)
+
+
+def even(degree: int) -> tuple[float, ...]:
+    return (1.0,) * degree
+
+
+class Group:
+    """A context manager. `folder` None means random weights; `sequences` of up to `context` tokens have pages."""
+
+    def __init__(
+        self, layout: Layout, folder: Path | None, *, context: int = 128, chunk: int = 64, sequences: int = 1, dtype: Any = None
+    ) -> None:
+        self.layout, self.context, self.chunk, self.sequences = layout, context, chunk, sequences
+        self.pages = tuple(n * sequences for n in layout.kv_pages(context, chunk))
+        size = layout.mesh.size
+        self.comms = [Recording(comm) for comm in threads(size, deadline_s=60)]
+        self.pool = ThreadPoolExecutor(size)
+        self.steps = 0
+        bound = bind(layout.model, open_checkpoint(folder)) if folder else None
+        dtypes = getattr(torch, layout.dtype), getattr(torch, layout.kv_dtype)
+
+        def build(rank: int) -> Runner:
+            return Runner(
+                Rank(layout, rank, self.comms[rank], torch.device("cpu"), *dtypes), self.pages, bound, lambda count: None
+            )
+
+        self.runners: list[Runner] = list(self.pool.map(build, range(size)))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for comm in self.comms:
+            comm.close()
+        self.pool.shutdown()
+
+    def each(self, work: Callable[[Runner], T]) -> list[T]:
+        """work(runner) on every rank's thread at once. A rank that fails leaves, so that its peers do not wait for it."""
+
+        def guarded(rank: int) -> T:
+            try:
+                return work(self.runners[rank])
+            except BaseException:
+                self.comms[rank].close()
+                raise
+
+        futures = [self.pool.submit(guarded, rank) for rank in range(len(self.runners))]
+        return [future.result() for future in futures]
+
+    def step(self, *items: Item) -> Step:
+        self.steps += 1
+        return Step(self.steps, items)
+
+    def logits(self, *items: Item) -> torch.Tensor:
+        """One step; its logits, which every rank must hold to the last bit."""
+        step = self.step(*items)
+        first, *others = self.each(lambda runner: runner.logits(step))
+        assert all(torch.equal(first, other) for other in others), "the ranks hold unlike logits"
+        return first
+
+    def sequence(self, index: int = 0) -> Sequence_:
+        """Sequence `index` of the group, with pages of its own in scrambled order, as after hours of serving."""
+        ids = []
+        for g, count in enumerate(self.pages):
+            own = count // self.sequences
+            ids.append(tuple(random.Random(g).sample(range(count), count)[index * own : (index + 1) * own]))
+        return Sequence_(self.layout, index, tuple(ids))
+
+
+@dataclass
+class Sequence_:
+    """What an engine keeps of a request: its tokens, how many are computed, its pages (a ring where there is a window)."""
+
+    layout: Layout
+    index: int
+    ids: tuple[tuple[int, ...], ...]
+    tokens: list[int] = field(default_factory=list)
+    computed: int = 0
+
+    def take(self, count: int | None = None, *, draw: Draw | None = None, wants: int | None = None) -> Item:
+        """The next `count` tokens not yet computed (None: all) as an item; by default the logits of all of them are wanted."""
+        ends = [rope.boundary for rope in ropes(self.layout.model) if rope.long and rope.boundary]
+        if any(0 < self.computed <= end < len(self.tokens) for end in ends):
+            self.computed = 0  # a long sequence turns all its keys by other angles than a short one
+        start = self.computed
+        stop = len(self.tokens) if count is None else min(start + count, len(self.tokens))
+        self.computed = stop
+        pages = tuple(self._pages(g, start, stop) for g in range(len(self.ids)))
+        new = tuple(self.tokens[start:stop])
+        return Item(self.index, new, start, len(self.tokens), pages, draw, len(new) if wants is None else wants)
+
+    def _pages(self, group: int, start: int, stop: int) -> Pages:
+        window, ids = self.layout.cache[group].window, self.ids[group]
+        first = 0 if window is None else max(0, start - window + 1) // PAGE_TOKENS
+        places = range(first, -(-stop // PAGE_TOKENS))
+        assert len(places) <= len(ids)
+        return Pages(first * PAGE_TOKENS, tuple(ids[place % len(ids)] for place in places))
