@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import difflib
 import re
 import signal
@@ -171,7 +170,7 @@ def interruption() -> Iterator[threading.Event]:
     """Ctrl-C sets the event, so that a step in flight ends in order; a second one goes its usual way."""
     stopped = threading.Event()
 
-    def note(signum: int, frame: FrameType | None) -> None:
+    def note(_signal: int, _frame: FrameType | None) -> None:
         if stopped.is_set():
             raise KeyboardInterrupt
         stopped.set()

@@ -46,7 +46,9 @@ class Conversation:
             if len(ids) + room <= self._context:
                 break
         if len(ids) >= self._context:
-            raise RequestError(f"the message makes a prompt of {len(ids)} tokens; the context is {self._context} with the answer")
+            raise RequestError(
+                f"the message makes a prompt of {len(ids)} tokens; the context is {self._context} with the answer"
+            )
         del self._turns[:dropped]
         return ids, dropped
 

@@ -148,6 +148,13 @@ def uniform(model: Model) -> bool:
     return len(shapes) < 2 and len(rows) < 2
 
 
+def precision(model: Model, dtype: str) -> str:
+    """How weights are stored: the formats of linears that have one, and the dtype of all else."""
+    nodes = (node for run in model.runs for _, node in walk(run.block) if isinstance(node, Linear))
+    stored = [name for name in dict.fromkeys(node.format.name for node in nodes) if name != "dense"]
+    return " and ".join([*stored, dtype])
+
+
 def _pieces(model: Model) -> Iterator[tuple[Block, int]]:
     """Every distinct block with its count; a tied head's table counts once, in the embedding."""
     yield model.embed, 1
@@ -193,10 +200,9 @@ def _branches(layout: Layout, block: Block, depth: int) -> Iterator[Branch]:
 def _branch(layout: Layout, block: Block, depth: int) -> Branch | None:
     """The line of one block; None for those that only hold others together."""
     if isinstance(block, Linear):
-        shape = f"{block.inp.size} -> {block.out.size}" + (" + bias" if block.bias else "")
-        how = _how(layout, block.out, block.inp) + (f", {block.format.name}" if block.format.name != "dense" else "")
+        shape = f"{block.inp.size} -> {block.out.size}" + (" + bias" if block.bias else "") + (", tied" if block.tied else "")
+        how = _how(block.out, block.inp) + (f", {block.format.name}" if block.format.name != "dense" else "")
         reduced = "all-reduce" if layout.cut(block.inp) else "all-gather" if block is layout.model.head.linear else ""
-        how += ", the table again" if block.tied else ""
         return Branch(depth, block.name, shape, how, reduced if layout.mesh.tp > 1 else "")
     if isinstance(block, Table):
         cut = layout.cut(block.rows)
@@ -205,8 +211,8 @@ def _branch(layout: Layout, block: Block, depth: int) -> Branch | None:
     if isinstance(block, Norm):
         return Branch(depth, block.name, f"{block.size}", "whole on every rank")
     if isinstance(block, Attention):
-        window = f", window {block.window}" if block.window else ""
-        return Branch(depth, block.name, f"{block.heads} heads, {block.kv_heads} KV, of {block.dim}{window}", "")
+        window = f"sees the last {block.window} tokens" if block.window else ""
+        return Branch(depth, block.name, f"{block.heads} heads, {block.kv_heads} KV, of {block.dim}", window)
     if isinstance(block, MLP):
         return Branch(depth, block.name, f"{block.activation}{', gated' if block.gate else ''}", "")
     return None
@@ -215,7 +221,7 @@ def _branch(layout: Layout, block: Block, depth: int) -> Branch | None:
 FAMILIES = {"q": "query heads", "kv": "KV heads", "mlp": "MLP rows", "vocab": "vocabulary", "expert": "experts"}
 
 
-def _how(layout: Layout, out: Axis, inp: Axis) -> str:
+def _how(out: Axis, inp: Axis) -> str:
     if out.cut:
         return f"column, by {FAMILIES[out.cut]}"
     return f"row, by {FAMILIES[inp.cut]}" if inp.cut else "whole on every rank"

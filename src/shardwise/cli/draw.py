@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.text import Text
 
-from shardwise.cli.cut import Branch, Part, Sizes, Totals, parts, sizes, totals, tree, uniform
+from shardwise.cli.cut import Branch, Part, Sizes, Totals, parts, precision, sizes, totals, tree, uniform
 from shardwise.spec.layout import Layout
 
 COLOURS = ("cyan", "magenta", "green", "yellow", "blue", "red")
 DIM = "bright_black"
+BAR_CELLS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +49,7 @@ def glyphs(console: Console) -> Glyphs:
 def draw_cut(console: Console, name: str, layout: Layout) -> None:
     """The picture alone: who computes which heads, MLP rows and words, and how many bytes of weights that is."""
     g = glyphs(console)
-    say(console, title(name, layout, g))
+    say(console, title(name, layout))
     say(console)
     for line in picture(parts(layout), sizes(layout.model), width(console), g):
         say(console, line)
@@ -61,7 +62,7 @@ def draw_all(console: Console, name: str, layout: Layout) -> None:
     ranks, whole = parts(layout), sizes(layout.model)
     sums = totals(layout, ranks)
     sections: list[Iterator[Text]] = [
-        iter([title(name, layout, g)]),
+        iter([title(name, layout)]),
         blocks(list(tree(layout)), g),
         picture(ranks, whole, width(console), g),
         table(ranks, width(console), g),
@@ -75,21 +76,26 @@ def draw_all(console: Console, name: str, layout: Layout) -> None:
 
 def say(console: Console, line: Text | str = "") -> None:
     # As it is: rich would wrap long lines, and take [brackets] for markup.
+    if isinstance(line, Text):
+        line.rstrip()
     console.print(line, soft_wrap=True, markup=False, highlight=False)
 
 
 def width(console: Console) -> int:
-    return max(80, min(console.width, 100))
+    """Columns to draw in; without a terminal to ask, what fits most pages."""
+    return max(80, min(console.width, 100)) if console.is_terminal else 96
 
 
 # --- sections -------------------------------------------------------------------------------------------------------------
 
 
-def title(name: str, layout: Layout, g: Glyphs) -> Text:
+def title(name: str, layout: Layout) -> Text:
     model, shares = layout.model, layout.shares.attention
     ranks = "1 rank" if layout.mesh.size == 1 else f"{layout.mesh.size} ranks"
     how = "evenly" if len(set(shares)) == 1 else f"as {':'.join(f'{share:g}' for share in shares)}"
-    rest = f"  {model.architecture}, {model.layers} layers, {layout.dtype}, on {ranks}" + (f" {how}" if len(shares) > 1 else "")
+    rest = f"  {model.architecture}, {model.layers} layers, {precision(model, layout.dtype)}, on {ranks}" + (
+        f" {how}" if len(shares) > 1 else ""
+    )
     return Text.assemble((name, "bold"), rest)
 
 
@@ -112,12 +118,12 @@ def blocks(branches: Sequence[Branch], g: Glyphs) -> Iterator[Text]:
 def picture(ranks: Sequence[Part], whole: Sizes, columns: int, g: Glyphs) -> Iterator[Text]:
     """A line a rank; in each family of axes, the columns that it holds. Equal columns in two lines are held twice."""
     label = len(f"rank {ranks[-1].rank}")
-    room = columns - label - 10 - 6 * 2
+    room = columns - label - 5 * 2 - BAR_CELLS - len(" 99.9 GiB")
     families = [
-        ("query heads", whole.heads, _cells(whole.heads, room * 30 // 100), [part.q for part in ranks]),
-        ("KV heads", whole.kv_heads, _cells(whole.kv_heads, room * 17 // 100), [part.kv for part in ranks]),
-        ("MLP rows", whole.mlp, room * 22 // 100, [part.mlp for part in ranks]),
-        ("vocabulary", whole.vocab, room * 17 // 100, [part.vocab for part in ranks]),
+        ("query heads", whole.heads, _cells(whole.heads, room * 35 // 100), [part.q for part in ranks]),
+        ("KV heads", whole.kv_heads, _cells(whole.kv_heads, room * 18 // 100), [part.kv for part in ranks]),
+        ("MLP rows", whole.mlp, room * 25 // 100, [part.mlp for part in ranks]),
+        ("vocabulary", whole.vocab, room * 22 // 100, [part.vocab for part in ranks]),
     ]
     families = [family for family in families if family[1]]
     head = " " * label
@@ -134,8 +140,7 @@ def picture(ranks: Sequence[Part], whole: Sizes, columns: int, g: Glyphs) -> Ite
             line.append("  ")
             line.append_text(_strip(spans[part.rank], size, cells, colour, g))
             line.append(" " * (wide - cells))
-        bar = max(4, columns - len(line) - 2 - 10)
-        line.append("  " + _bar(part.weight_bytes / most, min(bar, 16), g), colour)
+        line.append("  " + _bar(part.weight_bytes / most, BAR_CELLS, g), colour)
         line.append(f" {size_of(part.weight_bytes)}")
         yield line
 
@@ -173,9 +178,18 @@ def summary(layout: Layout, sums: Totals, ranks: Sequence[Part], g: Glyphs) -> I
         return Text.assemble((name.ljust(12), DIM), text)
 
     yield line("parameters", f"{sums.parameters:,} ({short(sums.parameters)})".replace(",", " "))
-    yield line("weights", f"{size_of(sums.whole_bytes)} as {layout.dtype}, held by the ranks together: {size_of(sums.held_bytes)}")
+    yield line("weights", f"{size_of(sums.whole_bytes)}, held by the ranks together: {size_of(sums.held_bytes)}")
     if layout.mesh.tp > 1:
-        yield line("held again", _again(sums, layout.mesh.tp))
+        again = sums.held_bytes - sums.whole_bytes
+        yield line("held again", f"{size_of(again)}, {100 * again / sums.whole_bytes:.2g}% of the model")
+        yield line("", f"{size_of(sums.uncut_bytes):>10}  whole on every rank: norms, biases after a row cut")
+        if sums.shared_bytes:
+            why = (
+                "KV heads that query heads of several ranks read"
+                if any(p.shared for p in ranks)
+                else "scales of groups between ranks"
+            )
+            yield line("", f"{size_of(sums.shared_bytes):>10}  {why}")
         yield line("balance", f"the heaviest rank holds {sums.imbalance:.3f} {g.times} the mean")
     heaviest = max(part.kv_token_bytes for part in ranks)
     cache = f", at most {size_of(heaviest)} of it on a rank" if layout.mesh.tp > 1 else ""
@@ -191,23 +205,12 @@ def summary(layout: Layout, sums: Totals, ranks: Sequence[Part], g: Glyphs) -> I
         yield Text("Layers differ in heads or MLP rows: picture and table show the first; bytes are of all.", DIM)
 
 
-def _again(sums: Totals, tp: int) -> str:
-    share = 100 * (sums.held_bytes - sums.whole_bytes) / sums.whole_bytes
-    reasons = [f"{size_of(sums.uncut_bytes)} not cut (norms, row biases)"]
-    if sums.shared_bytes:
-        reasons.append(f"{size_of(sums.shared_bytes)} of KV heads or scales that two ranks read")
-    return f"{share:.2g}% more than once: {', '.join(reasons)}"
-
-
 # --- pieces ---------------------------------------------------------------------------------------------------------------
 
 
 def _cells(units: int, most: int) -> int:
-    """Columns for `units` heads: the same number for each where that leaves the picture wide enough."""
-    if units <= most:
-        return units * max(1, most // max(units, 1))
-    exact = next(n for n in range(most, 0, -1) if units % n == 0)
-    return exact if 2 * exact >= most else most
+    """Columns for `units` heads: as many for each as there is room for, or the whole room."""
+    return units * (most // units) if 0 < units <= most else most
 
 
 def _strip(span: range, size: int, cells: int, colour: str, g: Glyphs) -> Text:
@@ -245,7 +248,8 @@ def size_of(size: int) -> str:
         if value < 1000 or unit == "TiB":
             break
         value /= 1024
-    return f"{size} B" if unit == "B" else f"{value:.3g} {unit}" if value < 1000 else f"{value:.0f} {unit}"
+    digits = 0 if value == int(value) or value >= 100 else 1 if value >= 10 else 2
+    return f"{value:.{digits}f} {unit}"
 
 
 def short(number: int) -> str:

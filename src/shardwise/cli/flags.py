@@ -171,7 +171,9 @@ def shares(text: str) -> tuple[float, ...]:
     try:
         return tuple(float(part) for part in text.split(","))
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a list of numbers; give one a rank, as 3,1 or 0.5,0.25,0.25") from None
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a list of numbers; give one a rank, as 3,1 or 0.5,0.25,0.25"
+        ) from None
 
 
 def memory(text: str) -> int:

@@ -107,6 +107,6 @@ def _prepare_streams() -> None:
             stream.reconfigure(errors="replace")
 
 
-def _terminated(signum: int, frame: FrameType | None) -> None:
+def _terminated(number: int, _frame: FrameType | None) -> None:
     # An exception rather than the sudden end: ranks and temporary folders go the usual way.
-    sys.exit(128 + signum)
+    sys.exit(128 + number)

@@ -28,8 +28,9 @@ SUMMED = (
     torch.int8,
     torch.uint8,
 )
-DISAGREE = "the ranks disagree"
 CARRIED = (*SUMMED, torch.bool, torch.float8_e4m3fn, torch.float8_e5m2)
+
+DISAGREE = "the ranks disagree"
 
 
 @dataclass(frozen=True, slots=True, eq=False)

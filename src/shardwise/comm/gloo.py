@@ -22,6 +22,7 @@ from torch.distributed import Store, Work  # type: ignore[attr-defined]
 
 from shardwise.comm.asking import Asking
 from shardwise.comm.asks import DISAGREE, Ask, failure
+from shardwise.comm.stores import appeared
 from shardwise.comm.sums import rank_order_sum
 
 DIRECT_BYTES = 1 << 17
@@ -212,7 +213,8 @@ class GlooComm(Asking):
     def _account_of(self, peer: int) -> tuple[int, str, str]:
         """Whom a peer blames, what it asked for, and how it disagreed; (peer, "", "") if it says nothing."""
         with suppress(RuntimeError):
-            self._store.wait([f"failed/{peer}"], timedelta(seconds=PATIENCE_S))
+            if not appeared(self._store, [f"failed/{peer}"], PATIENCE_S):
+                return peer, "", ""
             culprit, asked, disagreement = self._store.get(f"failed/{peer}").decode().split("\n", 2)
             return int(culprit), asked, disagreement
         return peer, "", ""

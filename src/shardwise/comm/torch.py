@@ -6,40 +6,23 @@ the caller has: `file_store` in a private folder needs no port, torchrun hands i
 
 from __future__ import annotations
 
-import stat
 import time
 from datetime import timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
-from torch.distributed import FileStore, PrefixStore, Store  # type: ignore[attr-defined]
+from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]
 
 from shardwise.comm.protocol import DEADLINE_S
+from shardwise.comm.stores import appeared, file_store, joining_failed
 from shardwise.errors import CommError
 
 if TYPE_CHECKING:
     from shardwise.comm.gloo import GlooComm
     from shardwise.comm.nccl import NcclComm
 
-SITE = "joining"
-"""The `site` of an error that came while a group was formed."""
-
-
-def file_store(folder: Path, size: int, epoch: int) -> Store:
-    """A store in a folder that only this user can enter; one file for each epoch. The folder is the
-    caller's to remove: torch's own removal of the file misses when two ranks leave at once, or one is killed.
-
-    Raises ValueError for a folder that others can enter: whoever can write there can redirect the group.
-    """
-    mode = folder.stat().st_mode
-    if not stat.S_ISDIR(mode) or mode & 0o077:
-        raise ValueError(f"{folder} must be a folder of mode 0700, for it says where ranks connect to")
-    later = [int(name.suffix[1:]) for name in folder.glob("epoch.*") if name.suffix[1:].isdigit()]
-    if any(other > epoch for other in later):
-        raise _joining(None, f"this rank is of epoch {epoch}, the group has formed anew as epoch {max(later)}")
-    return FileStore(str(folder / f"epoch.{epoch}"), size)
+__all__ = ["file_store", "gloo", "nccl"]
 
 
 def gloo(
@@ -66,7 +49,7 @@ def gloo(
     try:
         group = dist.ProcessGroupGloo(PrefixStore("gloo", ours), rank, size, options)
     except RuntimeError as error:
-        raise _joining(rank, f"could not connect: {error}") from None
+        raise joining_failed(rank, f"could not connect: {error}") from None
     return GlooComm(group, ours, deadline_s=deadline_s, epoch=epoch, checked=checked)
 
 
@@ -82,7 +65,7 @@ def nccl(
     try:
         group = open_group(PrefixStore("nccl", ours), rank, size, deadline_s)
     except RuntimeError as error:
-        raise _joining(rank, f"could not connect: {error}") from None
+        raise joining_failed(rank, f"could not connect: {error}") from None
     return NcclComm(group, device, deadline_s=deadline_s, epoch=epoch)
 
 
@@ -95,23 +78,16 @@ def _meet(store: Store, rank: int, size: int, epoch: int, deadline_s: float) -> 
     try:
         store.set(f"epoch_of/{rank}", str(epoch))
         ours.set(f"here/{rank}", "")
-        ours.wait([f"here/{other}" for other in range(size)], timedelta(seconds=deadline_s))
-    except RuntimeError:
-        raise _absence(store, ours, rank, size, epoch, deadline_s) from None
-    return ours
+        if appeared(ours, [f"here/{other}" for other in range(size)], deadline_s):
+            return ours
+        raise _absence(store, ours, rank, size, epoch, deadline_s)
+    except RuntimeError as error:
+        raise joining_failed(rank, f"the store does not answer: {error}") from None
 
 
 def _absence(store: Store, ours: Store, rank: int, size: int, epoch: int, deadline_s: float) -> CommError:
-    try:
-        absent = [other for other in range(size) if not ours.check([f"here/{other}"])]
-        elsewhere = {other: store.get(f"epoch_of/{other}").decode() for other in absent if store.check([f"epoch_of/{other}"])}
-    except RuntimeError as error:
-        return _joining(rank, f"the store does not answer: {error}")
+    absent = [other for other in range(size) if not ours.check([f"here/{other}"])]
+    elsewhere = {r: store.get(f"epoch_of/{r}").decode() for r in absent if store.check([f"epoch_of/{r}"])}
     named = [f"rank {other}" + (f" (of epoch {elsewhere[other]})" if other in elsewhere else "") for other in absent]
     reason = f"{', '.join(named)} did not come to epoch {epoch} within {deadline_s} s"
-    return _joining(rank, reason, absent[0] if absent else None)
-
-
-def _joining(rank: int | None, reason: str, culprit: int | None = None) -> CommError:
-    who = "" if rank is None else f" on rank {rank}"
-    return CommError(f"{SITE}{who}: {reason}", rank=-1 if rank is None else rank, site=SITE, culprit=culprit)
+    return joining_failed(rank, reason, absent[0] if absent else None)

@@ -128,8 +128,8 @@ def _check_covered(stored: Stored, weights: list[Weight]) -> None:
     held = sum(prod(weight.shape) for weight in weights)
     if held != prod(stored.shape):
         raise CheckpointError(
-            f"{stored.file}: {stored.name} has shape {list(stored.shape)}, {prod(stored.shape)} elements, but config.json makes "
-            f"it {held} ({', '.join(weight.name for weight in weights)}); the config and the weights are not of the same model"
+            f"{stored.file}: {stored.name} has {prod(stored.shape)} elements, but config.json makes it {held} "
+            f"({', '.join(weight.name for weight in weights)}); the config and the weights are not of the same model"
         )
 
 

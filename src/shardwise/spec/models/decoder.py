@@ -12,7 +12,22 @@ from typing import Literal
 
 from shardwise.errors import ConfigError
 from shardwise.spec.axes import Axis, unit_grain
-from shardwise.spec.blocks import MLP, Attention, Block, Chain, Embedding, Head, Linear, Model, Norm, Residual, Rope, Run, Table
+from shardwise.spec.blocks import (
+    MLP,
+    Attention,
+    Block,
+    Chain,
+    Embedding,
+    Head,
+    Linear,
+    Model,
+    Norm,
+    Residual,
+    Rope,
+    Run,
+    Table,
+    attentions,
+)
 from shardwise.spec.models.fields import Fields
 
 Activation = Literal["silu", "gelu", "gelu_tanh", "relu"]
@@ -174,10 +189,16 @@ def decoder(
         head=Head(Norm("model.norm", shape.hidden, shape.eps), head, logits_scale),
         vocab=size,
         hidden=shape.hidden,
-        context=shape.context,
+        context=reach(shape.context, layers),
         dtype=read_dtype(fields),
         ignored=(".rotary_emb.inv_freq",),
     )
+
+
+def reach(context: int, layers: tuple[Run, ...]) -> int:
+    """The longest sequence: `context`, but for NTK by length, whose factor says how far beyond it the model may go."""
+    factors = [a.rope.dynamic[1] for run in layers for a in attentions(run.block) if a.rope and a.rope.dynamic]
+    return int(context * max(1.0, *factors)) if factors else context
 
 
 def read_dtype(fields: Fields) -> str:
