@@ -256,10 +256,21 @@ def test_depth_and_tools_are_checked() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    (
-        "tokenize chat_template messages tools documents add_generation_prompt continue_final_message bos_token eos_token "
-        "raise_exception namespace range strftime_now __class__ _x return_dict x-y"
-    ).split(),
+    [
+        *("tokenize", "chat_template", "messages", "tools", "documents", "add_generation_prompt", "continue_final_message"),
+        *(
+            "bos_token",
+            "eos_token",
+            "raise_exception",
+            "namespace",
+            "range",
+            "strftime_now",
+            "__class__",
+            "_x",
+            "return_dict",
+            "",
+        ),
+    ],
 )
 def test_forbidden_variables_are_refused(name: str) -> None:
     source = "{{ messages }}{{ tools }}{{ bos_token }}{{ range(2) }}{{ documents }} __class__ _x x-y"
@@ -397,7 +408,7 @@ BOMBS = {
     "recursion": "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
     "twofold recursion": "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}",
     "recursive loop": "{% for x in [1] recursive %}{{ loop([1, 1]) }}{% endfor %}",
-    "date": "{{ strftime_now('%10000000d') }}",
+    "date": "{% for i in range(99999) %}{{ strftime_now('%100000d') }}{% endfor %}",
     "message": "{{ raise_exception('x' * 10**8) }}",
     "source": "{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}",
     "constants": "{{ ('a' * 10**8) | upper | lower | upper | lower | upper | lower | length }}{{ 'a' * 10**8 }}",
@@ -418,9 +429,9 @@ def test_bombs_end(name: str) -> None:
 
 
 def test_after_a_bomb_the_next_conversation_is_rendered() -> None:
-    template = made("{% if messages[0].content == 'bomb' %}" + BOMBS["loops"] + "{% endif %}fine")
+    template = made("{% if messages[0].content == 'bomb' %}" + BOMBS["loops"] + "{{ 9**(9**(9**9)) }}{% endif %}fine")
     for _ in range(2):
-        with pytest.raises(RequestError, match="CPU time"):
+        with pytest.raises(RequestError, match="takes more"):
             template.render([{"role": "user", "content": "bomb"}])
         assert template.render(HELLO) == "fine"
 

@@ -54,8 +54,8 @@ class Parser(argparse.ArgumentParser):
 
     def _nearest(self, flag: str) -> str:
         name = flag.split("=")[0]
-        near = difflib.get_close_matches(name, self._option_string_actions, n=2, cutoff=0.6)
-        return f"unknown flag {name}" + (f"; did you mean {' or '.join(near)}?" if near else "")
+        near = difflib.get_close_matches(name, self._option_string_actions, n=1)
+        return f"unknown flag {name}" + (f", nearest: {near[0]}" if near else "")
 
     def _joined(self, argv: Sequence[str]) -> list[str]:
         """`--shares -1,2` as `--shares=-1,2`: argparse would take the value for a flag and speak of a missing one."""
