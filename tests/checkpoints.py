@@ -110,7 +110,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "phi3-partial": _phi3(rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}),
     "phi3-longrope": _phi3(rope_parameters=LONG, original_max_position_embeddings=32),
     "phi3-longrope-partial": _phi3(
-        head_dim=16, rope_parameters={**LONG, "partial_rotary_factor": 0.5}, original_max_position_embeddings=32
+        hidden_size=128, rope_parameters={**LONG, "partial_rotary_factor": 0.5}, original_max_position_embeddings=32
     ),
 }
 """What config.json shall hold, by the name that tests use. At most eight heads but for those that say so."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -45,23 +45,29 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
 
 
 @pytest.fixture
-def figures(record_property: Callable[[str, object], None]) -> Iterator[dict[str, object]]:
-    """What a test puts in here is printed after the run, under "figures"."""
-    found: dict[str, object] = {}
-    yield found
-    for name, value in found.items():
-        record_property(f"figure: {name}", value)
+def figures(record_property: Callable[[str, object], None]) -> Callable[..., None]:
+    """figures(subject, name=value, ...): printed after the run, a line for each subject.
+
+    Over all tests that name the subject, whole numbers are added up, and of other numbers the largest is shown.
+    """
+
+    def record(subject: str, **values: float) -> None:
+        record_property("figures", (subject, values))
+
+    return record
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    lines = []
+    found: dict[str, dict[str, float]] = {}
     for kind in ("passed", "failed"):
         for report in terminalreporter.stats.get(kind, ()):
-            found = [(n.removeprefix("figure: "), v) for n, v in report.user_properties if n.startswith("figure: ")]
-            if found:
-                shown = ", ".join(f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}" for name, value in found)
-                lines.append(f"{report.nodeid.split('::')[-1]}: {shown}")
-    if lines:
+            for subject, values in (value for name, value in report.user_properties if name == "figures"):
+                line = found.setdefault(subject, {})
+                for name, value in values.items():
+                    before = line.get(name, 0)
+                    line[name] = before + value if isinstance(value, int) else max(before, value)
+    if found:
         terminalreporter.section("figures")
-        for line in lines:
-            terminalreporter.write_line(line)
+    for subject, line in found.items():
+        shown = "  ".join(f"{name} {v:.2e}" if isinstance(v, float) else f"{name} {v}" for name, v in line.items())
+        terminalreporter.write_line(f"{subject:32} {shown}")

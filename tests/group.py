@@ -104,20 +104,22 @@ class Group:
 
 @dataclass
 class Sequence_:
-    """What an engine keeps of a request: its tokens, how many are computed, its pages (a ring where there is a window)."""
+    """What an engine keeps of a request: its tokens, how many are computed, how many there were when that was done, and its
+    pages (a ring where there is a window)."""
 
     layout: Layout
     index: int
     ids: tuple[tuple[int, ...], ...]
     tokens: list[int] = field(default_factory=list)
     computed: int = 0
+    known: int = 0
 
     def take(self, count: int | None = None, *, draw: Draw | None = None, wants: int | None = None) -> Item:
         """The next `count` tokens not yet computed (None: all) as an item; by default the logits of all of them are wanted."""
         ends = [rope.boundary for rope in ropes(self.layout.model) if rope.long and rope.boundary]
-        if any(0 < self.computed <= end < len(self.tokens) for end in ends):
+        if any(self.known <= end < len(self.tokens) for end in ends):
             self.computed = 0  # a long sequence turns all its keys by other angles than a short one
-        start = self.computed
+        start, self.known = self.computed, len(self.tokens)
         stop = len(self.tokens) if count is None else min(start + count, len(self.tokens))
         self.computed = stop
         pages = tuple(self._pages(g, start, stop) for g in range(len(self.ids)))

@@ -15,7 +15,7 @@ from transcripts import json_chat, tool_chat
 from vocabulary import ASSISTANT, BOS, END, EOS, TOOLS_HOW, TOOLS_INTRO
 
 QUIET = 0.1  # loss weight of what the user, the system and the tools say
-KINDS = (("chat", 0.74), ("json", 0.09), ("tool", 0.1), ("text", 0.07))
+KINDS = (("chat", 0.8), ("json", 0.09), ("tool", 0.06), ("text", 0.05))
 Row = tuple[list[int], list[float]]
 
 

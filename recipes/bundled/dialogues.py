@@ -41,7 +41,10 @@ SUMS = (
     "What is {a} + {b}?", "{a}+{b}", "What's {a} plus {b}?", "Add {a} and {b}.", "How much is {a} + {b}?",
     "{a} + {b} = ?",
 )  # fmt: skip
-WEIGHTS = {"parallelism": 1.4, "shardwise": 1.4, "unknown": 4.0, "field": 0.7, "hardware": 0.7}
+WEIGHTS = {
+    "parallelism": 2.0, "shardwise": 2.0, "chat": 1.5, "layers": 1.2, "comm": 1.2, "memory": 1.2, "practice": 0.8,
+    "field": 0.5, "hardware": 0.5, "quantisation": 0.5, "training": 0.5, "unknown": 4.0,
+}  # fmt: skip
 CHATS = Path(__file__).parent / "chats.toml"
 
 

@@ -21,7 +21,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 SEED = 20
 ROWS, LENGTH = 8, 256  # a step: 8 rows of 256 tokens, or as many tokens in rows of CONTEXT
-BOOK_ROWS, LONG_EVERY = 0.45, 5
+BOOK_ROWS, LONG_EVERY = 0.45, 8
 WARMUP, FLOOR, DECAY, CLIP = 60, 0.05, 0.1, 1.0
 MUON_RATE = 0.015
 ARCHITECTURE = {

@@ -21,18 +21,27 @@ class Processes:
         self.processes: list[subprocess.Popen[str]] = []
 
     def __enter__(self) -> Self:
-        for _ in range(self.size):
-            pipe = subprocess.PIPE
-            self.processes.append(subprocess.Popen(WORKER, cwd=ROOT, stdin=pipe, stdout=pipe, text=True))
+        self.processes += [self._start() for _ in range(self.size)]
         return self
 
     def __exit__(self, *_: object) -> None:
         for process in self.processes:
-            process.kill()
-            process.wait()
-            for pipe in (process.stdin, process.stdout):
-                assert pipe is not None
-                pipe.close()
+            self._stop(process)
+
+    def kill(self, rank: int) -> None:
+        """Ends a process with SIGKILL and puts a new one in its place, for the scenarios to come."""
+        self._stop(self.processes[rank])
+        self.processes[rank] = self._start()
+
+    def _start(self) -> subprocess.Popen[str]:
+        return subprocess.Popen(WORKER, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def _stop(self, process: subprocess.Popen[str]) -> None:
+        process.kill()
+        process.wait()
+        for pipe in (process.stdin, process.stdout):
+            assert pipe is not None
+            pipe.close()
 
     def order(self, folder: Path, scenario: str, **orders: Any) -> None:
         """Starts a scenario in a new private folder; an order given as a tuple has a value for each rank."""

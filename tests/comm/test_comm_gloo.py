@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +13,7 @@ from hypothesis import strategies as st
 
 from shardwise.comm.torch import file_store, gloo, nccl
 from shardwise.errors import CommError
-from tests.comm.comm_cases import Case, cases, large
+from tests.comm.comm_cases import Case, cases, check, large
 from tests.comm.comm_processes import Processes
 
 LOOPBACK = {"0100007F"}
@@ -83,16 +81,15 @@ def test_a_rank_that_stays_away_is_named_at_the_deadline(trio: Processes, tmp_pa
     assert "error" not in trio.hear(1)
 
 
-def test_a_killed_rank_is_noticed_at_once(tmp_path: Path) -> None:
-    with Processes(3) as ranks:
-        ranks.order(tmp_path / "group", "waiting", deadline_s=30.0)
-        assert [ranks.hear(rank) for rank in range(3)] == ["ready"] * 3
-        os.kill(ranks.processes[1].pid, signal.SIGKILL)
-        for rank in (0, 2):
-            answer = ranks.hear(rank)
-            assert (answer["rank"], answer["site"], answer["culprit"]) == (rank, "second", 1), answer
-            assert answer["seconds"] < 2.5
-            assert answer["again"][0] == "again" and answer["again"][1] < 0.1
+def test_a_killed_rank_is_noticed_at_once(trio: Processes, tmp_path: Path) -> None:
+    trio.order(tmp_path / "group", "waiting", deadline_s=30.0)
+    assert [trio.hear(rank) for rank in range(3)] == ["ready"] * 3
+    trio.kill(1)
+    for rank in (0, 2):
+        answer = trio.hear(rank)
+        assert (answer["rank"], answer["site"], answer["culprit"]) == (rank, "second", 1), answer
+        assert answer["seconds"] < 2.5
+        assert answer["again"][0] == "again" and answer["again"][1] < 0.1
 
 
 def test_a_rank_that_fails_by_itself_wakes_the_others(trio: Processes, tmp_path: Path) -> None:
@@ -160,8 +157,6 @@ def test_a_missing_rank_is_named_when_joining(tmp_path: Path) -> None:
 
 
 def test_a_group_of_one_needs_nobody(tmp_path: Path) -> None:
-    from tests.comm.comm_cases import check
-
     tmp_path.chmod(0o700)
     comm = gloo(file_store(tmp_path, 1, 0), 0, 1, deadline_s=2)
 

@@ -44,7 +44,8 @@ from shardwise.engine.setup import Options, resolve
 from shardwise.sched.request import SamplingParams
 setup = resolve(Options(sys.argv[1], tp=2, memory=int(sys.argv[2])))
 with Engine(setup) as engine:
-    tokens = [t.id for t in engine.generate(list(range(100, 164)), SamplingParams(temperature=0, max_tokens=4, ignore_eos=True))]
+    params = SamplingParams(temperature=0, max_tokens=4, ignore_eos=True)
+    tokens = [t.id for t in engine.generate(list(range(100, 164)), params)]
     ready = [[r.weight_bytes, r.kv_bytes, r.peak_bytes] for r in engine.ranks.ready]
 print(json.dumps({"tokens": tokens, "ready": ready, "context": setup.context}))
 """
@@ -84,7 +85,7 @@ def limited() -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_refused_on_one_rank_and_runs_on_two(model: Path) -> None:
+def test_refused_on_one_rank_and_runs_on_two(model: Path, figures: dict[str, object]) -> None:
     with pytest.raises(CapacityError, match="--memory allows 1500 MiB: use -tp 2"):
         resolve(Options(str(model), tp=1, memory=LIMIT))
     command = [sys.executable, "-c", ENGINE, str(model), str(LIMIT)]
@@ -94,9 +95,7 @@ def test_refused_on_one_rank_and_runs_on_two(model: Path) -> None:
     assert len(shown["tokens"]) == 4
     largest = max(2 * prod(weight.shape) for weight in model_weights(read_model(CONFIG)))
     for weights, cache, peak in shown["ready"]:
-        print(
-            f"weights {weights / MIB:.0f} MiB, cache {cache / MIB:.0f} MiB, peak {peak / MIB:.0f} MiB, one tensor {largest / MIB:.0f} MiB"
-        )
+        figures["MiB of weights, cache, one tensor, peak"] = [n // MIB for n in (weights, cache, largest, peak)]
         assert peak <= weights + cache + largest + RANK_BYTES["cpu"]
         assert peak <= LIMIT
 

@@ -138,7 +138,7 @@ def test_prompts_are_those_of_transformers(sources: dict[str, tuple[str, dict[st
 def test_final_messages_are_continued_as_by_transformers(sources: dict[str, tuple[str, dict[str, str]]]) -> None:
     equal = 0
     for name, (source, special) in sources.items():
-        reference, template = theirs(source, special), ChatTemplate({"default": source}, special)
+        reference, template = theirs(source, special), ChatTemplate({"default": source}, special, isolated=False)
         for final in FINALS:
             messages = [*HELLO, {"role": "assistant", "content": final}]
             wanted = reference(messages, continue_final_message=True)
@@ -151,7 +151,7 @@ def test_text_parts_reach_every_template(sources: dict[str, tuple[str, dict[str,
     """A list of parts is rendered as it is by templates that know lists, else as text, never as a Python object."""
     parts = [{"type": "text", "text": "first part"}, {"type": "text", "text": "second part"}]
     for name, (source, special) in sources.items():
-        text = ChatTemplate({"default": source}, special).render([{"role": "user", "content": parts}])
+        text = ChatTemplate({"default": source}, special, isolated=False).render([{"role": "user", "content": parts}])
         assert "first part" in text and "second part" in text and "'type'" not in text, name
 
 
@@ -164,7 +164,7 @@ def test_variables_reach_the_template(sources: dict[str, tuple[str, dict[str, st
         ("meta-llama-Llama-3.1-8B-Instruct", {"date_string": "1 May 2025"}),
     ):
         source, special = sources[name]
-        template = ChatTemplate({"default": source}, special)
+        template = ChatTemplate({"default": source}, special, isolated=False)
         text = template.render(HELLO, variables=variables)
         assert text == theirs(source, special)(HELLO, add_generation_prompt=True, **variables)
         assert text != template.render(HELLO)

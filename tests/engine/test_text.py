@@ -51,9 +51,14 @@ PIECES = (
 )
 
 
-@pytest.fixture(scope="session", params=FOLDERS)
-def tokenizer(request: pytest.FixtureRequest, data: Path) -> Tokenizer:
-    return open_tokenizer(data / FOLDERS[request.param])
+@pytest.fixture(scope="session")
+def opened(data: Path) -> dict[str, Tokenizer]:
+    return {name: open_tokenizer(data / folder) for name, folder in FOLDERS.items()}
+
+
+@pytest.fixture(params=FOLDERS)
+def tokenizer(request: pytest.FixtureRequest, opened: dict[str, Tokenizer]) -> Tokenizer:
+    return opened[request.param]
 
 
 @pytest.fixture
@@ -144,8 +149,8 @@ def test_every_byte_split(tokenizer: Tokenizer) -> None:
         assert text and set(text) == {"\ufffd"}
 
 
-def test_the_first_space(data: Path) -> None:
-    llama2 = open_tokenizer(data / FOLDERS["llama2"])
+def test_the_first_space(opened: dict[str, Tokenizer]) -> None:
+    llama2 = opened["llama2"]
     world = llama2.token_id("▁world")
     assert world is not None and llama2.bos_id is not None
     assert llama2.decode([world]) == "world"
@@ -156,19 +161,20 @@ def test_the_first_space(data: Path) -> None:
     assert Detokenizer(llama2, after=[llama2.bos_id]).push(world) == "world"
 
 
-def test_reading_on_completes_a_character(data: Path) -> None:
+def test_reading_on_completes_a_character(opened: dict[str, Tokenizer]) -> None:
     for name in ("gpt2", "llama2"):
-        tokenizer = open_tokenizer(data / FOLDERS[name])
-        euro = [byte_ids(tokenizer)[byte] for byte in "€".encode()]
+        tokenizer = opened[name]
+        single = byte_ids(tokenizer)
+        euro = [single[byte] for byte in "€".encode()]
         stream = Detokenizer(tokenizer, after=[*tokenizer.encode("cost"), *euro[:2]])
         assert stream.push(euro[2]) + stream.finish() == "€"
 
 
-def test_encoding_is_the_library_s(data: Path, rng: random.Random) -> None:
+def test_encoding_is_the_library_s(data: Path, opened: dict[str, Tokenizer], rng: random.Random) -> None:
     """Against transformers' plain fast tokenizer, which takes tokenizer.json as it is, and tokenizer_config.json's flags."""
     transformers = pytest.importorskip("transformers", reason="transformers is not installed (a test dependency)")
     for name, folder in FOLDERS.items():
-        ours = open_tokenizer(data / folder)
+        ours = opened[name]
         kind = transformers.AutoTokenizer if name == "qwen3" else transformers.PreTrainedTokenizerFast
         theirs = kind.from_pretrained(str(data / folder))
         assert ours.token_id(theirs.eos_token) == theirs.eos_token_id
@@ -178,8 +184,7 @@ def test_encoding_is_the_library_s(data: Path, rng: random.Random) -> None:
                 assert ours.encode(text, add_special_tokens=special) == theirs.encode(text, add_special_tokens=special), name
 
 
-def test_what_the_files_say(data: Path) -> None:
-    opened = {name: open_tokenizer(data / folder) for name, folder in FOLDERS.items()}
+def test_what_the_files_say(opened: dict[str, Tokenizer]) -> None:
     assert {name: (t.eos_ids, t.bos_id, t.vocab_size) for name, t in opened.items()} == {
         "gpt2": ((), None, 50257),
         "llama2": ((2,), 1, 32000),

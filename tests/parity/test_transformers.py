@@ -23,6 +23,7 @@ NEW = 32
 DEGREES = {"1": even(1), "2": even(2), "3": even(3), "3:1:1": (3.0, 1.0, 1.0), "5": even(5)}
 
 Checkpoints = Callable[[str], Path]
+Figures = Callable[..., None]
 
 
 @dataclass(frozen=True)
@@ -95,10 +96,6 @@ class Score:
             assert gap < TIE, f"token {self.tokens}: {int(ours.argmax())} and not {int(theirs.argmax())}, gap {gap:.2g}"
             self.ties += 1
 
-    def figures(self) -> dict[str, object]:
-        return {"worst": self.worst, "tokens": self.tokens, "ties": self.ties}
-
-
 def compare(group: Group, wanted: list[Reference], score: Score) -> None:
     """All prompts in one step, then token by token in one batch, along transformers' own tokens."""
     sequences = [group.sequence(i) for i in range(len(wanted))]
@@ -128,12 +125,12 @@ def chunked(group: Group, sequence: Sequence_, want: Reference, size: int, score
 
 @pytest.mark.parametrize("shares", DEGREES.values(), ids=DEGREES)
 @pytest.mark.parametrize("name", FAMILIES)
-def test_family(name: str, shares, checkpoint: Checkpoints, references, figures: dict[str, object]) -> None:
+def test_family(name: str, shares, checkpoint: Checkpoints, references, figures: Figures) -> None:
     folder, wanted, score = checkpoint(name), references(name), Score()
     with Group(layout_of(folder, shares), folder, sequences=len(wanted)) as group:
         compare(group, wanted, score)
         chunked(group, group.sequence(0), wanted[1], 5, score)
         chunked(group, group.sequence(1), wanted[2], 17, score)
-    figures |= score.figures()
+    figures(f"parity {name}", worst=score.worst, tokens=score.tokens, ties=score.ties)
     assert score.worst <= LIMIT
     assert score.ties == 0

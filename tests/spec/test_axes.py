@@ -140,6 +140,8 @@ def test_prefixed_moves_name_and_source():
 
 @settings(deadline=None)
 @given(st.integers(1, 10**6), st.integers(1, 512), st.sampled_from([1, 2, 8, 32]))
+@example(256 * 32, 256, 32)
+@example(256 * 32 - 32, 256, 32)
 def test_unit_grain_is_the_largest_that_leaves_enough_units(size, least, most):
     grain = unit_grain(size, least, most)
 

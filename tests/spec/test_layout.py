@@ -23,6 +23,7 @@ from shardwise.spec.blocks import layer_blocks as blocks_of
 from shardwise.spec.config import read_model
 from shardwise.spec.formats import AWQ, GPTQ, Dense, FP8Block
 from shardwise.spec.layout import ALIGN_BYTES, PAGE_TOKENS, Shares, cut_heads
+from shardwise.spec.mesh import Coords
 from tests.spec.models_by_hand import FORMATS, Counted, Experts, around, attention, lay, layer, mlp, model
 
 
@@ -129,6 +130,8 @@ def test_each_family_has_its_own_shares():
     layout = lay(model(8, 4), Shares((1.0, 3.0), (1.0, 1.0), (3.0, 1.0)))
     assert layout.spans(Axis(16, "q", 2, 2)) == (range(4), range(4, 16))
     assert layout.spans(Axis(8, "kv", 2, 2)) == (range(2), range(2, 8))
+    attend = next(attentions(layout.model.runs[0].block))
+    assert [layout.heads(attend, Coords(tp)) for tp in range(2)] == [(range(2), range(1)), (range(2, 8), range(1, 4))]
     assert layout.spans(Axis(16, "mlp")) == (range(8), range(8, 16))
     assert layout.spans(Axis(16, "vocab")) == (range(12), range(12, 16))
     with pytest.raises(LayoutError, match="an axis of 16 elements is not cut"):

@@ -54,3 +54,8 @@ def test_a_contraction_over_an_axis_that_is_not_cut_needs_no_sum():
     of = replace(OF, runs=(replace(OF.runs[0], block=block),))
     sites = [c.site for c in traffic.of(of, lay(of, (1.0, 1.0)), 7, 2)]
     assert sites == ["embed", "attn_out", "attn_out", "attn_out", "logits"]
+
+
+def test_without_logits_there_is_nothing_to_gather():
+    layout = lay(OF, (1.0, 1.0))
+    assert traffic.of(OF, layout, 7, 0) == traffic.of(OF, layout, 7, 2)[:-1]

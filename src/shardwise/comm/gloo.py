@@ -2,7 +2,7 @@
 
 Why not gloo's own collectives: they want equal shapes, round a 16-bit sum at every hop, do not say which peer failed, and
 a peer that passes another size aborts the process or leaves part of the result unset. Pairs need no padding, move the
-fewest bytes, name the peer, and give the same bits as every backend that sums in rank order. They were also faster.
+fewest bytes, name the peer, and give the same bits as every backend that sums in rank order.
 
 CUDA tensors are staged through host memory, so a call on one waits for its stream.
 """
@@ -51,6 +51,7 @@ class GlooComm(Asking):
         self._group: Any = group  # a ProcessGroupGloo, whose stubs know neither send nor recv; None once it is broken
         self._store = store
         self._checked = checked
+        self._room = torch.empty(0, dtype=torch.uint8)
         self._broken = ""
         self._culprit: int | None = None
 
@@ -59,18 +60,25 @@ class GlooComm(Asking):
         if self._group is None:
             raise failure(ask, self._broken, self._culprit)
         deadline = time.monotonic() + self.deadline_s
-        with torch.no_grad():
-            x = ask.x.detach().to("cpu").contiguous()
-            if self._checked:
-                self._compare(ask, deadline)
-            if ask.op == "recv":
-                self._exchange(ask, [], [(ask.peer, x)], deadline)
-                return ask.x if ask.x.data_ptr() == x.data_ptr() else ask.x.copy_(x)
-            return self._collective(ask, x, deadline).to(ask.x.device)
+        try:
+            with torch.no_grad():
+                return self._within(ask, deadline)
+        except BaseException as error:
+            self._break(f"this rank stopped: {type(error).__name__}", self.rank)  # messages may be under way
+            raise
 
     def close(self) -> None:
         """Drops the connections, which peers notice at once."""
         self._break("this rank has left the group", self.rank)
+
+    def _within(self, ask: Ask, deadline: float) -> Tensor:
+        x = ask.x.detach().to("cpu").contiguous()
+        if self._checked:
+            self._compare(ask, deadline)
+        if ask.op == "recv":
+            self._exchange(ask, [], [(ask.peer, x)], deadline)
+            return ask.x if ask.x.data_ptr() == x.data_ptr() else ask.x.copy_(x)
+        return self._collective(ask, x, deadline).to(ask.x.device)
 
     def _collective(self, ask: Ask, x: Tensor, deadline: float) -> Tensor:
         match ask.op:
@@ -113,9 +121,16 @@ class GlooComm(Asking):
     def _scatter_sum(self, ask: Ask, pieces: Sequence[Tensor], deadline: float) -> Tensor:
         """The rank-order sum of the pieces that all ranks have for this one."""
         mine = pieces[self.rank]
-        arrived = [mine if rank == self.rank else torch.empty_like(mine) for rank in range(self.size)]
+        arrived = [mine if rank == self.rank else place for rank, place in enumerate(self._room_for(mine))]
         self._exchange(ask, self._others(pieces), self._others(arrived), deadline)
         return rank_order_sum(arrived)
+
+    def _room_for(self, piece: Tensor) -> list[Tensor]:
+        """A place for such a piece from every rank. The memory is kept: new pages cost more than what arrives in them."""
+        room_bytes = piece.nbytes * self.size
+        if self._room.nbytes < room_bytes:
+            self._room = torch.empty(room_bytes, dtype=torch.uint8)
+        return list(self._room[:room_bytes].view(piece.dtype).view(self.size, *piece.shape))
 
     def _all_gather(self, ask: Ask, x: Tensor, deadline: float) -> Tensor:
         result = x.new_empty(ask.result)

@@ -198,10 +198,14 @@ class ThreadComm(Asking):
 
     def carry_out(self, ask: Ask) -> Tensor:
         """Meets the other ranks."""
-        _settle([ask.x])  # a peer's thread reads it next: the stream of its owner must have written it
-        if ask.op == "send":
-            return self._meeting.post(ask)
-        return self._meeting.take(ask) if ask.op == "recv" else self._meeting.meet(ask)
+        try:
+            _settle([ask.x])  # a peer's thread reads it next: the stream of its owner must have written it
+            if ask.op == "send":
+                return self._meeting.post(ask)
+            return self._meeting.take(ask) if ask.op == "recv" else self._meeting.meet(ask)
+        except BaseException as error:
+            self.abort(error)  # an interrupt would otherwise leave its tensor in the round; after a CommError it does nothing
+            raise
 
     def close(self) -> None:
         """This rank takes no further part; whoever still needs it fails at once."""

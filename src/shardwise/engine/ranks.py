@@ -5,6 +5,7 @@ Processes on this host (the rule), threads in this process (tests, and use from 
 
 from __future__ import annotations
 
+import os
 import selectors
 import shutil
 import signal
@@ -81,7 +82,7 @@ class ProcessRanks:
         self._phase = "start"
         self._processes: list[subprocess.Popen[bytes]] = []
         self._channels: list[wire.Channel] = []
-        self._folder = tempfile.mkdtemp(prefix="shardwise-")  # 0700, as mkdtemp makes it
+        self._folder = tempfile.mkdtemp(prefix=f"shardwise-{os.getpid()}-")  # 0700, as mkdtemp makes it
         self._selector = selectors.DefaultSelector()
         try:
             for rank in range(setup.layout.mesh.size):

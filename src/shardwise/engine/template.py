@@ -95,14 +95,9 @@ def _tojson(x: Any, ensure_ascii: bool = False, indent: Any = None, separators: 
 
 def _environment() -> ImmutableSandboxedEnvironment:
     """The names, filters and settings that transformers gives to chat templates (utils/chat_template_utils.py, 5.x)."""
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True,
-        lstrip_blocks=True,
-        extensions=[_Generation, loopcontrols],
-        # Both keep constants from being worked out while compiling, so that a bomb in one goes off where it is bounded.
-        optimized=False,
-        finalize=jinja2.pass_context(lambda _context, value: value),
-    )
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
+    # Both keep constants from being worked out while compiling, so that a bomb in one goes off where it is bounded.
+    environment.optimized, environment.finalize = False, jinja2.pass_context(lambda _context, value: value)
     environment.filters["tojson"] = _tojson
     environment.globals |= {
         "raise_exception": _raise_exception,
@@ -161,11 +156,7 @@ class _Isolated:
         self._process: Popen[bytes] | None = None
         self._lock = threading.Lock()
 
-    def start(self) -> None:
-        with self._lock:
-            self._started()
-
-    def _started(self) -> Popen[bytes]:
+    def started(self) -> Popen[bytes]:
         if self._process is None or self._process.poll() is not None:
             kept = {name: os.environ[name] for name in ("LD_LIBRARY_PATH", "PATH", "TZ") if name in os.environ}  # no keys
             command = [sys.executable, "-I", "-c", _START, json.dumps([path for path in sys.path if path])]
@@ -175,7 +166,7 @@ class _Isolated:
 
     def __call__(self, source: str, variables: Mapping[str, Any], limit: int) -> tuple[str, str]:
         with self._lock:
-            process = self._started()
+            process = self.started()
             assert process.stdin and process.stdout
             watch = threading.Timer(WALL_S, process.kill)
             watch.start()
@@ -188,8 +179,7 @@ class _Isolated:
             finally:
                 watch.cancel()
             if answer.endswith(b"\n"):
-                kind, text = json.loads(answer)
-                return kind, text
+                return tuple(json.loads(answer))
             _end(process)
             late = process.returncode == -signal.SIGPROF
             return "failed", f"it takes more than {CPU_S} s" if late else f"its process ended with code {process.returncode}"
@@ -215,9 +205,8 @@ class ChatTemplate:
         self._shapes: dict[tuple[str, str], bool] = {}
 
     def start(self) -> None:
-        """Start what renders now, so that the first conversation need not wait for it (0.1 s)."""
-        if self._isolated is not None:
-            self._isolated.start()
+        """Start what renders, so that the first conversation need not wait for it (0.1 s)."""
+        self._text(CHATML, {"messages": []})
 
     def render(
         self,

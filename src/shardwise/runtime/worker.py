@@ -9,6 +9,7 @@ import argparse
 import os
 import queue
 import resource
+import shutil
 import signal
 import socket
 import sys
@@ -48,8 +49,14 @@ def main() -> None:
 
 def _listen(channel: wire.Channel, inbox: queue.SimpleQueue[wire.Message]) -> None:
     """Ends the process when the engine is gone, whatever the main thread is waiting for."""
+    rendezvous = ""
     while (message := channel.receive()) is not None:
+        if isinstance(message, wire.Start):
+            rendezvous = message.rendezvous
         inbox.put(message)
+    if rendezvous:
+        # The engine removes it, unless it was killed first.
+        shutil.rmtree(rendezvous, ignore_errors=True)
     os._exit(0)
 
 

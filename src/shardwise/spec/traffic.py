@@ -33,11 +33,11 @@ class Collective:
 
 
 def of(model: Model, layout: Layout, tokens: int, sampled: int) -> tuple[Collective, ...]:
-    """The collectives of a forward over `tokens` tokens that computes the logits of `sampled` of them."""
+    """The collectives of a forward over `tokens` tokens that computes the logits of `sampled` of them (0: it has no head)."""
     blocks = [block for run in model.runs for _ in range(run.count) for _, block in walk(run.block)]
     embed = [block for _, block in walk(model.embed)]
     found = list(_reduces([*embed, *blocks], layout, tokens))
-    if layout.cut(model.head.linear.out):
+    if sampled and layout.cut(model.head.linear.out):
         found.append(Collective("all_gather", "logits", (sampled, model.vocab), layout.dtype))
     return tuple(found)
 
