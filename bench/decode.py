@@ -8,6 +8,7 @@ The configurations take turns, round by round, so that a drift of the machine's 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import platform
@@ -35,7 +36,7 @@ def measure(setup: Setup, tokens: int) -> dict[str, float]:
         for _ in engine.generate(PROMPT, SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True)):
             stamps.append(time.perf_counter())
     # The first decode step still warms up; it is left out.
-    steps = [b - a for a, b in zip(stamps[1:], stamps[2:], strict=False)]
+    steps = [b - a for a, b in itertools.pairwise(stamps)]
     return {
         "ready_s": ready - began,
         "first_token_s": stamps[0] - ready,

@@ -54,10 +54,11 @@ class Group:
         bound = bind(layout.model, open_checkpoint(folder)) if folder else None
         dtypes = getattr(torch, layout.dtype), getattr(torch, layout.kv_dtype)
 
+        def progress(count: int) -> None:
+            """Nobody watches."""
+
         def build(rank: int) -> Runner:
-            return Runner(
-                Rank(layout, rank, self.comms[rank], torch.device("cpu"), *dtypes), self.pages, bound, lambda count: None
-            )
+            return Runner(Rank(layout, rank, self.comms[rank], torch.device("cpu"), *dtypes), self.pages, bound, progress)
 
         self.runners: list[Runner] = list(self.pool.map(build, range(size)))
 

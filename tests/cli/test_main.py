@@ -94,7 +94,8 @@ def test_unexpected_failures_are_one_line_and_a_traceback_where_it_is_wanted():
     plain = subprocess.run(run, capture_output=True, text=True, env={"SHARDWISE_DEBUG": "0"}, timeout=60)
     assert plain.returncode == 70
     assert plain.stderr == (
-        "shardwise: error: internal error: ZeroDivisionError: twice over; set SHARDWISE_DEBUG=1 for the traceback; please report\n"
+        "shardwise: error: internal error: ZeroDivisionError: twice over; "
+        "set SHARDWISE_DEBUG=1 for the traceback; please report\n"
     )
     debug = subprocess.run(run, capture_output=True, text=True, env={"SHARDWISE_DEBUG": "1"}, timeout=60)
     assert debug.returncode == 70 and "Traceback" in debug.stderr

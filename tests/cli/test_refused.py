@@ -258,5 +258,7 @@ def test_prompts(tmp_path):
 
 def test_prompts_longer_than_the_context():
     long = "word " * 200
-    refused(generate("-p", long, "--max-model-len", "32"), "tokens; with at least one to generate it may have 31", "--max-model-len")
+    refused(
+        generate("-p", long, "--max-model-len", "32"), "tokens; with at least one to generate it may have 31", "--max-model-len"
+    )
     refused(generate("-p", "Hello", "--max-model-len", "32", "-n", "40"), "max_tokens is 40", "ask for at most")

@@ -12,7 +12,7 @@ from itertools import pairwise
 from math import gcd, lcm, prod
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from shardwise.errors import LayoutError
@@ -367,6 +367,7 @@ def test_replicated_kv_heads_cost_cache():
 
 @settings(max_examples=150, deadline=None)
 @given(st.integers(1, 200), st.integers(1, 200), st.integers(1, 60), st.lists(st.integers(1, 60), min_size=1))
+@example(200, 2, 1, [1])  # two tokens on either side of a page's end
 def test_pages_suffice_for_every_step_and_waste_at_most_two(context, window, chunk, chunks):
     full, slid = lay(model(layers=2, windows=(None, window))).cache
     assert full.pages(context, chunk) * PAGE_TOKENS - context in range(PAGE_TOKENS)

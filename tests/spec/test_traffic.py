@@ -8,7 +8,7 @@ import pytest
 
 from shardwise.spec import traffic
 from shardwise.spec.blocks import MLP, Chain, Linear, Residual
-from shardwise.spec.traffic import Collective
+from shardwise.spec.traffic import Call
 from tests.spec.models_by_hand import lay, model
 
 OF = model(6, 2, 2, hidden=5, width=11, vocab=13, layers=3)
@@ -18,9 +18,9 @@ OF = model(6, 2, 2, hidden=5, width=11, vocab=13, layers=3)
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_two_reductions_a_layer_one_for_the_embedding_one_gather(degree, dtype):
     found = traffic.of(OF, lay(OF, (1.0,) * degree, dtype=dtype), tokens=7, sampled=2)
-    layer = [Collective("all_reduce", site, (7, 5), dtype) for site in ("attn_out", "mlp_down")]
-    embed = Collective("all_reduce", "embed", (7, 5), dtype)
-    logits = Collective("all_gather", "logits", (2, 13), dtype)
+    layer = [Call("all_reduce", site, (7, 5), dtype) for site in ("attn_out", "mlp_down")]
+    embed = Call("all_reduce", "embed", (7, 5), dtype)
+    logits = Call("all_gather", "logits", (2, 13), dtype)
     assert list(found) == [embed, *layer * 3, logits]
     size = {"bfloat16": 2, "float32": 4}[dtype]
     assert sum(c.bytes for c in found) == size * (7 * 7 * 5 + 2 * 13)

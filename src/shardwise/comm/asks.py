@@ -6,7 +6,6 @@ has been sent when it is raised. Knows nothing of how a call is carried out.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NoReturn
@@ -14,8 +13,9 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
-from shardwise.comm.protocol import Call, Comm
+from shardwise.comm.protocol import Comm
 from shardwise.errors import CommError
+from shardwise.spec.traffic import Call
 
 SUMMED = (
     torch.float32,
@@ -61,9 +61,8 @@ class Ask:
     def call(self) -> Call:
         """What this call is worth, for a recorder and a planner."""
         if self.op == "barrier":
-            return Call(self.op, self.site, (), "", 0)
-        dtype = self.x.dtype
-        return Call(self.op, self.site, self.counted, dtype_name(dtype), math.prod(self.counted) * dtype.itemsize)
+            return Call(self.op, self.site, (), "")
+        return Call(self.op, self.site, self.counted, dtype_name(self.x.dtype))
 
     def agrees(self, other: Ask) -> bool:
         """Whether two ranks make the same call. A send and its recv agree if all but the op does."""

@@ -8,29 +8,12 @@ A group never changes: when a rank is lost, or the cut moves, the ranks close it
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 DEADLINE_S = 60.0  # what a backend's `deadline_s` is unless told: longer than any step, shorter than patience
-
-
-@dataclass(frozen=True, slots=True)
-class Call:
-    """One call as a planner predicts it and a `Recording` writes it down. It is a rank's logical payload, not wire bytes.
-
-    `shape` is the input of all_reduce, reduce_scatter, broadcast and send, and the output of all_gather (the whole
-    gathered tensor), all_to_all and recv; a barrier has shape () and 0 bytes. `dtype` is a bare name ("bfloat16"; of a
-    barrier ""), `bytes` the product of `shape` times the size of that dtype. `enter` moves nothing, and is no call.
-    """
-
-    op: str
-    site: str
-    shape: tuple[int, ...]
-    dtype: str
-    bytes: int
 
 
 class Comm(Protocol):

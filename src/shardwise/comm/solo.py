@@ -9,7 +9,8 @@ from torch import Tensor
 from shardwise.comm import asks
 from shardwise.comm.asking import Asking
 from shardwise.comm.asks import Ask
-from shardwise.comm.protocol import Call, Comm
+from shardwise.comm.protocol import Comm
+from shardwise.spec.traffic import Call
 
 
 class Solo(Asking):

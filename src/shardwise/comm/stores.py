@@ -5,9 +5,10 @@ from __future__ import annotations
 import stat
 import time
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 
-from torch.distributed import FileStore, Store  # type: ignore[attr-defined]
+from torch.distributed import FileStore, PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 
 from shardwise.errors import CommError
 
@@ -30,6 +31,18 @@ def file_store(folder: Path, size: int, epoch: int) -> Store:
     if any(other > epoch for other in later):
         raise joining_failed(None, f"this rank is of epoch {epoch}, the group has formed anew as epoch {max(later)}")
     return FileStore(str(folder / f"epoch.{epoch}"), size)
+
+
+def tcp_store(host: str, port: int, prefix: str, patience_s: float) -> Store:
+    """A client of a store that somebody else serves, torchrun for one; all names stand below `prefix`.
+
+    Raises CommError if nothing answers there.
+    """
+    patience = timedelta(seconds=patience_s)
+    try:
+        return PrefixStore(prefix, TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=patience))
+    except (RuntimeError, ValueError) as error:
+        raise joining_failed(None, f"the store at {host}:{port} does not answer: {error}") from None
 
 
 def appeared(store: Store, keys: Sequence[str], patience_s: float) -> bool:

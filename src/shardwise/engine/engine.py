@@ -63,9 +63,13 @@ class Engine:
     def __init__(
         self, setup: Setup, ranks: Literal["processes", "threads"] | Ranks = "processes", progress: Progress | None = None
     ) -> None:
-        kinds = {"processes": ProcessRanks, "threads": ThreadRanks}
         self.setup = setup
-        self.ranks: Ranks = kinds[ranks](setup, progress) if isinstance(ranks, str) else ranks
+        if ranks == "processes":
+            self.ranks: Ranks = ProcessRanks(setup, progress)
+        elif ranks == "threads":
+            self.ranks = ThreadRanks(setup, progress)
+        else:
+            self.ranks = ranks
         self._requests = 0
         self._steps = 0
 

@@ -15,12 +15,15 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from shardwise.engine.setup import Setup
 from shardwise.errors import CommError, RankLost, ShardwiseError, UserError
 from shardwise.runtime import wire
 from shardwise.sched.step import Result, Step
+
+if TYPE_CHECKING:
+    from shardwise.runtime.runner import Runner
 
 T = TypeVar("T")
 
@@ -108,7 +111,7 @@ class ProcessRanks:
         self._channels.append(wire.Channel(ours))
         self._selector.register(ours, selectors.EVENT_READ, rank)
 
-    def _all_ready(self, progress: Progress) -> list[wire.Ready]:
+    def _all_ready(self, progress: Progress | None) -> list[wire.Ready]:
         ready: dict[int, wire.Ready] = {}
         self._phase = "load"
         while len(ready) < len(self._channels):
@@ -214,9 +217,11 @@ class ThreadRanks:
         self._comms = threads(size, deadline_s=DEADLINE_S)
         self._pool = ThreadPoolExecutor(size, thread_name_prefix="rank")
         starts = [start_message(setup, rank, "") for rank in range(size)]
-        self.runners = self._each(
-            lambda rank: open_runner(starts[rank], self._comms[rank], lambda count: progress and progress(rank, count))
-        )
+
+        def load(rank: int) -> Runner:
+            return open_runner(starts[rank], self._comms[rank], lambda count: progress(rank, count) if progress else None)
+
+        self.runners = self._each(load)
         self.ready: Sequence[wire.Ready] = [ready(runner) for runner in self.runners]
 
     def step(self, step: Step) -> tuple[Result, ...]:
@@ -228,8 +233,8 @@ class ThreadRanks:
         def guarded(rank: int) -> T:
             try:
                 return work(rank)
-            except BaseException:
-                self._comms[rank].close()
+            except BaseException as error:
+                self._comms[rank].abort(error)
                 raise
 
         futures = [self._pool.submit(guarded, rank) for rank in range(len(self._comms))]

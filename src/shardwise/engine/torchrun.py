@@ -20,7 +20,7 @@ from shardwise.runtime import wire
 from shardwise.sched.step import Result, Step
 
 if TYPE_CHECKING:
-    from torch.distributed import Store
+    from torch.distributed import Store  # type: ignore[attr-defined]
 
     from shardwise.runtime.runner import Runner
 
@@ -51,7 +51,8 @@ class TorchrunRanks:
         return self._runner.step(step)
 
     def _post(self, message: wire.Message) -> None:
-        self._store.set(f"message/{self._posted}", wire.encode(message))
+        # The stubs ask for text; the store takes bytes, and gives bytes back.
+        self._store.set(f"message/{self._posted}", wire.encode(message))  # type: ignore[arg-type]
         # A step is a collective: when the last one is done, everybody has read what was posted before it.
         if self._posted > 1:
             self._store.delete_key(f"message/{self._posted - 2}")
@@ -90,15 +91,9 @@ def follow(place: Torchrun) -> None:
 
 def _store(place: Torchrun) -> Store:
     """torchrun's store, under a name of our own for this restart."""
-    import torch.distributed as dist
+    from shardwise.comm.stores import tcp_store
 
-    try:
-        store = dist.TCPStore(
-            place.host, place.port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=DEADLINE_S)
-        )
-    except (RuntimeError, ValueError) as error:
-        raise UserError(f"torchrun's store at {place.host}:{place.port} does not answer: {error}") from None
-    return dist.PrefixStore(f"shardwise/{place.restart}", store)
+    return tcp_store(place.host, place.port, f"shardwise/{place.restart}", DEADLINE_S)
 
 
 def _open(start: wire.Start, place: Torchrun, store: Store, progress: Progress | None) -> Runner:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from shardwise.errors import RequestError
@@ -44,12 +43,14 @@ class SamplingParams:
             _whole("seed", self.seed, 0, SEEDS - 1)
         if self.logprobs is not None:
             _whole("logprobs", self.logprobs, 0, MAX_LOGPROBS)
-        if not all(isinstance(s, str) and s for s in self.stop):
-            raise RequestError(f"stop is {list(self.stop)!r}; each stop string needs at least one character")
+        # A bare string would be taken apart into one-character stops.
+        listed: object = self.stop
+        if not isinstance(listed, tuple | list) or not all(isinstance(s, str) and s for s in listed):
+            raise RequestError(f"stop is {self.stop!r}; it takes a list of strings of at least one character")
 
 
 def _real(name: str, value: float, low: float, high: float, *, above: bool = False) -> None:
-    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    number = isinstance(value, int | float) and not isinstance(value, bool)
     if not number or not (low < value if above else low <= value) or value > high:
         raise RequestError(f"{name} is {value!r}; it takes a number {'above' if above else 'from'} {low} to {high}")
 

@@ -19,8 +19,12 @@ SITES = {"q": "attn_out", "mlp": "mlp_down", "expert": "moe_out", "vocab": "embe
 
 
 @dataclass(frozen=True, slots=True)
-class Collective:
-    """One collective of the tensor-parallel group: the logical shape that it sums or assembles."""
+class Call:
+    """One call to a group of ranks, as planned here and as recorded by `comm`: a rank's logical payload, not wire bytes.
+
+    `shape` is the input of all_reduce, reduce_scatter, broadcast and send, and the output of all_gather (the whole
+    gathered tensor), all_to_all and recv. `dtype` is a bare name ("bfloat16"). A barrier has shape () and dtype "".
+    """
 
     op: str
     site: str
@@ -29,22 +33,22 @@ class Collective:
 
     @property
     def bytes(self) -> int:
-        return prod(self.shape) * BITS[self.dtype] // 8
+        return prod(self.shape) * BITS[self.dtype] // 8 if self.dtype else 0
 
 
-def of(model: Model, layout: Layout, tokens: int, sampled: int) -> tuple[Collective, ...]:
+def of(model: Model, layout: Layout, tokens: int, sampled: int) -> tuple[Call, ...]:
     """The collectives of a forward over `tokens` tokens that computes the logits of `sampled` of them (0: it has no head)."""
     blocks = [block for run in model.runs for _ in range(run.count) for _, block in walk(run.block)]
     embed = [block for _, block in walk(model.embed)]
     found = list(_reduces([*embed, *blocks], layout, tokens))
     if sampled and layout.cut(model.head.linear.out):
-        found.append(Collective("all_gather", "logits", (sampled, model.vocab), layout.dtype))
+        found.append(Call("all_gather", "logits", (sampled, model.vocab), layout.dtype))
     return tuple(found)
 
 
-def _reduces(blocks: Sequence[Block], layout: Layout, tokens: int) -> Iterator[Collective]:
+def _reduces(blocks: Sequence[Block], layout: Layout, tokens: int) -> Iterator[Call]:
     for block in blocks:
         if isinstance(block, Table) and layout.cut(block.rows):
-            yield Collective("all_reduce", SITES[block.rows.cut or ""], (tokens, block.size), layout.dtype)
+            yield Call("all_reduce", SITES[block.rows.cut or ""], (tokens, block.size), layout.dtype)
         if isinstance(block, Linear) and layout.cut(block.inp):
-            yield Collective("all_reduce", SITES[block.inp.cut or ""], (tokens, block.out.size), layout.dtype)
+            yield Call("all_reduce", SITES[block.inp.cut or ""], (tokens, block.out.size), layout.dtype)
