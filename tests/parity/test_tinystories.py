@@ -40,7 +40,7 @@ def check(engine: Engine, wanted: list[Reference]) -> None:
         assert [token.id for token in engine.generate(want.prompt, params)] == list(want.tokens)
 
 
-DEGREES = [4, pytest.param(6, marks=pytest.mark.slow), 7, pytest.param(8, marks=pytest.mark.slow)]
+DEGREES = [4, *(pytest.param(degree, marks=pytest.mark.slow) for degree in (6, 7, 8))]
 
 
 @pytest.mark.parametrize("degree", DEGREES)

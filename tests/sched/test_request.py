@@ -117,7 +117,7 @@ def test_stop_strings_have_characters(stop):
     if all(stop):
         assert SamplingParams(stop=stop).stop == stop
     else:
-        refuse("each stop string needs at least one character", stop=stop)
+        refuse("it takes a list of strings of at least one character", stop=stop)
 
 
 @settings(deadline=None)
@@ -125,3 +125,4 @@ def test_stop_strings_have_characters(stop):
 def test_stop_strings_are_strings(stop):
     assume(not all(isinstance(s, str) for s in stop))
     refuse("stop is ", stop=stop)
+    refuse("stop is ", stop="END")

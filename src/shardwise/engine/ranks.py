@@ -57,7 +57,7 @@ class Ranks(Protocol):
         ...
 
 
-def start_message(setup: Setup, rank: int, rendezvous: str, epoch: int = 0) -> wire.Start:
+def start_message(setup: Setup, rank: int, epoch: int = 0) -> wire.Start:
     """Everything that rank `rank` of `setup` needs to know."""
     layout = setup.layout
     shares = (layout.shares.attention, layout.shares.mlp, layout.shares.vocab)
@@ -72,7 +72,6 @@ def start_message(setup: Setup, rank: int, rendezvous: str, epoch: int = 0) -> w
         device=setup.device,
         pages=setup.pages,
         threads=setup.threads,
-        rendezvous=rendezvous,
         epoch=epoch,
         deadline_s=DEADLINE_S,
     )
@@ -91,7 +90,7 @@ class ProcessRanks:
             for rank in range(setup.layout.mesh.size):
                 self._spawn(rank)
             for rank, channel in enumerate(self._channels):
-                self._send(rank, channel, start_message(setup, rank, self._folder))
+                self._send(rank, channel, start_message(setup, rank))
             self.ready: Sequence[wire.Ready] = self._all_ready(progress)
         except BaseException:
             self.close()
@@ -103,7 +102,8 @@ class ProcessRanks:
     def _spawn(self, rank: int) -> None:
         ours, theirs = socket.socketpair()
         with theirs:
-            command = [sys.executable, "-m", "shardwise.runtime.worker", "--fd", str(theirs.fileno())]
+            own = ["--fd", str(theirs.fileno()), "--rendezvous", self._folder]
+            command = [sys.executable, "-m", "shardwise.runtime.worker", *own]
             # Its own process group: a Ctrl-C at the terminal is for this process alone to act on.
             self._processes.append(
                 subprocess.Popen(command, pass_fds=[theirs.fileno()], process_group=0, stdin=subprocess.DEVNULL)
@@ -216,7 +216,7 @@ class ThreadRanks:
         size = setup.layout.mesh.size
         self._comms = threads(size, deadline_s=DEADLINE_S)
         self._pool = ThreadPoolExecutor(size, thread_name_prefix="rank")
-        starts = [start_message(setup, rank, "") for rank in range(size)]
+        starts = [start_message(setup, rank) for rank in range(size)]
 
         def load(rank: int) -> Runner:
             return open_runner(starts[rank], self._comms[rank], lambda count: progress(rank, count) if progress else None)

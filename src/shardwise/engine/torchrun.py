@@ -39,7 +39,7 @@ class TorchrunRanks:
         self._place = place
         self._store = _store(place)
         self._posted = 0
-        start = start_message(setup, 0, "")
+        start = start_message(setup, 0)
         self._post(start)
         self._runner = _open(start, place, self._store, progress)
         from shardwise.runtime.worker import ready

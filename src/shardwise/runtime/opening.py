@@ -40,15 +40,15 @@ def open_runner(start: wire.Start, comm: Comm, progress: Progress) -> Runner:
     return runner
 
 
-def join(start: wire.Start) -> Comm:
-    """This process's end of the group that meets in `start.rendezvous`: nothing but itself where it is alone."""
+def join(start: wire.Start, rendezvous: Path) -> Comm:
+    """This process's end of the group that meets in the private folder `rendezvous`: itself alone at degree 1."""
     if start.tp == 1:
         from shardwise.comm.solo import Solo
 
         return Solo(epoch=start.epoch)
     from shardwise.comm import torch as backend
 
-    store = backend.file_store(Path(start.rendezvous), start.tp, start.epoch)
+    store = backend.file_store(rendezvous, start.tp, start.epoch)
     if start.device == "cuda":
         return backend.nccl(
             store, start.rank, start.tp, deadline_s=start.deadline_s, epoch=start.epoch, device=device_of(start)

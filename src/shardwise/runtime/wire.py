@@ -17,7 +17,7 @@ LIMIT_BYTES = 64 * 2**20
 class Start(msgspec.Struct, frozen=True, tag=True):
     """Everything a rank needs to know, once. `config` is the model's config.json as read by the engine.
 
-    `folder` None means random weights. `rendezvous` is a private folder through which the ranks find each other.
+    `folder` None means random weights.
     """
 
     rank: int
@@ -30,7 +30,6 @@ class Start(msgspec.Struct, frozen=True, tag=True):
     device: str
     pages: tuple[int, ...]
     threads: int
-    rendezvous: str
     epoch: int
     deadline_s: float
 

@@ -1,4 +1,4 @@
-"""One rank as a process: `python -m shardwise.runtime.worker --fd N` on one end of a socket pair.
+"""One rank as a process: `python -m shardwise.runtime.worker --fd N --rendezvous DIR`, on one end of a socket pair.
 
 It holds weights and caches and nothing that could not be computed again. When the other end closes, it ends at once.
 """
@@ -15,6 +15,7 @@ import socket
 import sys
 import threading
 import traceback
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shardwise import env
@@ -30,15 +31,16 @@ def main() -> None:
     """Reads its start message from the descriptor it was given, then computes steps until the other end closes."""
     parser = argparse.ArgumentParser(description="one rank of a shardwise engine; started by the engine, not by hand")
     parser.add_argument("--fd", type=int, required=True)
-    fd = parser.parse_args().fd
+    parser.add_argument("--rendezvous", type=Path, required=True)
+    args = parser.parse_args()
     # The engine decides when ranks end; a Ctrl-C at the terminal is its to handle.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    channel = wire.Channel(socket.socket(fileno=fd))
+    channel = wire.Channel(socket.socket(fileno=args.fd))
     inbox: queue.SimpleQueue[wire.Message] = queue.SimpleQueue()
-    threading.Thread(target=_listen, args=(channel, inbox), daemon=True, name="listen").start()
+    threading.Thread(target=_listen, args=(channel, inbox, args.rendezvous), daemon=True, name="listen").start()
     try:
-        _work(channel, inbox)
+        _work(channel, inbox, args.rendezvous)
     except BaseException as error:
         if env.debug():
             traceback.print_exc()
@@ -47,23 +49,19 @@ def main() -> None:
         os._exit(1)
 
 
-def _listen(channel: wire.Channel, inbox: queue.SimpleQueue[wire.Message]) -> None:
+def _listen(channel: wire.Channel, inbox: queue.SimpleQueue[wire.Message], rendezvous: Path) -> None:
     """Ends the process when the engine is gone, whatever the main thread is waiting for."""
-    rendezvous = ""
     while (message := channel.receive()) is not None:
-        if isinstance(message, wire.Start):
-            rendezvous = message.rendezvous
         inbox.put(message)
-    if rendezvous:
-        # The engine removes it, unless it was killed first.
-        shutil.rmtree(rendezvous, ignore_errors=True)
+    # The engine removes it, unless it was killed first.
+    shutil.rmtree(rendezvous, ignore_errors=True)
     os._exit(0)
 
 
-def _work(channel: wire.Channel, inbox: queue.SimpleQueue[wire.Message]) -> None:
+def _work(channel: wire.Channel, inbox: queue.SimpleQueue[wire.Message], rendezvous: Path) -> None:
     start = inbox.get()
     assert isinstance(start, wire.Start)
-    runner = build(start, lambda count: channel.send(wire.Loading(count)))
+    runner = build(start, rendezvous, lambda count: channel.send(wire.Loading(count)))
     channel.send(ready(runner))
     while True:
         message = inbox.get()
@@ -77,14 +75,14 @@ def ready(runner: Runner) -> wire.Ready:
     return wire.Ready(runner.arena.nbytes, runner.cache.arena.nbytes, peak)
 
 
-def build(start: wire.Start, progress: Progress) -> Runner:
+def build(start: wire.Start, rendezvous: Path, progress: Progress) -> Runner:
     """Joins the group, then loads. Imports torch, which takes longer than all that comes before."""
     import torch
 
     from shardwise.runtime.opening import join, open_runner
 
     torch.set_num_threads(start.threads)
-    return open_runner(start, join(start), progress)
+    return open_runner(start, join(start, rendezvous), progress)
 
 
 def _report(channel: wire.Channel, error: BaseException) -> None:
