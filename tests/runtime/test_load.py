@@ -214,7 +214,7 @@ def dummy(config: dict[str, Any], shares: tuple[float, ...], rank: int) -> tuple
     return layout, tensors
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", ["llama-9-3", "llama-mqa", "gpt2", "phi3"])
 def test_dummy_weights_are_a_function_of_the_logical_place(name: str, checkpoint: Checkpoints) -> None:
     folder = checkpoint(name)
     config = json.loads((folder / "config.json").read_text())

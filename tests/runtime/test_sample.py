@@ -60,6 +60,14 @@ def unmix(x: int) -> int:
     return unshift(x, 30)
 
 
+def seed_of(start: int, choice: int, position: int) -> int:
+    """The seed whose key for that choice and position is `start`."""
+    state = start & MASK
+    for value in (position, choice, 0):
+        state = (unmix(state) - value - GOLDEN) & MASK
+    return state
+
+
 def noise(start: int, token: int) -> float:
     """Gumbel noise in plain Python."""
     hashed = mix((start + token * GOLDEN) & MASK)
@@ -208,15 +216,11 @@ def test_a_row_is_the_same_in_any_batch() -> None:
 
 
 def test_a_neighbour_with_top_p_takes_nothing_from_a_row_without() -> None:
-    """Summed in float32, a million equal probabilities reach 1 long before the last one."""
-    logits = torch.zeros(2, 2**20)
-    logits[:, 0] = 9.0
-    draws = [FREE, replace(FREE, top_p=0.5)]
-    for position in range(1, 20):
-        alone = draw_one(logits[0], FREE, position)
-        assert sample(logits, [item(draw, position) for draw in draws])[0] == alone
-    late = [draw_one(logits[0], FREE, position) for position in range(1, 40)]
-    assert max(result.chosen.token for result in late if result.chosen) > 2**19
+    """Rounded to float32, the probabilities reach 1 before the last token; the seed is one that draws that token all the same."""
+    draw = replace(FREE, seed=seed_of(unmix(MASK) - 3 * GOLDEN, choice=0, position=1))
+    logits = torch.tensor([[0.0, -20.0, -21.0, -24.0]] * 2)
+    assert tokens([draw_one(logits[0], draw)]) == [3]
+    assert tokens(sample(logits, [item(draw), item(replace(FREE, top_p=0.5))])) == [3, 0]
 
 
 def test_items_that_draw_nothing_have_no_row() -> None:

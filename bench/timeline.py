@@ -1,0 +1,218 @@
+"""Where a decode step goes: every rank's step as a drawn timeline, and the shares of each kind of work.
+
+    python bench/timeline.py [--tp 2] [--steps 24] [--svg FILE] [--json FILE]
+
+A 1.04 B-parameter Llama with random weights, one process a rank over gloo. Hooks on the modules cost a few microseconds each,
+about 250 of them a step: shares are meant, not speed, which bench/decode.py measures without hooks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+COLOURS = {
+    "linear q k v": "#4477aa", "attention": "#66ccee", "linear o": "#88aadd", "linear mlp": "#44aa77", "activation": "#bbcc66",
+    "all-reduce": "#ee6677", "norm": "#aa8866", "embedding": "#ccbb44", "head": "#aa66aa", "all-gather": "#cc3355",
+    "sample": "#777788", "inputs": "#bbbbcc", "rest": "#e3e5e8",
+}  # fmt: skip
+PROMPT = 64
+
+Span = tuple[str, float, float]
+
+
+class Watch:
+    """A stack of what is being done: time belongs to the innermost."""
+
+    def __init__(self) -> None:
+        self.spans: list[Span] = []
+        self._stack: list[str] = []
+        self._since = 0.0
+
+    def enter(self, kind: str) -> None:
+        self._note()
+        self._stack.append(kind)
+
+    def leave(self) -> None:
+        self._note()
+        self._stack.pop()
+
+    def _note(self) -> None:
+        now = time.perf_counter()
+        if self._stack:
+            self.spans.append((self._stack[-1], self._since, now))
+        self._since = now
+
+
+class Timed:
+    """A comm whose collectives are watched."""
+
+    def __init__(self, inner: Any, watch: Watch) -> None:
+        self._inner, self._watch = inner, watch
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._inner, name)
+        kind = {"all_reduce": "all-reduce", "all_gather": "all-gather"}.get(name)
+        if kind is None:
+            return found
+
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            self._watch.enter(kind)
+            try:
+                return found(*args, **kwargs)
+            finally:
+                self._watch.leave()
+
+        return watched
+
+
+def kind_of(name: str, module: Any) -> str | None:
+    """What the module called `name` does, or None where only its parts count."""
+    from shardwise.nn.attention import Attention
+    from shardwise.nn.linear import Linear
+    from shardwise.nn.mlp import MLP
+    from shardwise.nn.norm import Norm
+    from shardwise.nn.table import Head, Table
+
+    if isinstance(module, Linear):
+        last = name.rsplit(".", 1)[-1]
+        if "head" in name:
+            return "head"
+        return {"q": "linear q k v", "k": "linear q k v", "v": "linear q k v", "o": "linear o"}.get(last, "linear mlp")
+    kinds = {Attention: "attention", MLP: "activation", Norm: "norm", Head: "head", Table: "embedding"}
+    return kinds.get(type(module))
+
+
+def rank_main(rank: int, folder: Path, steps: int) -> None:
+    """One rank: loads, prefills, and decodes under the watch; its spans of every step go to a file."""
+    import msgspec
+    import torch
+
+    from shardwise.runtime import inputs, sample, wire
+    from shardwise.runtime.opening import join, open_runner
+    from shardwise.sched.step import Draw, Item, Pages, Step
+
+    start = msgspec.structs.replace(wire.decode((folder / "start").read_bytes()), rank=rank)
+    assert isinstance(start, wire.Start)
+    torch.set_num_threads(start.threads)
+    watch = Watch()
+    runner = open_runner(start, Timed(join(start, folder), watch), lambda _: None)  # type: ignore[arg-type]
+    for name, module in runner.decoder.named_modules():
+        if kind := kind_of(name, module):
+            module.register_forward_pre_hook(lambda *_, kind=kind: watch.enter(kind))
+            module.register_forward_hook(lambda *_: watch.leave())
+    draw, pages = Draw(0, 1, 0, 0, 0), (Pages(0, tuple(range(start.pages[0]))),)
+    found = []
+    with torch.inference_mode():
+        for number in range(steps + 1):
+            at = 0 if number == 0 else PROMPT + number - 1
+            tokens = tuple(range(100, 100 + PROMPT)) if number == 0 else (100 + number,)
+            step = Step(number, (Item(1, tokens, at, at + len(tokens), pages, draw),))
+            watch.spans = []
+            watch.enter("rest")
+            watch.enter("inputs")
+            ids, batch = inputs.batch(step, runner.rank)
+            watch.leave()
+            hidden = runner.decoder(ids, batch, runner.cache)
+            logits = runner.decoder.logits(hidden, batch)
+            watch.enter("sample")
+            sample.sample(logits, step.items)
+            watch.leave()
+            watch.leave()
+            found.append(watch.spans)
+    (folder / f"spans.{rank}").write_text(json.dumps(found[3:]))
+
+
+def measure(tp: int, steps: int) -> list[list[list[Span]]]:
+    """Spans of every rank, step by step."""
+    from shardwise.engine.ranks import start_message
+    from shardwise.engine.setup import Options, resolve
+    from shardwise.runtime import wire
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o700)
+        shutil.copy(HERE / "models" / "llama-1b.json", folder / "config.json")
+        setup = resolve(Options(name, tp=tp, load_format="dummy", device="cpu", max_model_len=512))
+        (folder / "start").write_bytes(wire.encode(start_message(setup, 0)))
+        command = [sys.executable, __file__, "--folder", name, "--steps", str(steps), "--rank"]
+        processes = [subprocess.Popen([*command, str(rank)]) for rank in range(tp)]
+        if any(process.wait() for process in processes):
+            raise SystemExit("a rank failed")
+        return [json.loads((folder / f"spans.{rank}").read_text()) for rank in range(tp)]
+
+
+def shares(steps: list[list[Span]]) -> dict[str, float]:
+    """Milliseconds of each kind in a step: the median over steps."""
+    sums = []
+    for spans in steps:
+        total: dict[str, float] = defaultdict(float)
+        for kind, begin, end in spans:
+            total[kind] += 1000 * (end - begin)
+        sums.append(total)
+    return {kind: statistics.median(total.get(kind, 0.0) for total in sums) for kind in COLOURS}
+
+
+def picture(ranks: list[list[list[Span]]], tp: int) -> str:
+    """The step of median length, one row a rank, and a legend with shares."""
+    lengths = [spans[-1][2] - spans[0][1] for spans in ranks[0]]
+    middle = sorted(range(len(lengths)), key=lengths.__getitem__)[len(lengths) // 2]
+    begin = min(steps[middle][0][1] for steps in ranks)
+    end = max(steps[middle][-1][2] for steps in ranks)
+    width, top = 1000.0, 60
+    drawn = []
+    for row, steps in enumerate(ranks):
+        y = top + 46 * row
+        drawn.append(f'<text x="10" y="{y + 22}">rank {row}</text>')
+        for kind, a, b in steps[middle]:
+            x, w = 70 + width * (a - begin) / (end - begin), width * (b - a) / (end - begin)
+            drawn.append(f'<rect x="{x:.2f}" y="{y}" width="{w:.2f}" height="34" fill="{COLOURS[kind]}"/>')
+    mean = shares([spans for steps in ranks for spans in steps])
+    total = sum(mean.values())
+    y = top + 46 * len(ranks) + 22
+    for i, (kind, ms) in enumerate(sorted(mean.items(), key=lambda pair: -pair[1])):
+        x, line = 70 + 250 * (i % 4), y + 22 * (i // 4)
+        drawn.append(f'<rect x="{x}" y="{line - 11}" width="12" height="12" fill="{COLOURS[kind]}"/>')
+        drawn.append(f'<text x="{x + 18}" y="{line}">{kind}  {ms:.1f} ms  {100 * ms / total:.0f} %</text>')
+    height = y + 22 * 4
+    title = f"One decode step of a 1.04 B Llama in bfloat16 at tp {tp} over gloo: {1000 * (end - begin):.0f} ms"
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 1090 {height}" font-family="system-ui, sans-serif"'
+    frame = f'{head} font-size="13" fill="#5b6470"><rect width="1090" height="{height}" fill="#fff"/>'
+    return "\n".join([frame, f'<text x="10" y="32" font-size="16">{title}</text>', *drawn, "</svg>"])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tp", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=24)
+    parser.add_argument("--svg", type=Path)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--rank", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.rank is not None:
+        rank_main(args.rank, args.folder, args.steps)
+        return
+    ranks = measure(args.tp, args.steps)
+    found = shares([spans for steps in ranks for spans in steps])
+    total = sum(found.values())
+    for kind, ms in sorted(found.items(), key=lambda pair: -pair[1]):
+        print(f"{kind:14} {ms:8.2f} ms  {100 * ms / total:5.1f} %")
+    if args.svg:
+        args.svg.write_text(picture(ranks, args.tp) + "\n")
+    if args.json:
+        args.json.write_text(json.dumps({"tp": args.tp, "ms": found}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
