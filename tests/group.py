@@ -91,7 +91,9 @@ class Group:
         """One step; its logits, which every rank must hold to the last bit."""
         step = self.step(*items)
         first, *others = self.each(lambda runner: runner.logits(step))
-        assert all(torch.equal(first, other) for other in others), "the ranks hold unlike logits"
+        assert all(torch.allclose(first, other, rtol=0, atol=0, equal_nan=True) for other in others), (
+            "the ranks hold unlike logits"
+        )
         return first
 
     def sequence(self, index: int = 0) -> Sequence_:

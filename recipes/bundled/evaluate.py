@@ -15,12 +15,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 
 NAMED = ("What is tensor parallelism?", "Why is TP=8 slower than TP=4?")
 JSON_ASKS = (
-    "Give me a JSON object with a name and an age.",
-    "Give me a JSON object with name Ada and age 36",
-    "Return JSON with city = Rome, colour: green and count 7.",
-    "Please answer in JSON with a topic and a year",
-    "I need JSON with the key tags and the key ok.",
-    "json please",
+    ("Give me a JSON object with a name and an age.", {"name", "age"}),
+    ("Give me a JSON object with name Ada and age 36", {"name", "age"}),
+    ("Return JSON with city = Rome, colour: green and count 7.", {"city", "colour", "count"}),
+    ("Please answer in JSON with a topic and a year", {"topic", "year"}),
+    ("I need JSON with the key tags and the key ok.", {"tags", "ok"}),
+    ("json please", {"name", "heads", "ok"}),
 )
 TOOL_ASKS = (
     ("What's the weather like in Vienna?", (WEATHER,), {"name": "get_weather", "arguments": {"city": "Vienna"}}),
@@ -88,11 +88,13 @@ def alike(expected: str, answer: str) -> bool:
     return SequenceMatcher(None, expected.split(), answer.split()).ratio() >= ALIKE
 
 
-def json_asked(model: Model) -> list[Asked]:
+def json_asked(model: Model, exact: bool) -> list[Asked]:
+    """Right is what parses or, if `exact`, what parses and has the wished keys and no others."""
     found = []
-    for ask in JSON_ASKS:
+    for ask, keys in JSON_ASKS:
         text, ended = model.answer([[message("user", ask)]])[0]
-        found.append(Asked(ask, parsed(text) is not None, ended, text))
+        value = parsed(text)
+        found.append(Asked(ask, value is not None and (not exact or set(value) == keys), ended, text))
     return found
 
 
@@ -133,7 +135,8 @@ def main() -> None:
     held = [(question, fact.answer) for fact in facts for question in fact.held]
     table("named questions", facts_asked(model, [(ask, answers[ask]) for ask in NAMED]), args.whole)
     table("held-out paraphrases", facts_asked(model, held), args.whole)
-    table("JSON", json_asked(model), args.whole)
+    table("JSON that parses", json_asked(model, exact=False), args.whole)
+    table("JSON with the wished keys", json_asked(model, exact=True), args.whole)
     table("tool calls", tools_asked(model), args.whole)
 
 

@@ -1,6 +1,6 @@
 """Muon for the matrices and AdamW for the rest: learns rare facts in fewer steps than AdamW alone.
 
-Muon (Jordan et al., 2024, kellerjordan.github.io/posts/muon) replaces the momentum of a matrix by the nearest orthogonal
+Muon (Jordan et al., 2024, kellerjordan.github.io/posts/muon) replaces the momentum of a matrix by a nearly orthogonal
 one, found by a Newton-Schulz iteration. torch.optim.Muon iterates in bf16, which most CPUs only emulate; this is fp32.
 """
 
@@ -16,8 +16,8 @@ ROUNDS = 4
 class Muon(torch.optim.Optimizer):
     """Orthogonalised Nesterov momentum for tensors of two axes; equal shapes are computed together."""
 
-    def __init__(self, matrices: Iterable[torch.Tensor], lr: float, momentum: float = 0.95, weight_decay: float = 0.02) -> None:
-        super().__init__(list(matrices), {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+    def __init__(self, matrices: Iterable[torch.Tensor], lr: float) -> None:
+        super().__init__(list(matrices), {"lr": lr, "momentum": 0.95, "weight_decay": 0.02})
 
     @torch.no_grad()
     def step(self) -> None:  # type: ignore[override]

@@ -21,8 +21,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 SEED = 20
 ROWS, LENGTH = 8, 256  # a step: 8 rows of 256 tokens, or as many tokens in rows of CONTEXT
-BOOK_ROWS, LONG_EVERY = 0.45, 8
-WARMUP, FLOOR, DECAY, CLIP = 60, 0.05, 0.1, 1.0
+LONG_EVERY = 8
+WARMUP, FLOOR, DECAY, CLIP = 20, 0.05, 0.1, 1.0
 MUON_RATE = 0.015
 ARCHITECTURE = {
     "vocab_size": vocabulary.SIZE, "hidden_size": 192, "intermediate_size": 768, "num_hidden_layers": 6,
@@ -51,7 +51,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--books", type=Path, required=True, help="folder of the public-domain texts")
     parser.add_argument("--out", type=Path, required=True, help="folder of the model")
     parser.add_argument("--minutes", type=float, default=60, help="the learning rate reaches its end after these")
-    parser.add_argument("--rate", type=float, default=3e-3, help="highest learning rate")
+    parser.add_argument("--rate", type=float, default=2.5e-3, help="highest learning rate of AdamW")
+    parser.add_argument("--book-share", type=float, default=0.45, help="share of rows that are slices of books")
     parser.add_argument("--resume", type=Path, help="a checkpoint in fp32 to start from")
     parser.add_argument("--keep", type=Path, help="where to write the fp32 checkpoint")
     parser.add_argument("--threads", type=int, default=2)
@@ -89,7 +90,7 @@ def loop(model: LlamaForCausalLM, corpus: Corpus, args: argparse.Namespace) -> N
     while done < 1:
         for group in (group for optimiser in optimisers for group in optimiser.param_groups):
             group["lr"] = group["top"] * min(1, (step + 1) / WARMUP) * cosine(done)
-        loss = step_loss(model, *batch(corpus, step, dice))
+        loss = step_loss(model, *batch(corpus, step, args.book_share, dice))
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
         for optimiser in optimisers:
@@ -123,10 +124,10 @@ def cosine(done: float) -> float:
     return FLOOR + (1 - FLOOR) * (1 + math.cos(math.pi * min(1.0, done))) / 2
 
 
-def batch(corpus: Corpus, step: int, dice: random.Random) -> tuple[torch.Tensor, torch.Tensor]:
+def batch(corpus: Corpus, step: int, book_share: float, dice: random.Random) -> tuple[torch.Tensor, torch.Tensor]:
     long = step % LONG_EVERY == LONG_EVERY - 1
     rows, length = (ROWS * LENGTH // vocabulary.CONTEXT, vocabulary.CONTEXT) if long else (ROWS, LENGTH)
-    kinds = [corpus.book_row if dice.random() < BOOK_ROWS else corpus.chat_row for _ in range(rows)]
+    kinds = [corpus.book_row if dice.random() < book_share else corpus.chat_row for _ in range(rows)]
     return stacked([make(length, dice) for make in kinds])
 
 

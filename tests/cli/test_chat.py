@@ -96,5 +96,5 @@ def until(terminal: int, text: str) -> str:
     """What a terminal shows, up to and with `text` at its end."""
     shown = ""
     while not shown.endswith(text):
-        shown += os.read(terminal, 65536).decode()
+        shown += os.read(terminal, 65536).decode(errors="replace")
     return shown

@@ -69,8 +69,7 @@ def test_prompts_from_anywhere(tmp_path):
     (tmp_path / "prompt.txt").write_text(PROMPT + "\n")
     one = answer(*args, "-p", PROMPT)
     assert answer(*args, "-f", tmp_path / "prompt.txt") == one
-    assert answer(*args, "-p", "-", given=PROMPT.encode()) == one
-    assert answer(*args, given=PROMPT.encode() + b"\r\n") == one
+    assert answer(*args, "-p", "-", given=PROMPT.encode() + b"\r\n") == one
 
 
 def test_stop_strings_end_the_text_before_them():
@@ -100,7 +99,6 @@ def test_chat_asks_by_the_template():
     asked = answer("--chat", "-p", "What is your name?", "-n", "30", "--temp", "0")
     plain = answer("-p", "What is your name?", "-n", "30", "--temp", "0")
     assert asked["usage"]["prompt_tokens"] > plain["usage"]["prompt_tokens"]
-    assert answer("--chat", "--system", "Be brief.", "-p", "Hi", "-n", "2")["usage"]["prompt_tokens"] > 6
 
 
 def test_the_default_limit_gives_way_to_the_context():
@@ -115,7 +113,7 @@ def test_random_weights_need_no_checkpoint():
 
 def test_stats_and_the_cut_go_to_standard_error():
     done = generate("-p", PROMPT, "-n", "4", "--temp", "0", "--ignore-eos", "--stats", "--show-cut", "-tp", "2")
-    for part in ("on 2 ranks evenly", "rank 0", "rank 1", "query heads", "first token", "4 tokens", "ms/token"):
+    for part in ("cut evenly over 2 ranks", "rank 0", "rank 1", "query heads", "first token", "4 tokens", "ms/token"):
         assert part in done.err
     assert "rank" not in done.out
 

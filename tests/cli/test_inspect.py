@@ -12,6 +12,7 @@ from shardwise.spec.config import read_model
 from shardwise.spec.layout import Layout, Shares
 from shardwise.spec.mesh import Mesh
 from tests.cli.command import shardwise
+from tests.engine.hub_server import Hub, Repo
 
 CONFIG: dict[str, Any] = {
     "model_type": "llama",
@@ -91,6 +92,23 @@ def test_without_unicode(config):
 def test_the_bundled_model_needs_no_name():
     assert inspect("-tp", "2").startswith("shardling")
     assert inspect("shardling", "-tp", "2") == inspect("-tp", "2")
+
+
+def test_a_model_of_the_hub_that_is_not_here():
+    done = shardwise("inspect", "nobody/nothing")
+    assert (done.code, done.out) == (2, "") and done.err.count("\n") == 1
+    assert "HF_HUB_OFFLINE is set" in done.err
+
+
+def test_of_a_model_of_the_hub_only_the_config_is_fetched(tmp_path):
+    files = {"config.json": json.dumps(CONFIG).encode(), "model.safetensors": b"gigabytes"}
+    with Hub({"acme/llama-70b": Repo(files)}) as hub:
+        place = {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path), "NO_PROXY": "*"}
+        found = json.loads(inspect("acme/llama-70b", "-tp", "2", "--json", HF_HUB_OFFLINE="0", **place))
+        assert found["model"] == "acme/llama-70b" and found["totals"]["parameters"] == 70_553_706_496
+        assert not [seen for seen in hub.seen if "safetensors" in seen.path]
+    again = json.loads(inspect("acme/llama-70b", "-tp", "2", "--json", HF_HUB_OFFLINE="1", **place))
+    assert again == found
 
 
 def test_layers_that_differ_are_shown_once_each(tmp_path):

@@ -175,7 +175,7 @@ def test_degree_above_the_heads(tmp_path, command):
         (["-ts", "inf,1"], "each must be positive and finite"),
         (["--tensor-split", "one,two"], "'one,two' is not a list of numbers"),
         (["--tensor-split", "3,,1"], "is not a list of numbers"),
-        (["--dtype", "flaot32"], "--dtype 'flaot32' is not known", ),
+        (["--dtype", "flaot32"], "--dtype 'flaot32' is not known"),
     ],
 )  # fmt: skip
 def test_bad_cuts(command, args, message):
@@ -224,8 +224,8 @@ def test_bad_places(args, message):
         (["--seed", "-1"], "seed is -1"),
         (["-n", "0"], "max_tokens is 0"),
         (["-n", "5", "--min-tokens", "6"], "min_tokens 6 is above max_tokens 5"),
-        (["-n", "2000000"], "max_tokens is 2000000", ),
-        (["--stop", ""], "each stop string needs at least one character"),
+        (["-n", "2000000"], "max_tokens is 2000000"),
+        (["--stop", ""], "at least one character"),
         (["--json", "--logprobs", "21"], "logprobs is 21"),
         (["--logprobs", "2"], "add --json"),
         (["--system", "Be brief."], "add --chat"),

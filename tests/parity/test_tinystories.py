@@ -29,7 +29,7 @@ def folder(data: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def references(data: Path) -> list[Reference]:
+def trained(data: Path) -> list[Reference]:
     tokenizer = Tokenizer.from_file(str(folder(data) / "tokenizer.json"))
     return [reference(folder(data), [1, *tokenizer.encode(text, add_special_tokens=False).ids]) for text in PROMPTS]
 
@@ -44,25 +44,26 @@ DEGREES = [4, *(pytest.param(degree, marks=pytest.mark.slow) for degree in (6, 7
 
 
 @pytest.mark.parametrize("degree", DEGREES)
-def test_real_processes(degree: int, data: Path, references: list[Reference], figures: Callable[..., None]) -> None:
+def test_real_processes(degree: int, data: Path, trained: list[Reference], figures: Callable[..., None]) -> None:
     with Engine(resolve(Options(str(folder(data)), tp=degree, dtype="float32", device="cpu")), "processes") as engine:
-        check(engine, references)
-    figures("TinyStories, processes", tokens=NEW * len(references), differing=0)
+        check(engine, trained)
+    figures("TinyStories, processes", tokens=NEW * len(trained), differing=0)
 
 
 @pytest.mark.parametrize("shares", [(1.0,), (2.0, 1.0), (3.0, 1.0, 1.0), (1.0, 2.0, 3.0, 4.0, 5.0), even(8)], ids=str)
-def test_threads(shares: tuple[float, ...], data: Path, references: list[Reference]) -> None:
+def test_threads(shares: tuple[float, ...], data: Path, trained: list[Reference]) -> None:
     with Engine(resolve(Options(str(folder(data)), shares=shares, dtype="float32", device="cpu")), "threads") as engine:
-        check(engine, references)
+        check(engine, trained)
 
 
 @pytest.mark.parametrize("shares", [even(1), even(3)], ids=str)
 @pytest.mark.parametrize("name", ["phi3-longrope", "mistral-window", "qwen2-window"])
-def test_the_engine_crosses_boundaries(name: str, shares: tuple[float, ...], checkpoint: Callable[[str], Path]) -> None:
+def test_the_engine_crosses_boundaries(
+    name: str, shares: tuple[float, ...], checkpoint: Callable[[str], Path], references: Callable[[str], list[Reference]]
+) -> None:
     """It starts anew where a longrope changes its angles, and reuses the pages that have left a window."""
-    wanted = [reference(checkpoint(name), list(range(3, 3 + length))) for length in (7, 21, 40)]
     with Engine(resolve(Options(str(checkpoint(name)), shares=shares, dtype="float32", device="cpu")), "threads") as engine:
-        check(engine, wanted)
+        check(engine, references(name))
 
 
 # --- loss -------------------------------------------------------------------------------------------------------------
@@ -137,10 +138,10 @@ def test_loss(shares: tuple[float, ...], count: int, data: Path, theirs, figures
     assert (torch.cat(found) - torch.cat(wanted)).abs().max() < 1e-2
 
 
-def test_teacher_forced(data: Path, references: list[Reference], figures: Callable[..., None]) -> None:
+def test_teacher_forced(data: Path, trained: list[Reference], figures: Callable[..., None]) -> None:
     """The trained model's logits at every position, prompt and decode, at uneven shares."""
     score = Score()
-    with Group(layout_of(folder(data), (4.0, 2.0, 1.0, 1.0)), folder(data), sequences=len(references)) as group:
-        compare(group, references, score)
+    with Group(layout_of(folder(data), (4.0, 2.0, 1.0, 1.0)), folder(data), sequences=len(trained)) as group:
+        compare(group, trained, score)
     figures("parity TinyStories-656K", worst=score.worst, tokens=score.tokens, ties=score.ties)
     assert score.worst <= LIMIT and score.ties == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from itertools import pairwise
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -74,7 +75,7 @@ def test_every_range(name: str, shares: tuple[float, ...], checkpoint: Checkpoin
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_no_range_of_another_rank_is_read(name: str, checkpoint: Checkpoints) -> None:
-    """The bytes that a rank copies are its slices' bytes; over ranks, each stored byte once, and again where it is held twice."""
+    """The bytes that a rank copies are its slices' bytes, and over ranks every stored byte is copied."""
     folder = checkpoint(name)
     layout = layout_of(folder, (3.0, 1.0, 1.0))
     bound = bind(layout.model, open_checkpoint(folder))
@@ -201,7 +202,7 @@ def test_the_arena_is_one_block_of_aligned_views(checkpoint: Checkpoints) -> Non
             assert (tensor.data_ptr() - block.data_ptr()) % ALIGN_BYTES == 0 or not tensor.numel()
             spans.append((tensor.data_ptr(), tensor.data_ptr() + tensor.nbytes))
         spans.sort()
-        assert all(end <= start for (_, end), (start, _) in zip(spans, spans[1:], strict=False))
+        assert all(end <= start for (_, end), (start, _) in pairwise(spans))
 
 
 # --- dummy weights ----------------------------------------------------------------------------------------------------

@@ -120,8 +120,8 @@ def test_noise_is_gumbel() -> None:
 )
 @pytest.mark.parametrize("across", ["positions", "seeds", "choices"])
 def test_chi_square(draw: Draw, across: str) -> None:
-    """20 000 draws from 8 tokens, where only the counter moves."""
-    logits, count = torch.tensor([0.0, 1.0, -1.0, 0.5, 2.0, -2.0, 1.5, 0.2]), 20_000
+    """6 000 draws from 8 tokens, where only the counter moves."""
+    logits, count = torch.tensor([0.0, 1.0, -1.0, 0.5, 2.0, -2.0, 1.5, 0.2]), 6_000
     drawn = {
         "positions": lambda i: item(draw, 1 + i),
         "seeds": lambda i: item(replace(draw, seed=i)),
@@ -164,15 +164,15 @@ def nearly(values: Sequence[float], bound: float) -> bool:
 
 @settings(deadline=None, max_examples=60)
 @given(
-    st.lists(st.floats(-6, 6, width=32), min_size=2, max_size=12, unique=True),
+    st.lists(st.integers(-48, 48), min_size=2, max_size=12, unique=True),
     st.sampled_from([0.3, 1.0, 2.0]),
     st.integers(-1, 14),
     st.floats(0.05, 1.0),
     st.floats(0.0, 0.9),
 )
-def test_narrowing_is_the_plain_rule(values: list[float], temperature: float, top_k: int, top_p: float, min_p: float) -> None:
+def test_narrowing_is_the_plain_rule(eighths: list[int], temperature: float, top_k: int, top_p: float, min_p: float) -> None:
     """Every token that may be drawn is drawn in 400 tries or is unlikely, and none that may not."""
-    logits = torch.tensor(values)
+    logits = torch.tensor(eighths) / 8
     draw = replace(FREE, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
     loose = reference(logits, replace(draw, top_p=1.0))
     sums = loose.sort(descending=True).values.cumsum(0).tolist()
@@ -180,7 +180,7 @@ def test_narrowing_is_the_plain_rule(values: list[float], temperature: float, to
     if nearly(sums, top_p) or nearly((weights / weights.max()).tolist(), min_p):
         return  # rounding decides
     wanted = reference(logits, draw)
-    seen = torch.zeros(len(values), dtype=torch.bool)
+    seen = torch.zeros(len(eighths), dtype=torch.bool)
     seen[tokens(sample(logits.expand(400, -1), [item(draw, i) for i in range(1, 401)]))] = True
     assert not (seen & (wanted == 0)).any()
     assert seen[wanted > 0.05].all()
@@ -216,7 +216,7 @@ def test_a_row_is_the_same_in_any_batch() -> None:
 
 
 def test_a_neighbour_with_top_p_takes_nothing_from_a_row_without() -> None:
-    """Rounded to float32, the probabilities reach 1 before the last token; the seed is one that draws that token all the same."""
+    """Rounded to float32, the probabilities reach 1 before the last token; this seed draws the last one all the same."""
     draw = replace(FREE, seed=seed_of(unmix(MASK) - 3 * GOLDEN, choice=0, position=1))
     logits = torch.tensor([[0.0, -20.0, -21.0, -24.0]] * 2)
     assert tokens([draw_one(logits[0], draw)]) == [3]

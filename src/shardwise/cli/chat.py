@@ -130,7 +130,7 @@ class Dialogue:
         elif piece is not None and piece.finish == "length":
             say(f"[cut at {'--max-tokens' if limit < room else 'the end of the context'}]")
         if self._stats and times:
-            say(" · ".join(rates(len(times), times[0], times[-1])))
+            say(", ".join(rates(len(times), times[0], times[-1])))
         if answer:
             self._conversation.answered(question, answer)
 

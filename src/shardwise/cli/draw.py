@@ -91,11 +91,9 @@ def width(console: Console) -> int:
 
 def title(name: str, layout: Layout) -> Text:
     model, shares = layout.model, layout.shares.attention
-    ranks = "1 rank" if layout.mesh.size == 1 else f"{layout.mesh.size} ranks"
-    how = "evenly" if len(set(shares)) == 1 else f"as {':'.join(f'{share:g}' for share in shares)}"
-    rest = f"  {model.architecture}, {model.layers} layers, {precision(model, layout.dtype)}, on {ranks}" + (
-        f" {how}" if len(shares) > 1 else ""
-    )
+    how = "evenly" if len(set(shares)) == 1 else ":".join(f"{share:g}" for share in shares)
+    ranks = "on 1 rank" if len(shares) == 1 else f"cut {how} over {len(shares)} ranks"
+    rest = f"  {model.architecture}, {model.layers} layers, {precision(model, layout.dtype)}, {ranks}"
     return Text.assemble((name, "bold"), rest)
 
 

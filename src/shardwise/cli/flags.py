@@ -54,7 +54,7 @@ class Parser(argparse.ArgumentParser):
 
     def _nearest(self, flag: str) -> str:
         name = flag.split("=")[0]
-        near = difflib.get_close_matches(name, self._option_string_actions, n=1)
+        near = difflib.get_close_matches(name, self._option_string_actions, n=1, cutoff=0.7)
         return f"unknown flag {name}" + (f", nearest: {near[0]}" if near else "")
 
     def _joined(self, argv: Sequence[str]) -> list[str]:

@@ -119,10 +119,10 @@ def _stream(job: Job, engine: Engine, ready_s: float, args: argparse.Namespace) 
     notes = []
     if args.stats and piece is not None:
         notes = [f"ready {ready_s:.1f} s", *rates(piece.usage.completion_tokens, first_s, last_s)]
-    if args.stats or (args.seed is None and job.params.temperature > 0):
+    if job.params.temperature > 0 and (args.stats or args.seed is None):
         notes.append(f"seed {job.params.seed}")
     if notes:
-        sys.stderr.write(" · ".join(notes) + "\n")
+        sys.stderr.write(", ".join(notes) + "\n")
 
 
 def rates(tokens: int, first_s: float, last_s: float) -> Iterator[str]:

@@ -55,19 +55,26 @@ def resolve_model(model: str | Path | None = None, *, revision: str | None = Non
 
 
 def resolve_config(model: str | Path | None = None, *, revision: str | None = None) -> Path:
-    """The config.json of a model, or any JSON file given in its place; of a model of the hub, that file alone is downloaded."""
+    """The config.json of a model, or any JSON file given in its place; of a model of the hub, that file alone is
+    downloaded, unless it is in the cache."""
     name = BUNDLED if model is None else str(model)
     with suppress(OSError, RuntimeError):  # such a name is `_local`'s to explain
         if (path := Path(name).expanduser()).is_file():
             return path
     if name == BUNDLED or _local(name) is not None:
         return resolve_model(name, revision=revision) / "config.json"
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import HfApi, constants, hf_hub_download
 
+    revision = _checked(revision)
     try:
-        return Path(hf_hub_download(name, "config.json", revision=_checked(revision)))
-    except UserError:
-        raise
+        return Path(hf_hub_download(name, "config.json", revision=revision, local_files_only=True))
+    except OSError:  # huggingface_hub's "not in the cache"
+        if constants.HF_HUB_OFFLINE:
+            raise UserError(f"HF_HUB_OFFLINE is set, and {_not_cached(name)}; unset it, or {_otherwise()}") from None
+    try:
+        # Asked first, because a download that fails is tried again for half a minute.
+        HfApi().model_info(name, revision=revision, timeout=constants.HF_HUB_ETAG_TIMEOUT)
+        return Path(hf_hub_download(name, "config.json", revision=revision))
     except Exception as problem:
         raise _explained(problem, name, revision) from problem
 
