@@ -6,7 +6,6 @@ every parameter is random.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -135,9 +134,3 @@ def build(config: dict[str, Any], folder: Path, *, dtype: torch.dtype = torch.fl
                 parameter.copy_(noise * (0.5 if id(parameter) in tables else 1.3 * parameter.shape[1] ** -0.5))
     model.to(dtype).save_pretrained(folder, **saving)
     return folder
-
-
-def poison(folder: Path, **changes: Any) -> None:
-    """Changes keys of a checkpoint's config.json in place."""
-    path = folder / "config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))

@@ -96,17 +96,17 @@ class Group:
         )
         return first
 
-    def sequence(self, index: int = 0) -> Sequence_:
+    def request(self, index: int = 0) -> Request:
         """Sequence `index` of the group, with pages of its own in scrambled order, as after hours of serving."""
         ids = []
         for g, count in enumerate(self.pages):
             own = count // self.sequences
             ids.append(tuple(random.Random(g).sample(range(count), count)[index * own : (index + 1) * own]))
-        return Sequence_(self.layout, index, tuple(ids))
+        return Request(self.layout, index, tuple(ids))
 
 
 @dataclass
-class Sequence_:
+class Request:
     """What an engine keeps of a request: its tokens, how many are computed, how many there were when that was done, and its
     pages (a ring where there is a window)."""
 

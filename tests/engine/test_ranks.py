@@ -102,6 +102,11 @@ def test_killed_while_loading(setup: Setup, rank: int) -> None:
     assert time.monotonic() - killed[0] < OUT_S
 
 
+def test_interrupted_while_loading(setup: Setup) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        ProcessRanks(setup, lambda _rank, _count: signal.raise_signal(signal.SIGINT))
+
+
 @pytest.mark.parametrize("rank", [0, 2])
 def test_killed_while_starting(setup: Setup, rank: int) -> None:
     killed = []

@@ -82,7 +82,7 @@ def test_a_rank_without_heads_takes_part_in_every_sum(checkpoint: Callable[[str]
     [attention] = {id(block): block for _, each in layer_blocks(layout.model) for block in attentions(each)}.values()
     assert layout.heads(attention, layout.mesh.coords(1))[0] == range(8, 8)
     with Group(layout, folder) as group:
-        sequence = group.sequence()
+        sequence = group.request()
         sequence.tokens[:] = [5, 6, 7]
         group.logits(sequence.take())
         assert group.comms[0].calls == group.comms[1].calls

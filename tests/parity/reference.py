@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from tests.group import Group, Sequence_
+from tests.group import Group, Request
 
 LIMIT = 1e-4
 """The largest relative logit error that passes: max |ours - theirs| over max |theirs|."""
@@ -82,7 +82,7 @@ class Score:
 
 def compare(group: Group, wanted: list[Reference], score: Score) -> None:
     """All prompts in one step, then token by token in one batch, along transformers' own tokens."""
-    sequences = [group.sequence(i) for i in range(len(wanted))]
+    sequences = [group.request(i) for i in range(len(wanted))]
     for sequence, want in zip(sequences, wanted, strict=True):
         sequence.tokens[:] = want.prompt
     parts = group.logits(*(s.take() for s in sequences)).split([len(w.prompt) for w in wanted])
@@ -98,7 +98,7 @@ def compare(group: Group, wanted: list[Reference], score: Score) -> None:
             score.token(row, want.steps[i])
 
 
-def chunked(group: Group, sequence: Sequence_, want: Reference, size: int, score: Score) -> None:
+def chunked(group: Group, sequence: Request, want: Reference, size: int, score: Score) -> None:
     """The prompt in pieces of `size` tokens."""
     sequence.tokens[:] = want.prompt
     parts = []

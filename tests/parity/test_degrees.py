@@ -47,7 +47,7 @@ def shape(data: Path, name: str, changes: dict[str, Any]) -> dict[str, Any]:
 def dummy_logits(config: dict[str, Any], shares: tuple[float, ...]) -> torch.Tensor:
     """Logits of a prompt in two chunks and of a token after it, with random weights."""
     with Group(layout_of(config, shares), None, context=64, chunk=32) as group:
-        sequence = group.sequence()
+        sequence = group.request()
         sequence.tokens[:] = [(i * 37 + 5) % 4000 for i in range(30)]
         first = group.logits(sequence.take(20)), group.logits(sequence.take())
         sequence.tokens.append(11)
@@ -134,7 +134,7 @@ def test_sixteen_bits(
     """As near to the float32 model as transformers in the same dtype is, and so to transformers itself."""
     folder, exact, same = checkpoint(name), references(name)[1], references(name, dtype)[1]
     with Group(layout_of(folder, shares, dtype), folder) as group:
-        sequence = group.sequence()
+        sequence = group.request()
         sequence.tokens[:] = exact.prompt
         logits = group.logits(sequence.take())
         chosen = [int(logits[-1].argmax())]

@@ -109,7 +109,7 @@ def ours(data: Path, shares: tuple[float, ...], found: list[list[int]]) -> Itera
             some = found[first : first + at_once]
             items = []
             for i, story in enumerate(some):
-                sequence = group.sequence(i)
+                sequence = group.request(i)
                 sequence.tokens[:] = story
                 items.append(sequence.take())
             parts = group.logits(*items).split([len(story) for story in some])

@@ -26,7 +26,7 @@ def test_family(
     folder, wanted, score = checkpoint(name), references(name), Score()
     with Group(layout_of(folder, shares), folder, sequences=len(wanted)) as group:
         compare(group, wanted, score)
-        chunked(group, group.sequence(0), wanted[1], 11, score)
+        chunked(group, group.request(0), wanted[1], 11, score)
     figures(f"parity {name}", worst=score.worst, tokens=score.tokens, ties=score.ties)
     assert score.worst <= LIMIT
     assert score.ties == 0

@@ -93,7 +93,7 @@ def test_bytes_and_traffic(
 def check_traffic(group: Group) -> None:
     """Prefill of several, a chunk that draws nothing, and decode: the calls of every rank, one by one."""
     layout = group.layout
-    one, two = group.sequence(0), group.sequence(1)
+    one, two = group.request(0), group.request(1)
     one.tokens[:], two.tokens[:] = range(3, 30), range(40, 49)
     check_step(group, 20 + 9, 1 + 9, one.take(20, draw=GREEDY, wants=0), two.take(draw=GREEDY))
     check_step(group, 7, 0, one.take(wants=0))

@@ -56,7 +56,7 @@ def tokens(length: int, seed: int) -> list[int]:
 
 def run(group: Group, index: int, ids: list[int], chunk: int) -> torch.Tensor:
     """Logits of all of `ids`, in chunks."""
-    sequence, parts = group.sequence(index), []
+    sequence, parts = group.request(index), []
     sequence.tokens[:] = ids
     while sequence.computed < len(ids):
         parts.append(group.logits(sequence.take(chunk)))

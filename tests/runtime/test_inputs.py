@@ -17,7 +17,7 @@ from shardwise.runtime import inputs
 from shardwise.sched.step import Item, Pages, Step
 from shardwise.spec.layout import PAGE_TOKENS
 from tests.checkpoints import FAMILIES
-from tests.group import GREEDY, Group, Sequence_, even, layout_of
+from tests.group import GREEDY, Group, Request, even, layout_of
 
 Checkpoints = Callable[[str], Path]
 EXACT = 2e-6
@@ -93,9 +93,9 @@ def test_every_number_by_the_plain_rule(name: str, data: st.DataObject) -> None:
 # --- the logits -------------------------------------------------------------------------------------------------------
 
 
-def started(group: Group, index: int, ids: list[int], computed: int) -> Sequence_:
+def started(group: Group, index: int, ids: list[int], computed: int) -> Request:
     """A sequence of which `computed` tokens are in the cache."""
-    sequence = group.sequence(index)
+    sequence = group.request(index)
     sequence.tokens[:] = ids
     if computed:
         group.logits(sequence.take(computed))
@@ -120,9 +120,9 @@ def test_company_changes_nothing(name: str, shares: tuple[float, ...], checkpoin
 def test_the_order_of_pages_and_items_changes_no_bit(checkpoint: Checkpoints) -> None:
     folder = checkpoint("llama")
     with Group(layout_of(folder, even(2)), folder, sequences=2) as group:
-        ordered = [Sequence_(group.layout, i, (tuple(range(i * 8, i * 8 + 8)),)) for i in range(2)]
+        ordered = [Request(group.layout, i, (tuple(range(i * 8, i * 8 + 8)),)) for i in range(2)]
         found = []
-        for pair in (ordered, [group.sequence(0), group.sequence(1)], [group.sequence(1), group.sequence(0)]):
+        for pair in (ordered, [group.request(0), group.request(1)], [group.request(1), group.request(0)]):
             for sequence, seed in zip(pair, (1, 2), strict=True):
                 sequence.tokens[:] = tokens(40, seed)
             found.append(group.logits(*(s.take() for s in pair)))
@@ -132,11 +132,11 @@ def test_the_order_of_pages_and_items_changes_no_bit(checkpoint: Checkpoints) ->
 def test_chunks_of_any_size(checkpoint: Checkpoints) -> None:
     folder, ids = checkpoint("qwen2-window"), tokens(50)
     with Group(layout_of(folder, (2.0, 1.0, 1.0)), folder) as group:
-        sequence = group.sequence()
+        sequence = group.request()
         sequence.tokens[:] = ids
         want = group.logits(sequence.take())
         for size in (1, 15, 16, 17, 49):
-            sequence, parts = group.sequence(), []
+            sequence, parts = group.request(), []
             sequence.tokens[:] = ids
             while sequence.computed < len(ids):
                 parts.append(group.logits(sequence.take(size)))
@@ -147,7 +147,7 @@ def test_wants_are_the_last_rows(checkpoint: Checkpoints) -> None:
     """In the order of the items; a draw wants its last row too, and a step draws from that row alone."""
     folder = checkpoint("llama")
     with Group(layout_of(folder, even(2)), folder, sequences=3) as group:
-        sequences = [group.sequence(i) for i in range(3)]
+        sequences = [group.request(i) for i in range(3)]
         for i, sequence in enumerate(sequences):
             sequence.tokens[:] = tokens(10 + i, i)
         one, two, three = (sequence.take() for sequence in sequences)
