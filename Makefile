@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 TORCH := $(shell grep '^torch==' constraints.txt)
 
-.PHONY: setup demo test check unit slow bench gpu fmt clean
+.PHONY: setup demo test check pure unit slow bench gpu fmt clean
 
 setup: $(READY)
 
@@ -20,15 +20,18 @@ $(READY): pyproject.toml constraints.txt
 demo: setup  ## the bundled model answers a question on two ranks, with the cut drawn
 	@$(BIN)/shardwise generate shardling -tp 2 --chat --prompt "What is tensor parallelism?" --temperature 0 --max-tokens 120 --show-cut --stats
 
-test: check unit  ## everything that has to hold before a change goes in
+test: check pure unit  ## everything that has to hold before a change goes in
 
 check: setup  ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+pure: setup  ## the pure floors' tests, where torch cannot be imported
+	$(BIN)/python -m pytest -q -n 2 -p tests.no_torch -r fE tests/spec tests/sched
+
 unit: setup
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2
 
 slow: setup  ## minutes long: large models, real memory limits, many trials
 	$(BIN)/python -m pytest -q -m slow --timeout 1800

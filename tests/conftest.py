@@ -69,5 +69,5 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if found:
         terminalreporter.section("figures")
     for subject, line in found.items():
-        shown = "  ".join(f"{name} {v:.2e}" if isinstance(v, float) else f"{name} {v}" for name, v in line.items())
+        shown = "  ".join(f"{name} {v:.6g}" if isinstance(v, float) else f"{name} {v}" for name, v in line.items())
         terminalreporter.write_line(f"{subject:32} {shown}")

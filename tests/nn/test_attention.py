@@ -47,15 +47,15 @@ def by_definition(module: Attention, rank: Rank, x: torch.Tensor, window: int | 
     return seen.flatten(1) @ module.o.weight.double().t()
 
 
-CUTS = [even(1), even(3), even(5), (3.0, 1.0, 1.0), (1.0, 6.0), (5.0, 2.0, 1.0)]
+CUTS = [even(1), even(2), even(3), even(5), (3.0, 1.0, 1.0), (1.0, 6.0), (5.0, 2.0, 1.0)]
 
 
 @pytest.mark.parametrize("shares", CUTS, ids=str)
-@pytest.mark.parametrize("name", ["llama", "mistral-window"])
+@pytest.mark.parametrize("name", ["llama", "llama-9-3", "mistral-window"])
 def test_every_rank_contributes_its_heads(name: str, shares: tuple[float, ...]) -> None:
     layout = layout_of(FAMILIES[name], shares)
     window = layout.cache[0].window
-    x = torch.randn(20, 64, generator=torch.Generator().manual_seed(1)) * 3
+    x = torch.randn(20, layout.model.hidden, generator=torch.Generator().manual_seed(1)) * 3
     step = Step(1, (Item(0, (0,) * 20, 0, 20, (Pages(0, (4, 1)),)),))
     for index in range(len(shares)):
         rank, decoder, cache = alone(layout, index)

@@ -87,7 +87,7 @@ def test_ends_of_wholes(name):
 
 
 @pytest.mark.parametrize("name", [*REALS, *WHOLES])
-@pytest.mark.parametrize("value", NO_NUMBER, ids=repr)
+@pytest.mark.parametrize("value", NO_NUMBER, ids=lambda value: type(value).__name__)
 def test_what_is_no_number_is_refused(name, value):
     refuse(f"{name} is ", **{name: value})
 
