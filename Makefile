@@ -18,7 +18,7 @@ $(READY): pyproject.toml constraints.txt
 	@touch $(READY)
 
 demo: setup  ## the bundled model answers a question on two ranks, with the cut drawn
-	@$(BIN)/shardwise generate shardling -tp 2 --chat --prompt "What is tensor parallelism?" --temperature 0 --max-tokens 120 --show-cut --stats
+	@$(BIN)/shardwise generate shardling -tp 2 --device cpu --chat --prompt "What is tensor parallelism?" --temperature 0 --max-tokens 120 --show-cut --stats
 
 test: check pure unit  ## everything that has to hold before a change goes in
 

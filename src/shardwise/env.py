@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -28,32 +27,20 @@ class Torchrun:
     """What torchrun tells each process that it starts."""
 
     rank: int
-    local_rank: int
     size: int
     local_size: int
     host: str
     port: int
     restart: int
 
-    @property
-    def address(self) -> str:
-        """The address on which this process should listen: loopback alone where all ranks are on one host."""
-        if self.local_size == self.size:
-            return "127.0.0.1"
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-            # Sends nothing: connecting a datagram socket only picks the interface that leads to the host.
-            probe.connect((self.host, self.port))
-            address: str = probe.getsockname()[0]
-            return address
-
 
 def torchrun(environ: Mapping[str, str] = os.environ) -> Torchrun | None:
     """The place torchrun gave this process, or None if it was not started by torchrun."""
-    numbers = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_PORT", "TORCHELASTIC_RESTART_COUNT")
+    numbers = ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_PORT", "TORCHELASTIC_RESTART_COUNT")
     if not all(name in environ for name in (*numbers, "MASTER_ADDR", "TORCHELASTIC_RUN_ID")):
         return None
     try:
-        rank, local_rank, size, local_size, port, restart = (int(environ[name]) for name in numbers)
+        rank, size, local_size, port, restart = (int(environ[name]) for name in numbers)
     except ValueError as error:
         raise UserError(f"torchrun's variables {', '.join(numbers)} must be whole numbers: {error}") from None
-    return Torchrun(rank, local_rank, size, local_size, environ["MASTER_ADDR"], port, restart)
+    return Torchrun(rank, size, local_size, environ["MASTER_ADDR"], port, restart)

@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shardwise.engine.setup import RANK_BYTES, Options, resolve
+from shardwise.engine.memory import RANK_BYTES
+from shardwise.engine.setup import Options, resolve
 from shardwise.errors import CapacityError
 from shardwise.spec.blocks import model_weights
 from shardwise.spec.config import read_model
@@ -42,7 +43,7 @@ import json, sys
 from shardwise.engine.engine import Engine
 from shardwise.engine.setup import Options, resolve
 from shardwise.sched.request import SamplingParams
-setup = resolve(Options(sys.argv[1], tp=2, memory=int(sys.argv[2])))
+setup = resolve(Options(sys.argv[1], tp=2, device="cpu", memory=int(sys.argv[2])))
 with Engine(setup) as engine:
     params = SamplingParams(temperature=0, max_tokens=4, ignore_eos=True)
     tokens = [t.id for t in engine.generate(list(range(100, 164)), params)]
@@ -87,7 +88,7 @@ def limited() -> None:
 @pytest.mark.timeout(900)
 def test_refused_on_one_rank_and_runs_on_two(model: Path, figures: dict[str, object]) -> None:
     with pytest.raises(CapacityError, match="--memory allows 1500 MiB: use -tp 2"):
-        resolve(Options(str(model), tp=1, memory=LIMIT))
+        resolve(Options(str(model), tp=1, device="cpu", memory=LIMIT))
     command = [sys.executable, "-c", ENGINE, str(model), str(LIMIT)]
     done = subprocess.run(command, preexec_fn=limited, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
@@ -107,7 +108,7 @@ def test_the_limit_is_real(model: Path) -> None:
     command = [
         sys.executable,
         "-c",
-        ENGINE.replace("tp=2, memory=int(sys.argv[2])", "tp=1, max_model_len=512"),
+        ENGINE.replace("tp=2,", "tp=1, max_model_len=512,").replace("memory=int(sys.argv[2])", ""),
         str(model),
         "0",
     ]

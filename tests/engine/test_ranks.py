@@ -31,7 +31,7 @@ PROMPT = [1, 5, 9, 2, 7]
 @pytest.fixture(scope="module")
 def setup(tmp_path_factory: pytest.TempPathFactory) -> Setup:
     folder = build(FAMILIES["llama"], tmp_path_factory.mktemp("llama"))
-    return resolve(Options(str(folder), tp=3, dtype="float32", threads=1))
+    return resolve(Options(str(folder), tp=3, dtype="float32", device="cpu", threads=1))
 
 
 @pytest.fixture(autouse=True)
@@ -138,7 +138,7 @@ import sys
 from shardwise.engine.engine import Engine
 from shardwise.engine.setup import Options, resolve
 from shardwise.sched.request import SamplingParams
-with Engine(resolve(Options(sys.argv[1], tp=2, dtype="float32", threads=1))) as engine:
+with Engine(resolve(Options(sys.argv[1], tp=2, dtype="float32", device="cpu", threads=1))) as engine:
     for token in engine.generate([1, 5, 9], SamplingParams(temperature=0, max_tokens=100, ignore_eos=True)):
         print(token.id, flush=True)
     input()
@@ -175,7 +175,7 @@ def test_rank_that_refuses_is_heard(setup: Setup, tmp_path: Path) -> None:
     copy.mkdir()
     for file in setup.folder.iterdir():
         (copy / file.name).write_bytes(file.read_bytes())
-    plan = resolve(Options(str(copy), tp=3, dtype="float32", threads=1))
+    plan = resolve(Options(str(copy), tp=3, dtype="float32", device="cpu", threads=1))
     (copy / "model.safetensors").write_bytes((copy / "model.safetensors").read_bytes()[:-8])
     with pytest.raises(UserError, match=r"model\.safetensors"):
         ProcessRanks(plan)

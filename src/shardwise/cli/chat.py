@@ -20,7 +20,6 @@ from shardwise.cli.prompt import decoded
 from shardwise.cli.start import followed, start
 from shardwise.engine.complete import Piece, complete, sampling_defaults
 from shardwise.engine.engine import Engine
-from shardwise.engine.hub import resolve_model
 from shardwise.engine.setup import resolve
 from shardwise.engine.text import Tokenizer, open_tokenizer
 from shardwise.errors import RequestError
@@ -41,10 +40,9 @@ def run(argv: Sequence[str]) -> None:
         return
     options = flags.options(args)
     flags.sampling(args, {})
-    folder = resolve_model(options.model, revision=options.revision)
-    setup = resolve(options, folder)
-    params = flags.sampling(args, sampling_defaults(folder))
-    tokenizer = open_tokenizer(folder)
+    setup = resolve(options)
+    params = flags.sampling(args, sampling_defaults(setup.folder))
+    tokenizer = open_tokenizer(setup.folder)
     conversation = Conversation(setup, tokenizer, args.system)
     params = replace(params, stop=(*params.stop, *conversation.stops))
     if args.show_cut:

@@ -180,7 +180,7 @@ def summary(layout: Layout, sums: Totals, ranks: Sequence[Part], g: Glyphs) -> I
     if layout.mesh.tp > 1:
         again = sums.held_bytes - sums.whole_bytes
         yield line("held again", f"{size_of(again)}, {100 * again / sums.whole_bytes:.2g}% of the model")
-        yield line("", f"{size_of(sums.uncut_bytes):>10}  whole on every rank: norms, biases after a row cut")
+        yield line("", f"{size_of(sums.uncut_bytes):>10}  whole on every rank: norms, position tables, biases after a row cut")
         if sums.shared_bytes:
             why = (
                 "KV heads that query heads of several ranks read"

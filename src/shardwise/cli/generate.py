@@ -14,7 +14,6 @@ from shardwise.cli.prompt import read_prompt
 from shardwise.cli.start import followed, start
 from shardwise.engine.complete import Piece, complete, sampling_defaults
 from shardwise.engine.engine import Engine, admit
-from shardwise.engine.hub import resolve_model
 from shardwise.engine.setup import Setup, resolve
 from shardwise.engine.text import Tokenizer, open_tokenizer
 from shardwise.errors import RequestError
@@ -76,10 +75,9 @@ def prepare(args: argparse.Namespace) -> Job:
     if args.system is not None and not args.chat:
         raise RequestError("--system is a part of a conversation; add --chat")
     text = read_prompt(args)
-    folder = resolve_model(options.model, revision=options.revision)
-    setup = resolve(options, folder)
-    params = flags.sampling(args, sampling_defaults(folder))
-    tokenizer = open_tokenizer(folder)
+    setup = resolve(options)
+    params = flags.sampling(args, sampling_defaults(setup.folder))
+    tokenizer = open_tokenizer(setup.folder)
     if args.chat:
         from shardwise.cli.conversation import Conversation  # jinja2, which plain prompts need not load
 
@@ -91,8 +89,9 @@ def prepare(args: argparse.Namespace) -> Job:
     if args.max_tokens is None:
         room = max(1, setup.context - len(prompt))
         params = replace(params, max_tokens=max(min(MAX_TOKENS, room), params.min_tokens))
-    admit(setup, prompt, params)
-    return Job(setup, tokenizer, prompt, params)
+    limit = admit(setup, prompt, params)
+    # One request, known in full: no more cache than it can use.
+    return Job(setup.only(len(prompt) + limit), tokenizer, prompt, params)
 
 
 def show_cut(setup: Setup) -> None:

@@ -6,18 +6,15 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from shardwise.cli import flags
 from shardwise.cli.cut import parts, totals, tree
-from shardwise.engine.hub import BUNDLED, resolve_config
-from shardwise.engine.setup import DTYPES
-from shardwise.errors import UserError
+from shardwise.engine.hub import BUNDLED, model_name, resolve_config
+from shardwise.engine.setup import Options, layout_of
 from shardwise.spec.checkpoint import read_json
 from shardwise.spec.config import read_model
-from shardwise.spec.layout import Layout, Shares
-from shardwise.spec.mesh import Mesh
+from shardwise.spec.layout import Layout
 
 
 def run(argv: Sequence[str]) -> None:
@@ -26,16 +23,10 @@ def run(argv: Sequence[str]) -> None:
     flags.add_model(parser)
     parser.add_argument("--json", action="store_true", help="everything as one JSON object")
     args = parser.read(argv)
-    dtype = flags.dtype(args.dtype)
-    if dtype not in DTYPES:
-        raise UserError(f"--dtype {args.dtype!r} is not known; choose one of {', '.join(DTYPES)}")
-    path = resolve_config(args.model, revision=args.revision)
-    model = read_model(read_json(path))
-    tp = args.tp if args.tp is not None else len(args.shares or (1.0,))
-    shares = Shares.of(args.shares) if args.shares else Shares.even(tp)
-    dtype = model.dtype if dtype == "auto" else dtype
-    layout = Layout(model, Mesh(tp=tp), shares, dtype, dtype)
-    name = _name(args.model or BUNDLED, path)
+    options = Options(args.model or BUNDLED, args.tp, args.shares, flags.dtype(args.dtype))
+    path = resolve_config(options.model, revision=args.revision)
+    layout = layout_of(options, read_model(read_json(path)))
+    name = model_name(options.model, path)
     if args.json:
         sys.stdout.write(json.dumps(described(name, layout)) + "\n")
         return
@@ -44,13 +35,6 @@ def run(argv: Sequence[str]) -> None:
     from shardwise.cli.draw import draw_all
 
     draw_all(Console(), name, layout)
-
-
-def _name(model: str, path: Path) -> str:
-    """What to call it: the folder, the file if it is not just config.json, or the hub id as it was given."""
-    if not Path(model).exists():
-        return model
-    return path.resolve().parent.name if path.name == "config.json" else path.stem
 
 
 def described(name: str, layout: Layout) -> dict[str, Any]:

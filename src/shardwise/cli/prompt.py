@@ -6,9 +6,11 @@ import argparse
 import os
 import sys
 from pathlib import Path
+from typing import BinaryIO
 
 from shardwise.errors import RequestError
 
+LIMIT_BYTES = 16 * 2**20
 HOW = "give --prompt TEXT, --prompt-file FILE, or text on standard input"
 
 
@@ -28,12 +30,21 @@ def _bytes(args: argparse.Namespace) -> tuple[str, bytes]:
     """(what it is called, its bytes) of a file or of standard input."""
     if args.prompt_file is not None and args.prompt is None:
         try:
-            return args.prompt_file, Path(args.prompt_file).read_bytes()
+            with Path(args.prompt_file).open("rb") as file:
+                return args.prompt_file, bounded(file, args.prompt_file)
         except OSError as error:
             raise RequestError(f"--prompt-file {args.prompt_file}: {error.strerror}; {HOW}") from None
     if args.prompt is None and sys.stdin.isatty():
         raise RequestError(f"there is no prompt; {HOW}")
-    return "standard input", sys.stdin.buffer.read()
+    return "standard input", bounded(sys.stdin.buffer, "standard input")
+
+
+def bounded(file: BinaryIO, name: str) -> bytes:
+    """All bytes of a file; RequestError if they are more than any model's context holds."""
+    data = file.read(LIMIT_BYTES + 1)
+    if len(data) > LIMIT_BYTES:
+        raise RequestError(f"the prompt from {name} is longer than {LIMIT_BYTES >> 20} MiB; no context holds that")
+    return data
 
 
 def decoded(data: bytes, name: str) -> str:

@@ -24,7 +24,7 @@ class Comm(Protocol):
     the dtype of the input, and a sum has the same bits on every rank. Inputs may be non-contiguous or empty. No backend
     differentiates: in a group of two or more, an input that wants a gradient is refused.
 
-    `site` says where in the model the call stands ("layers.3.mlp.down"); it is in every error and every record.
+    `site` says where in the model the call stands ("mlp_down", see `spec.traffic.SITES`); it is in every error and record.
 
     Errors: `ValueError` where the arguments alone are wrong, before anything is sent; `CommError` where the group is: a
     peer that died, left, disagrees, or did not come within the deadline. After a `CommError` the group is broken, and

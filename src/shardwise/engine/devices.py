@@ -2,54 +2,100 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import re
 import shutil
 import subprocess
+from dataclasses import dataclass
 from pathlib import Path
 
 from shardwise import env
+
+SPARE = 0.9
+"""The share of free memory that ranks may plan with: other programs live too."""
+
+CGROUP = Path("/sys/fs/cgroup")
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """One NVIDIA GPU as its driver names it."""
+
+    index: str
+    uuid: str
+    free_bytes: int
 
 
 def cpus() -> int:
     """Processors that this process may run on, a cgroup's quota included."""
     allowed = len(os.sched_getaffinity(0))
-    quota = Path("/sys/fs/cgroup/cpu.max")
-    if quota.is_file():
-        limit, _, period = quota.read_text().partition(" ")
-        if limit != "max":
-            allowed = min(allowed, max(1, int(limit) // int(period)))
+    limit, _, period = _cgroup("cpu.max").partition(" ")
+    if limit.isdigit() and period.strip().isdigit():
+        allowed = min(allowed, max(1, int(limit) // int(period)))
     return allowed
 
 
 def gpus() -> int:
     """CUDA devices that a process started from here would see."""
-    visible = env.visible_gpus()
-    found = len(_gpu_memory())
-    if visible is None:
-        return found
-    return min(found, len([part for part in visible.split(",") if part.strip() not in ("", "-1")]))
+    return len(_visible())
+
+
+def torch_is_for_cuda() -> bool:
+    """Whether the installed torch is a CUDA build, read from its version file: importing it takes seconds."""
+    spec = importlib.util.find_spec("torch")
+    if spec is None or spec.origin is None:
+        return False
+    version = Path(spec.origin).with_name("version.py")
+    return version.is_file() and re.search(r"^cuda\b.*=\s*['\"]", version.read_text(), re.MULTILINE) is not None
 
 
 def available_bytes(device: str, tp: int) -> int:
     """Memory that each of `tp` ranks may take: of its GPU, or an equal part of what the host has free."""
     if device == "cuda":
-        return int(0.9 * min(_gpu_memory()))
+        return int(SPARE * min((gpu.free_bytes for gpu in _visible()[:tp]), default=0))
     fields = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
     free = int(fields["MemAvailable"].split()[0]) * 1024
-    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
-    if limit.is_file() and used.is_file() and limit.read_text().strip() != "max":
-        free = min(free, int(limit.read_text()) - int(used.read_text()))
-    return int(0.9 * free) // tp
+    limit, used = _cgroup("memory.max"), _cgroup("memory.current")
+    if limit.isdigit() and used.isdigit():
+        # Cached files count as used, but give way.
+        cached = re.search(r"^inactive_file (\d+)", _cgroup("memory.stat"), re.MULTILINE)
+        free = min(free, int(limit) - int(used) + (int(cached[1]) if cached else 0))
+    return int(SPARE * free) // tp
 
 
-def _gpu_memory() -> list[int]:
-    """Total bytes of every NVIDIA GPU, in order; empty where there is none or its driver does not answer."""
+def _cgroup(name: str) -> str:
+    """A file of the control group that contains this process, or nothing."""
+    try:
+        return (CGROUP / name).read_text().strip()
+    except OSError:
+        return ""
+
+
+def _visible() -> list[Gpu]:
+    """The GPUs that CUDA would show to a process started from here, in its order."""
+    found = _gpus()
+    listed = env.visible_gpus()
+    if listed is None:
+        return found
+    shown: list[Gpu] = []
+    for name in (part.strip() for part in listed.split(",")):
+        match = next((gpu for gpu in found if name and (name == gpu.index or gpu.uuid.startswith(name))), None)
+        if match is None:
+            break  # CUDA too stops at the first name that it does not know
+        shown.append(match)
+    return shown
+
+
+def _gpus() -> list[Gpu]:
+    """Every NVIDIA GPU of the machine; none where its driver does not answer."""
     tool = shutil.which("nvidia-smi")
     if not tool:
         return []
-    query = [tool, "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    query = [tool, "--query-gpu=index,uuid,memory.free", "--format=csv,noheader,nounits"]
     try:
         shown = subprocess.run(query, capture_output=True, text=True, timeout=10, check=True).stdout
     except (OSError, subprocess.SubprocessError):
         return []
-    return [int(line) * 2**20 for line in shown.splitlines() if line.strip().isdigit()]
+    rows = [[cell.strip() for cell in line.split(",")] for line in shown.splitlines()]
+    return [Gpu(row[0], row[1], int(row[2]) * 2**20) for row in rows if len(row) == 3 and row[2].isdigit()]

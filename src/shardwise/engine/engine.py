@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Literal, Self
 
+from shardwise.engine.memory import CHUNK_TOKENS
 from shardwise.engine.ranks import ProcessRanks, Progress, Ranks, ThreadRanks
-from shardwise.engine.setup import CHUNK_TOKENS, Setup
-from shardwise.errors import RequestError
+from shardwise.engine.setup import Setup
+from shardwise.errors import RequestError, ShardwiseError
 from shardwise.sched.request import SEEDS, SamplingParams
 from shardwise.sched.step import Chosen, Draw, Item, Pages, Step
 from shardwise.spec.blocks import ropes
@@ -37,8 +38,9 @@ def admit(setup: Setup, prompt: Sequence[int], params: SamplingParams) -> int:
     if not prompt:
         raise RequestError("the prompt is empty: it needs at least one token")
     if len(prompt) >= context:
-        own = setup.layout.model.context
-        why = "this model's context" if context == own else f"--max-model-len (this model's own context is {own})"
+        own = f"(this model's own context is {setup.layout.model.context})"
+        reasons = {"model": "this model's context", "flag": f"--max-model-len {own}", "memory": f"what the memory holds {own}"}
+        why = reasons[setup.bound]
         raise RequestError(
             f"the prompt has {len(prompt)} tokens; with at least one to generate it may have {context - 1}, by {why}"
         )
@@ -83,7 +85,8 @@ class Engine:
         """The continuation of `prompt`, token by token. `stops` are ids that end it (unless `ignore_eos`)."""
         limit = admit(self.setup, prompt, params)
         seed = params.seed if params.seed is not None else secrets.randbelow(SEEDS)
-        ends = () if params.ignore_eos else tuple(stops)
+        # A checkpoint's end ids may lie beyond its logits; such a one is never drawn.
+        ends = () if params.ignore_eos else tuple(i for i in stops if 0 <= i < self.setup.layout.model.vocab)
         tokens, computed = list(prompt), 0
         self._requests += 1
         for count in range(1, limit + 1):
@@ -117,7 +120,7 @@ class Engine:
             if last:
                 [result] = results
                 if result.chosen is None:
-                    raise RequestError(f"generation ended at token {len(tokens)}: {result.error}")
+                    raise ShardwiseError(f"generation ended at token {len(tokens)}: {result.error}")
                 chosen = result.chosen
             computed = stop
         assert chosen is not None

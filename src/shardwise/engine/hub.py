@@ -39,16 +39,19 @@ def bundled() -> Path:
     return Path(__file__).parents[1] / "data" / BUNDLED
 
 
-def resolve_model(model: str | Path | None = None, *, revision: str | None = None, console: Console | None = None) -> Path:
+def resolve_model(
+    model: str | Path | None = None, *, revision: str | None = None, console: Console | None = None, weights: bool = True
+) -> Path:
     """The folder of a model: a path as it is, "shardling" or nothing the bundled one, "org/name" downloaded from the hub.
 
     An existing folder goes before a hub id. `revision` is a branch, tag or commit of the hub. A progress bar is shown if
-    `console` (by default standard error) is a terminal. A UserError says in one line what is wrong and what would work.
+    `console` (by default standard error) is a terminal. Without `weights` the hub is asked for all else.
+    A UserError says in one line what is wrong and what would work.
     """
     name = BUNDLED if model is None else str(model)
     folder = bundled() if name == BUNDLED else _local(name)
     if folder is None:
-        return _from_hub(name, _checked(revision), console)
+        return _from_hub(name, _checked(revision), console, weights)
     if revision is not None:
         raise UserError(f"revision {revision!r} is for models of the hub, but {name!r} is a local folder; leave it out")
     return folder
@@ -77,6 +80,13 @@ def resolve_config(model: str | Path | None = None, *, revision: str | None = No
         return Path(hf_hub_download(name, "config.json", revision=revision))
     except Exception as problem:
         raise _explained(problem, name, revision) from problem
+
+
+def model_name(model: str | Path, config: Path) -> str:
+    """What to call a model whose config.json is `config`: its folder, the file's own name, or the hub id as it was given."""
+    if not Path(model).exists():
+        return str(model)
+    return config.resolve().parent.name if config.name == "config.json" else config.stem
 
 
 def cached_models() -> list[str]:
@@ -135,14 +145,14 @@ def _checked(revision: str | None) -> str | None:
     return revision
 
 
-def _from_hub(repo: str, revision: str | None, console: Console | None) -> Path:
+def _from_hub(repo: str, revision: str | None, console: Console | None, weights: bool) -> Path:
     from huggingface_hub import HfApi, constants, snapshot_download
     from huggingface_hub.errors import RevisionNotFoundError
     from rich.console import Console
 
     if constants.HF_HUB_OFFLINE or (revision is not None and _COMMIT.fullmatch(revision)):
         # What a commit holds never changes, so nobody need be asked about a copy that is complete.
-        copy = _cached(repo, revision)
+        copy = _cached(repo, revision, weights)
         if copy is not None:
             return copy
     if constants.HF_HUB_OFFLINE:
@@ -155,25 +165,29 @@ def _from_hub(repo: str, revision: str | None, console: Console | None) -> Path:
     except RevisionNotFoundError as problem:
         raise _explained(problem, repo, revision) from problem
     except Exception as problem:  # the HTTP client's errors changed their module with huggingface_hub 2
-        copy = _cached(repo, revision)
+        copy = _cached(repo, revision, weights)
         if copy is None:
             raise _explained(problem, repo, revision) from problem
         reason = f"{constants.ENDPOINT} did not give {repo} ({_first_line(problem)}); using the copy in the cache"
         console.print(reason, style="yellow", markup=False, highlight=False, soft_wrap=True)
         return copy
     sizes = {file.rfilename: file.size or 0 for file in found.siblings or ()}
-    wanted = _wanted(repo, list(sizes))
+    wanted = _wanted(repo, list(sizes), weights)
     with _bars(console, repo, sum(sizes[file] for file in _not_here(repo, found.sha, wanted))) as bar:
         try:
             folder = snapshot_download(
-                repo, revision=revision, allow_patterns=[*ALLOW], ignore_patterns=[*IGNORE], tqdm_class=bar
+                repo, revision=revision, allow_patterns=_allowed(weights), ignore_patterns=[*IGNORE], tqdm_class=bar
             )
         except Exception as problem:
             raise _explained(problem, repo, revision) from problem
     return Path(folder)
 
 
-def _cached(repo: str, revision: str | None) -> Path | None:
+def _allowed(weights: bool) -> list[str]:
+    return [pattern for pattern in ALLOW if weights or pattern != "*.safetensors"]
+
+
+def _cached(repo: str, revision: str | None, weights: bool) -> Path | None:
     """The complete copy in the cache, if there is one; the hub is not asked."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
@@ -181,20 +195,20 @@ def _cached(repo: str, revision: str | None) -> Path | None:
     try:
         folder = Path(
             snapshot_download(
-                repo, revision=revision, allow_patterns=[*ALLOW], ignore_patterns=[*IGNORE], local_files_only=True
+                repo, revision=revision, allow_patterns=_allowed(weights), ignore_patterns=[*IGNORE], local_files_only=True
             )
         )
     except LocalEntryNotFoundError:
         return None
     # Another program may have fetched the tokenizer alone, and left no list of what belongs to the model.
-    return folder if any(folder.glob("*.safetensors")) else None
+    return folder if any(folder.glob("*.safetensors" if weights else "config.json")) else None
 
 
-def _wanted(repo: str, files: list[str]) -> list[str]:
-    """The files to fetch; a UserError if no weights are among them that can be read safely."""
-    allowed = [file for file in files if any(fnmatchcase(file, pattern) for pattern in ALLOW)]
+def _wanted(repo: str, files: list[str], weights: bool) -> list[str]:
+    """The files to fetch; a UserError if weights are wanted and none are among them that can be read safely."""
+    allowed = [file for file in files if any(fnmatchcase(file, pattern) for pattern in _allowed(weights))]
     wanted = [file for file in allowed if not any(fnmatchcase(file, pattern) for pattern in IGNORE)]
-    if any(file.endswith(".safetensors") for file in wanted):
+    if not weights or any(file.endswith(".safetensors") for file in wanted):
         return wanted
     pickles = [file for file in files if file.endswith(PICKLE_SUFFIXES)]
     if pickles:

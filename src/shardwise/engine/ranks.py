@@ -5,6 +5,7 @@ Processes on this host (the rule), threads in this process (tests, and use from 
 
 from __future__ import annotations
 
+import json
 import os
 import selectors
 import shutil
@@ -17,6 +18,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
+from shardwise.comm.protocol import DEADLINE_S
 from shardwise.engine.setup import Setup
 from shardwise.errors import CommError, RankLost, ShardwiseError, UserError
 from shardwise.runtime import wire
@@ -26,9 +28,6 @@ if TYPE_CHECKING:
     from shardwise.runtime.runner import Runner
 
 T = TypeVar("T")
-
-DEADLINE_S = 60.0
-"""How long a collective may wait for a rank before it is given up."""
 
 STOP_S = 1.5
 """How long a rank may take to end before it is killed."""
@@ -57,13 +56,13 @@ class Ranks(Protocol):
         ...
 
 
-def start_message(setup: Setup, rank: int, epoch: int = 0) -> wire.Start:
+def start_message(setup: Setup, rank: int) -> wire.Start:
     """Everything that rank `rank` of `setup` needs to know."""
     layout = setup.layout
     shares = (layout.shares.attention, layout.shares.mlp, layout.shares.vocab)
     return wire.Start(
         rank=rank,
-        config=dict(setup.config),
+        config=json.dumps(setup.config),
         folder=str(setup.folder) if setup.load_format == "auto" else None,
         tp=layout.mesh.tp,
         shares=shares,
@@ -72,8 +71,9 @@ def start_message(setup: Setup, rank: int, epoch: int = 0) -> wire.Start:
         device=setup.device,
         pages=setup.pages,
         threads=setup.threads,
-        epoch=epoch,
+        epoch=0,
         deadline_s=DEADLINE_S,
+        memory=setup.memory,
     )
 
 
@@ -204,7 +204,8 @@ class ProcessRanks:
 
 
 class ThreadRanks:
-    """Ranks as threads of this process: the same classes, for tests and for use from Python. Imports torch."""
+    """Ranks as threads of this process: the same classes, for tests and for use from Python. Imports torch, whose threads per
+    operation are the caller's to set: they belong to the process."""
 
     def __init__(self, setup: Setup, progress: Progress | None = None) -> None:
         from concurrent.futures import ThreadPoolExecutor
@@ -221,13 +222,18 @@ class ThreadRanks:
         def load(rank: int) -> Runner:
             return open_runner(starts[rank], self._comms[rank], lambda count: progress(rank, count) if progress else None)
 
-        self.runners = self._each(load)
+        self.runners: list[Runner] = []
+        try:
+            self.runners = self._each("load", load)
+        except BaseException:
+            self.close()
+            raise
         self.ready: Sequence[wire.Ready] = [ready(runner) for runner in self.runners]
 
     def step(self, step: Step) -> tuple[Result, ...]:
-        return self._each(lambda rank: self.runners[rank].step(step))[0]
+        return self._each("generate", lambda rank: self.runners[rank].step(step))[0]
 
-    def _each(self, work: Callable[[int], T]) -> list[T]:
+    def _each(self, phase: str, work: Callable[[int], T]) -> list[T]:
         """Runs work(rank) on every rank's thread; the first cause where one fails, its peers being woken at once."""
 
         def guarded(rank: int) -> T:
@@ -244,7 +250,7 @@ class ThreadRanks:
             rank, cause = next(((r, e) for r, e in causes if not isinstance(e, CommError)), causes[0])
             if isinstance(cause, ShardwiseError):
                 raise cause
-            raise RankLost(rank, "generate", f"{type(cause).__name__}: {cause}") from cause
+            raise RankLost(rank, phase, f"{type(cause).__name__}: {cause}") from cause
         return [future.result() for future in futures]
 
     def close(self) -> None:

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shardwise.errors import CheckpointError, RequestError
+from shardwise.errors import CheckpointError, ConfigError, RequestError
+from shardwise.spec import checkpoint
 
 if TYPE_CHECKING:
     import tokenizers
@@ -300,12 +301,9 @@ def read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError, RecursionError) as error:
-        raise CheckpointError(f"{path} cannot be read as JSON ({error}); download it again") from error
-    if not isinstance(found, dict):
-        raise CheckpointError(f"{path} holds a JSON {type(found).__name__}; an object is wanted")
-    return found
+        return checkpoint.read_json(path)
+    except ConfigError as error:
+        raise CheckpointError(str(error)) from None
 
 
 def read_special_tokens(folder: Path) -> dict[str, str]:
@@ -328,15 +326,15 @@ def open_tokenizer(folder: Path) -> Tokenizer:
     path = folder / "tokenizer.json"
     try:
         backend = tokenizers.Tokenizer.from_file(str(path)) if path.is_file() else _from_vocabulary(folder, config)
+        # Both are left over from training in some files, and would cut or fill every prompt.
+        backend.no_truncation()
+        backend.no_padding()
+        _add_tokens(backend, config, special, folder)
+        return Tokenizer(backend, config={**config, **_model_ids(folder)}, special_tokens=special)
     except CheckpointError:
         raise
-    except Exception as error:  # the library raises plain Exception
+    except Exception as error:  # the library raises plain Exception, and a damaged config may be of any shape
         raise CheckpointError(f"the tokenizer files in {folder} cannot be read ({error}); download them again") from error
-    # Both are left over from training in some files, and would cut or fill every prompt.
-    backend.no_truncation()
-    backend.no_padding()
-    _add_tokens(backend, config, special, folder)
-    return Tokenizer(backend, config={**config, **_model_ids(folder)}, special_tokens=special)
 
 
 def _from_vocabulary(folder: Path, config: Mapping[str, Any]) -> tokenizers.Tokenizer:

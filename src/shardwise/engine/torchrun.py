@@ -7,12 +7,14 @@ as the same msgpack that other ranks get by socket; torchrun ends all processes 
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from shardwise.engine.ranks import DEADLINE_S, Progress, start_message
+from shardwise.comm.protocol import DEADLINE_S
+from shardwise.engine.ranks import Progress, start_message
 from shardwise.engine.setup import Setup
 from shardwise.env import Torchrun
 from shardwise.errors import ShardwiseError, UserError
@@ -70,6 +72,9 @@ def follow(place: Torchrun) -> None:
     """A follower's life: start as told, then compute what is posted until told to stop."""
     import msgspec
 
+    # It holds nothing that could be lost. Python's own handlers would wait for the store's long call to return.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     store = _store(place)
     runner: Runner | None = None
     number = 0
@@ -91,6 +96,11 @@ def follow(place: Torchrun) -> None:
 
 def _store(place: Torchrun) -> Store:
     """torchrun's store, under a name of our own for this restart."""
+    if place.local_size != place.size:
+        raise UserError(
+            f"torchrun started {place.local_size} of {place.size} processes on this host: ranks on several hosts are not "
+            "supported yet; start all of them on one"
+        )
     from shardwise.comm.stores import tcp_store
 
     return tcp_store(place.host, place.port, f"shardwise/{place.restart}", DEADLINE_S)
@@ -110,5 +120,5 @@ def _open(start: wire.Start, place: Torchrun, store: Store, progress: Progress |
     if place.size > 1 and start.device == "cuda":
         comm = backend.nccl(store, place.rank, place.size, deadline_s=DEADLINE_S, device=device_of(start))
     elif place.size > 1:
-        comm = backend.gloo(store, place.rank, place.size, deadline_s=DEADLINE_S, device_host=place.address)
+        comm = backend.gloo(store, place.rank, place.size, deadline_s=DEADLINE_S)
     return open_runner(start, comm, lambda count: progress(place.rank, count) if progress else None)

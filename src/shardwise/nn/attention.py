@@ -30,11 +30,10 @@ class Attention(nn.Module):
         self.block = block
         queries, kv = rank.layout.heads(block, rank.at)
         self.heads, self.kv_heads = len(queries), len(kv)
+        # On CUDA the kernels that never hold all scores at once want one KV head for each query head; on CPUs they do not.
+        grouped = rank.layout.even_groups(block, rank.at) and (rank.device.type == "cpu" or self.heads == self.kv_heads)
         readers = rank.layout.kv_of_queries(block, rank.at)
-        # A cut through a KV group leaves KV heads with unlike numbers of readers: then each query head gets its own copy.
-        alike = self.kv_heads > 0 and self.heads % self.kv_heads == 0
-        even = alike and readers == tuple(i * self.kv_heads // self.heads for i in range(self.heads))
-        self.readers = None if even else torch.tensor(readers, device=rank.device)
+        self.readers = None if grouped else torch.tensor(readers, device=rank.device)
         self.comm = rank.comm
         self.layer = int(path.rsplit(".", 2)[-2])
 

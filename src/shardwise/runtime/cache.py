@@ -16,8 +16,8 @@ class PagedCache:
 
     def __init__(self, rank: Rank, pages: Sequence[int]) -> None:
         layout = rank.layout
-        # Zeros, not empty: a page's unused tail is masked, but a NaN there would still poison 0 · NaN.
-        self.arena = torch.zeros(layout.kv_bytes(rank.index, pages), dtype=torch.uint8, device=rank.device)
+        # Not cleared here: a page is when its first token comes (`GroupBatch.begun`), so a CPU gives memory only as it is used.
+        self.arena = torch.empty(layout.kv_bytes(rank.index, pages), dtype=torch.uint8, device=rank.device)
         self._layers: dict[int, tuple[torch.Tensor, torch.Tensor, int]] = {}
         stage, offset = layout.stages[rank.at.pp], 0
         for index, (group, count) in enumerate(zip(layout.cache, pages, strict=True)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import torch
@@ -20,7 +21,7 @@ from shardwise.spec.mesh import Mesh
 
 def layout_of(start: wire.Start) -> Layout:
     """The layout that the engine resolved, made again from the same numbers."""
-    return Layout(read_model(start.config), Mesh(tp=start.tp), Shares(*start.shares), start.dtype, start.kv_dtype)
+    return Layout(read_model(json.loads(start.config)), Mesh(tp=start.tp), Shares(*start.shares), start.dtype, start.kv_dtype)
 
 
 def device_of(start: wire.Start) -> torch.device:

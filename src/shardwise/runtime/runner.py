@@ -37,16 +37,14 @@ class Runner:
         """Logits [rows of all items, vocabulary], float32, the same on every rank; runs the step's tokens into the cache."""
         tokens, batch = inputs.batch(step, self.rank)
         hidden = self.decoder(tokens, batch, self.cache)
-        return self.decoder.logits(hidden, batch)
+        # Rows may be none: a part of a prompt. Every rank knows that, so none of them gathers.
+        return self.decoder.logits(hidden, batch) if len(batch.sampled) else hidden.new_empty(0, self.rank.layout.model.vocab)
 
     @torch.inference_mode()
     def step(self, step: Step) -> tuple[Result, ...]:
         """One forward, and the next token of every item that draws one. Only the lead rank's answer counts."""
-        tokens, batch = inputs.batch(step, self.rank)
-        hidden = self.decoder(tokens, batch, self.cache)
         ends = accumulate(item.rows for item in step.items)
         drawn = [end - 1 for item, end in zip(step.items, ends, strict=True) if item.draw]
-        if not drawn:
-            return ()
-        logits = self.decoder.logits(hidden, batch)
-        return sample.sample(logits[drawn], step.items) if self.rank.at.tp == 0 else ()
+        # Every rank takes part in gathering the logits; what to make of them is decided once, by the lead.
+        logits = self.logits(step)
+        return sample.sample(logits[drawn], step.items) if drawn and self.rank.at.tp == 0 else ()

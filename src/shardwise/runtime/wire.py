@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-from typing import Any
 
 import msgspec
 
@@ -15,13 +14,14 @@ LIMIT_BYTES = 64 * 2**20
 
 
 class Start(msgspec.Struct, frozen=True, tag=True):
-    """Everything a rank needs to know, once. `config` is the model's config.json as read by the engine.
+    """Everything a rank needs to know, once. `config` is the model's config.json as JSON text: msgpack has no
+    whole numbers beyond 64 bits.
 
-    `folder` None means random weights.
+    `folder` None means random weights. `memory`: bytes that the process holds itself to, on a CPU.
     """
 
     rank: int
-    config: dict[str, Any]
+    config: str
     folder: str | None
     tp: int
     shares: tuple[tuple[float, ...], tuple[float, ...], tuple[float, ...]]
@@ -32,6 +32,7 @@ class Start(msgspec.Struct, frozen=True, tag=True):
     threads: int
     epoch: int
     deadline_s: float
+    memory: int | None
 
 
 class Loading(msgspec.Struct, frozen=True, tag=True):

@@ -82,6 +82,9 @@ def build(start: wire.Start, rendezvous: Path, progress: Progress) -> Runner:
     from shardwise.runtime.opening import join, open_runner
 
     torch.set_num_threads(start.threads)
+    if start.memory and start.device == "cpu":
+        # The kernel keeps what was planned: memory of this process's own, mapped files not counted.
+        resource.setrlimit(resource.RLIMIT_DATA, (start.memory, resource.getrlimit(resource.RLIMIT_DATA)[1]))
     return open_runner(start, join(start, rendezvous), progress)
 
 

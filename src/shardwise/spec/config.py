@@ -1,7 +1,7 @@
 """From a config.json to a model: the architecture's function, then a check that nothing it asks for was overlooked.
 
-A setting that changes numbers and that nobody read is refused by name; nothing is half-run. Nothing here is code from a
-checkpoint: `auto_map` and the like are ignored.
+A setting that is known to change numbers (`NEUTRAL`, and name patterns) and that nobody read is refused by name; nothing is
+half-run. Nothing here is code from a checkpoint: `auto_map` and the like are ignored.
 """
 
 from __future__ import annotations

@@ -146,12 +146,12 @@ class Layout:
     kv_dtype: str
 
     def __post_init__(self) -> None:
-        self.shares.check(self.mesh.tp)
         if self.mesh.tp > self.model.heads:
             raise LayoutError(
                 f"tensor-parallel degree {self.mesh.tp} is above the {self.model.heads} query heads of this model; "
                 f"the largest that works is -tp {self.model.heads}"
             )
+        self.shares.check(self.mesh.tp)
         if self.mesh.pp > self.model.layers:
             raise LayoutError(f"{self.mesh.pp} pipeline stages for {self.model.layers} layers; the most is {self.model.layers}")
 
@@ -186,6 +186,14 @@ class Layout:
         """For each query head of the rank at `at`, the index among its own KV heads of the one that it reads."""
         q, kv = self.heads(attention, at)
         return tuple(head * attention.kv_heads // attention.heads - kv.start for head in q)
+
+    def even_groups(self, attention: Attention, at: Coords) -> bool:
+        """Whether the KV heads of the rank at `at` have equally many readers among its query heads, in order. Where a cut runs
+        through a KV group they have not, and each query head needs its own copy of what it reads."""
+        queries, kv = self.heads(attention, at)
+        if not kv or len(queries) % len(kv):
+            return False
+        return self.kv_of_queries(attention, at) == tuple(i * len(kv) // len(queries) for i in range(len(queries)))
 
     def _degree(self, cut: str) -> int:
         return self.mesh.ep if cut == "expert" else self.mesh.tp
