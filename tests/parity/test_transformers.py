@@ -18,8 +18,28 @@ Figures = Callable[..., None]
 References = Callable[..., list[Reference]]
 
 
-@pytest.mark.parametrize("shares", DEGREES.values(), ids=DEGREES)
-@pytest.mark.parametrize("name", FAMILIES)
+VARIANTS = (
+    "llama-linear",
+    "llama-yarn",
+    "llama-llama3",
+    "mistral-full",
+    "qwen3-biased",
+    "phi3-window",
+    "phi3-longrope-partial",
+)
+"""What is special of these is the same on every rank: two of the degrees are left to the slow tests."""
+
+
+CASES = [
+    pytest.param(
+        name, shares, id=f"{name}-{label}", marks=[pytest.mark.slow] if name in VARIANTS and label in ("2", "3") else []
+    )
+    for name in FAMILIES
+    for label, shares in DEGREES.items()
+]
+
+
+@pytest.mark.parametrize(("name", "shares"), CASES)
 def test_family(
     name: str, shares: tuple[float, ...], checkpoint: Checkpoints, references: References, figures: Figures
 ) -> None:

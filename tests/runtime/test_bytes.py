@@ -18,7 +18,14 @@ from shardwise.spec import traffic
 from tests.checkpoints import FAMILIES
 from tests.group import GREEDY, Group, even, layout_of
 
-SHARES = {"1": even(1), "2": even(2), "3": even(3), "3:1:1": (3.0, 1.0, 1.0), "4": even(4), "5": even(5)}
+SHARES = [
+    pytest.param(even(1), id="1"),
+    pytest.param(even(2), id="2"),
+    pytest.param(even(3), id="3", marks=pytest.mark.slow),
+    pytest.param((3.0, 1.0, 1.0), id="3:1:1"),
+    pytest.param(even(4), id="4"),
+    pytest.param(even(5), id="5"),
+]
 
 SPARE_BYTES = 64 * 2**10
 """What a rank may hold besides weights and cache: rope frequencies and the like."""
@@ -68,7 +75,7 @@ def storages(root: object) -> dict[int, tuple[int, str]]:
     return found
 
 
-@pytest.mark.parametrize("shares", SHARES.values(), ids=SHARES)
+@pytest.mark.parametrize("shares", SHARES)
 @pytest.mark.parametrize("name", FAMILIES)
 def test_bytes_and_traffic(
     name: str, shares: tuple[float, ...], checkpoint: Callable[[str], Path], figures: Callable[..., None]

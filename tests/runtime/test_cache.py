@@ -35,7 +35,6 @@ def test_views_are_disjoint_and_use_all(name: str, shares: tuple[float, ...], kv
     for rank in range(len(shares)):
         cache = cache_of(layout, rank, pages)
         assert cache.arena.nbytes == layout.kv_bytes(rank, pages)
-        assert not cache.arena.any()
         spans = []
         for layer in range(layout.model.layers):
             keys, values, group = cache.layer(layer)
