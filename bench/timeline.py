@@ -101,6 +101,7 @@ def rank_main(rank: int, folder: Path, steps: int) -> None:
     from shardwise.runtime import inputs, sample, wire
     from shardwise.runtime.opening import join, open_runner
     from shardwise.sched.step import Draw, Item, Pages, Step
+    from shardwise.spec.layout import PAGE_TOKENS
 
     start = msgspec.structs.replace(wire.decode((folder / "start").read_bytes()), rank=rank)
     assert isinstance(start, wire.Start)
@@ -111,13 +112,14 @@ def rank_main(rank: int, folder: Path, steps: int) -> None:
         if kind := kind_of(name, module):
             module.register_forward_pre_hook(lambda *_, kind=kind: watch.enter(kind))
             module.register_forward_hook(lambda *_: watch.leave())
-    draw, pages = Draw(0, 1, 0, 0, 0), (Pages(0, tuple(range(start.pages[0]))),)
+    draw = Draw(0, 1, 0, 0, 0)
     found = []
     with torch.inference_mode():
         for number in range(steps + 1):
             at = 0 if number == 0 else PROMPT + number - 1
             tokens = tuple(range(100, 100 + PROMPT)) if number == 0 else (100 + number,)
-            step = Step(number, (Item(1, tokens, at, at + len(tokens), pages, draw),))
+            pages = Pages(0, tuple(range(-(-(at + len(tokens)) // PAGE_TOKENS))))
+            step = Step(number, (Item(1, tokens, at, at + len(tokens), (pages,), draw),))
             watch.spans = []
             watch.enter("rest")
             watch.enter("inputs")

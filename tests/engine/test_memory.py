@@ -6,6 +6,7 @@ import json
 import resource
 import subprocess
 import sys
+from collections.abc import Callable
 from math import prod
 from pathlib import Path
 
@@ -86,7 +87,7 @@ def limited() -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_refused_on_one_rank_and_runs_on_two(model: Path, figures: dict[str, object]) -> None:
+def test_refused_on_one_rank_and_runs_on_two(model: Path, figures: Callable[..., None]) -> None:
     with pytest.raises(CapacityError, match="--memory allows 1500 MiB: use -tp 2"):
         resolve(Options(str(model), tp=1, device="cpu", memory=LIMIT))
     command = [sys.executable, "-c", ENGINE, str(model), str(LIMIT)]
@@ -96,7 +97,8 @@ def test_refused_on_one_rank_and_runs_on_two(model: Path, figures: dict[str, obj
     assert len(shown["tokens"]) == 4
     largest = max(2 * prod(weight.shape) for weight in model_weights(read_model(CONFIG)))
     for weights, cache, peak in shown["ready"]:
-        figures["MiB of weights, cache, one tensor, peak"] = [n // MIB for n in (weights, cache, largest, peak)]
+        sizes = {"weights": weights, "cache": cache, "largest_tensor": largest, "peak": peak}
+        figures("MiB of a rank of a 2 GB model", **{name: float(size // MIB) for name, size in sizes.items()})
         assert peak <= weights + cache + largest + RANK_BYTES["cpu"]
         assert peak <= LIMIT
 

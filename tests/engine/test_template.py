@@ -117,7 +117,9 @@ def sources(data: Path) -> dict[str, tuple[str, dict[str, str]]]:
     return chat_templates(data)
 
 
-def test_prompts_are_those_of_transformers(sources: dict[str, tuple[str, dict[str, str]]], figures: dict[str, object]) -> None:
+def test_prompts_are_those_of_transformers(
+    sources: dict[str, tuple[str, dict[str, str]]], figures: Callable[..., None]
+) -> None:
     equal = refused = 0
     assert len(sources) >= 15
     for name, (source, special) in sources.items():
@@ -131,7 +133,7 @@ def test_prompts_are_those_of_transformers(sources: dict[str, tuple[str, dict[st
                 assert ours(template, messages, **options) == wanted, (name, label)
                 assert ours(template, in_json_text(messages), **options) == wanted, (name, label)
                 equal, refused = equal + (wanted is not None), refused + (wanted is None)
-    figures["chat prompts equal to transformers'"] = f"{equal} rendered, {refused} refused by both, {len(sources)} templates"
+    figures("chat prompts equal to transformers'", rendered=equal, refused_by_both=refused, templates=len(sources))
     assert equal > 8 * refused
 
 
@@ -171,7 +173,7 @@ def test_variables_reach_the_template(sources: dict[str, tuple[str, dict[str, st
 
 
 def test_a_warm_rendering_takes_a_millisecond(
-    sources: dict[str, tuple[str, dict[str, str]]], figures: dict[str, object]
+    sources: dict[str, tuple[str, dict[str, str]]], figures: Callable[..., None]
 ) -> None:
     template = ChatTemplate({"default": sources["qwen3"][0]}, {})
     template.start()
@@ -181,7 +183,7 @@ def test_a_warm_rendering_takes_a_millisecond(
         start = time.perf_counter()
         template.render(HELLO)
         times.append(time.perf_counter() - start)
-    figures["a chat prompt in its own process"] = f"{min(times) * 1e3:.2f} ms"
+    figures("a chat prompt in its own process", milliseconds=min(times) * 1e3)
     assert min(times) < 0.02
 
 
