@@ -14,7 +14,7 @@ DATA = "SHARDWISE_TEST_DATA"
 
 
 def pytest_configure() -> None:
-    """A shell starts its background jobs with Ctrl-C ignored, and their children inherit that; tests of Ctrl-C need it heard."""
+    """A shell starts background jobs with Ctrl-C ignored, and children inherit that; tests of Ctrl-C need it heard."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
