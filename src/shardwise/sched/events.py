@@ -32,7 +32,7 @@ class Scored:
 @dataclass(frozen=True, slots=True)
 class Ended:
     """Nothing more comes of `request`. `error` says why where it failed; `prefilled` is how many tokens of its prompt were
-    computed when it first ran, `cached` how many were found in the cache instead, `preempted` how often it had to start over."""
+    computed when it first ran, `cached` how many were found in the cache instead, `preempted` how often it started over."""
 
     request: int
     error: str | None = None
