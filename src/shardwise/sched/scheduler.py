@@ -46,6 +46,7 @@ class Scheduler:
         self._clock = clock
         self._guess = guess
         self._requests: dict[int, list[Sequence]] = {}
+        self._owners: dict[int, tuple[int, int]] = {}
         self._began: dict[int, tuple[int, int]] = {}
         self._deadlines: list[tuple[float, int]] = []
         self._roster = Roster(limits.sequences)
@@ -69,6 +70,10 @@ class Scheduler:
         """Who waits to run, for the first time or again, first in order first."""
         return tuple(self._roster.waiting)
 
+    def owner(self, sequence: int) -> tuple[int, int] | None:
+        """(request, choice) of a sequence by its number; None once its request has ended."""
+        return self._owners.get(sequence)
+
     @property
     def requests(self) -> int:
         """Requests that have not ended."""
@@ -76,15 +81,19 @@ class Scheduler:
 
     # --- requests come and go -----------------------------------------------------------------------------------------
 
-    def add(self, request: Request) -> tuple[Event, ...]:
-        """Takes a request in. RequestError if it can never run, with the number that it needs and the one there is."""
-        if request.number in self._requests:
-            raise RequestError(f"request {request.number} is here already")
+    def check(self, request: Request) -> None:
+        """RequestError if the request can never run, with the number that it needs and the one there is. Any thread may ask."""
         if not request.prompt:
             raise RequestError("the prompt is empty: it needs at least one token")
         if request.n > self.limits.sequences:
             raise RequestError(f"n is {request.n}, but at most {self.limits.sequences} sequences run at once (--max-num-seqs)")
         self.cache.check(request)
+
+    def add(self, request: Request) -> tuple[Event, ...]:
+        """Takes a request in. RequestError if it can never run."""
+        if request.number in self._requests:
+            raise RequestError(f"request {request.number} is here already")
+        self.check(request)
         if request.limit == 0 and len(request.prompt) == 1:
             return (Ended(request.number),)
         lead = self._sequence(request, (request.priority, next(self._arrivals), 0), list(request.prompt), len(request.prompt))
@@ -95,8 +104,9 @@ class Scheduler:
         return ()
 
     def _sequence(self, request: Request, order: Order, tokens: list[int], known: int) -> Sequence:
-        tables = self.cache.tables()
-        return Sequence(next(self._numbers), request, order[2], order, tokens, tables, known, forked=request.n == 1)
+        number, tables = next(self._numbers), self.cache.tables()
+        self._owners[number] = request.number, order[2]
+        return Sequence(number, request, order[2], order, tokens, tables, known, forked=request.n == 1)
 
     def abort(self, request: int) -> tuple[Event, ...]:
         """Ends a request wherever it is. Numbers that are not here, or no longer, are ignored."""
@@ -118,6 +128,7 @@ class Scheduler:
         sequences = self._requests.pop(number)
         for sequence in sequences:
             self._retire(sequence)
+            del self._owners[sequence.number]
         prefilled, cached = self._began.pop(number, (0, 0))
         return Ended(number, error, prefilled, cached, sum(s.preempted for s in sequences))
 
@@ -266,6 +277,7 @@ class Scheduler:
         own = self._requests[lead.request.number]
         for child in own[1:]:
             self._retire(child)
+            del self._owners[child.number]
         del own[1:]
         self._roster.unfork(lead)
 
