@@ -118,6 +118,20 @@ class Rope:
 
 
 @dataclass(frozen=True, slots=True)
+class Kept:
+    """What an attention keeps of every token: for each head of axis `kv` one tensor of each of `dims` elements.
+
+    "full" keeps all tokens, "window" the last `window`. "latent" keeps all, but one tensor that every head reads: it is not
+    cut, and a rank without heads has none.
+    """
+
+    kind: Literal["full", "window", "latent"]
+    kv: Axis
+    dims: tuple[int, ...]
+    window: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Attention:
     """Causal attention with `heads` query heads over `kv_heads` KV heads of `dim`. `window` None sees everything."""
 
@@ -134,6 +148,11 @@ class Attention:
     window: int | None = None
     q_norm: Norm | None = None
     k_norm: Norm | None = None
+
+    @property
+    def kept(self) -> Kept:
+        """Keys and values, as wide as each other."""
+        return Kept("full" if self.window is None else "window", self.k.out, (self.dim, self.dim), self.window)
 
     def children(self) -> tuple[Block, ...]:
         norms = tuple(n for n in (self.q_norm, self.k_norm) if n)

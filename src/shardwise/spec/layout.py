@@ -13,7 +13,7 @@ from math import prod
 
 from shardwise.errors import LayoutError
 from shardwise.spec.axes import BITS, Axis, Weight, split
-from shardwise.spec.blocks import Attention, Block, Model, attentions, layer_blocks, weights
+from shardwise.spec.blocks import Attention, Block, Kept, Model, attentions, layer_blocks, weights
 from shardwise.spec.boxes import Box, atoms, intersect, subtract
 from shardwise.spec.mesh import Coords, Mesh
 
@@ -90,15 +90,15 @@ class Copy:
 
 @dataclass(frozen=True, slots=True)
 class CacheGroup:
-    """Layers that share one page table: equal window, KV heads and dim. `layers` are indices of the whole model.
+    """Layers that share one page table, for they keep the same of a token. `layers` are indices of the whole model."""
 
-    `window` None keeps every token; else a sequence needs pages for the last `window` tokens and the chunk in work.
-    """
-
-    window: int | None
-    kv: Axis
-    dim: int
+    kept: Kept
     layers: tuple[int, ...]
+
+    @property
+    def window(self) -> int | None:
+        """None keeps every token; else a sequence needs pages for the last `window` tokens and the chunk in work."""
+        return self.kept.window
 
     def pages(self, context: int, chunk: int) -> int:
         """Pages that one sequence of up to `context` tokens needs, computed in chunks of up to `chunk`."""
@@ -265,17 +265,23 @@ class Layout:
     @cached_property
     def cache(self) -> tuple[CacheGroup, ...]:
         """The groups of layers that share a page table, in order of their first layer."""
-        found: dict[tuple[int | None, Axis, int], list[int]] = {}
+        found: dict[Kept, list[int]] = {}
         for i, (_, block) in enumerate(layer_blocks(self.model)):
             for attention in attentions(block):
-                found.setdefault((attention.window, attention.k.out, attention.dim), []).append(i)
-        return tuple(CacheGroup(window, kv, dim, tuple(layers)) for (window, kv, dim), layers in found.items())
+                found.setdefault(attention.kept, []).append(i)
+        return tuple(CacheGroup(kept, tuple(layers)) for kept, layers in found.items())
+
+    def kept(self, group: CacheGroup, at: Coords) -> tuple[tuple[int, int], ...]:
+        """(heads, dim) of each tensor that the rank at `at` keeps of a token, in each of its layers of `group`."""
+        heads = len(self.span(group.kept.kv, at)) // group.kept.kv.grain
+        held = min(heads, 1) if group.kept.kind == "latent" else heads
+        return tuple((held, dim) for dim in group.kept.dims)
 
     def token_bytes(self, group: CacheGroup, rank: int) -> int:
-        """Bytes that one cached token takes of `rank` in `group`: keys and values of the stage's layers."""
+        """Bytes that one cached token takes of `rank` in `group`: what the stage's layers keep of it."""
         at = self.mesh.coords(rank)
         layers = sum(i in self.stages[at.pp] for i in group.layers)
-        return layers * 2 * len(self.span(group.kv, at)) * BITS[self.kv_dtype] // 8
+        return layers * sum(map(prod, self.kept(group, at))) * BITS[self.kv_dtype] // 8
 
     def kv_bytes_per_token(self, rank: int) -> int:
         """Bytes of cache that one more token takes of `rank`, over all groups, before any window is full."""
