@@ -10,6 +10,7 @@ from torch import nn
 
 from shardwise.nn.attention import Attention
 from shardwise.nn.batch import Batch, Rank
+from shardwise.nn.mla import MLA
 from shardwise.nn.mlp import MLP
 from shardwise.nn.norm import Norm
 from shardwise.nn.rope import Rope
@@ -63,6 +64,7 @@ MODULES: dict[type, Any] = {
     blocks.Residual: Residual,
     blocks.Norm: NormStep,
     blocks.Attention: Attention,
+    blocks.MLA: MLA,
     blocks.MLP: MLP,
 }
 

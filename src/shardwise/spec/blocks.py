@@ -163,6 +163,56 @@ class Attention:
 
 
 @dataclass(frozen=True, slots=True)
+class MLA:
+    """Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434, section 2.1): all heads read one latent a token.
+
+    `kv_a` makes a latent of `kv_norm.size` elements, and `rope.dim` more that are turned and go to every head's key as they
+    are; `kv_b` makes `nope_dim` elements of key and `v_dim` of value out of the latent for each head. `q` makes `nope_dim` +
+    `rope.dim` elements for each head, out of the hidden state, or of a latent of its own by `q_a` and `q_norm`. What makes a
+    latent is not cut; what makes heads is, head by head, and the axes of q, kv_b and o differ in grain alone.
+    """
+
+    name: str
+    q: Linear
+    kv_a: Linear
+    kv_norm: Norm
+    kv_b: Linear
+    o: Linear
+    heads: int
+    nope_dim: int
+    v_dim: int
+    scale: float
+    rope: Rope
+    q_a: Linear | None = None
+    q_norm: Norm | None = None
+
+    @property
+    def kv_heads(self) -> int:
+        """As many as query heads: each would have keys of its own, were they ever made."""
+        return self.heads
+
+    @property
+    def window(self) -> int | None:
+        return None
+
+    @property
+    def kept(self) -> Kept:
+        """The normed latent and the turned part of the keys, in one tensor."""
+        return Kept("latent", self.q.out, (self.kv_norm.size + self.rope.dim,))
+
+    def children(self) -> tuple[Block, ...]:
+        blocks = (self.q_a, self.q_norm, self.q, self.kv_a, self.kv_norm, self.kv_b, self.o)
+        return tuple(b for b in blocks if b)
+
+    def own_weights(self) -> Iterator[Weight]:
+        return iter(())
+
+
+Attending = Attention | MLA
+"""What turns a token's hidden state by what it sees of the tokens before it."""
+
+
+@dataclass(frozen=True, slots=True)
 class MLP:
     """down(act(gate(x)) · up(x)), or down(act(up(x))) where there is no gate."""
 
@@ -295,9 +345,9 @@ def weights(block: Block, prefix: str = "") -> Iterator[Weight]:
             yield replace(weight, name=tied, source=None) if tied else weight.prefixed(path)
 
 
-def attentions(block: Block) -> Iterator[Attention]:
-    """Every attention below `block`, in order."""
-    return (node for _, node in walk(block) if isinstance(node, Attention))
+def attentions(block: Block) -> Iterator[Attending]:
+    """Every attention below `block`, of either kind, in order."""
+    return (node for _, node in walk(block) if isinstance(node, Attending))
 
 
 def layer_blocks(model: Model) -> Iterator[tuple[str, Block]]:

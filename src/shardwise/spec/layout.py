@@ -13,7 +13,7 @@ from math import prod
 
 from shardwise.errors import LayoutError
 from shardwise.spec.axes import BITS, Axis, Weight, split
-from shardwise.spec.blocks import Attention, Block, Kept, Model, attentions, layer_blocks, weights
+from shardwise.spec.blocks import Attending, Block, Kept, Model, attentions, layer_blocks, weights
 from shardwise.spec.boxes import Box, atoms, intersect, subtract
 from shardwise.spec.mesh import Coords, Mesh
 
@@ -178,16 +178,16 @@ class Layout:
         """The logical ranges of a weight that the rank at `at` holds, if its stage has the weight at all."""
         return tuple(self.span(axis, at) for axis in weight.axes)
 
-    def heads(self, attention: Attention, at: Coords) -> tuple[range, range]:
+    def heads(self, attention: Attending, at: Coords) -> tuple[range, range]:
         """The query heads and the KV heads that the rank at `at` computes."""
         return cut_heads(attention.kv_heads, attention.heads // attention.kv_heads, self.shares.attention)[at.tp]
 
-    def kv_of_queries(self, attention: Attention, at: Coords) -> tuple[int, ...]:
+    def kv_of_queries(self, attention: Attending, at: Coords) -> tuple[int, ...]:
         """For each query head of the rank at `at`, the index among its own KV heads of the one that it reads."""
         q, kv = self.heads(attention, at)
         return tuple(head * attention.kv_heads // attention.heads - kv.start for head in q)
 
-    def even_groups(self, attention: Attention, at: Coords) -> bool:
+    def even_groups(self, attention: Attending, at: Coords) -> bool:
         """Whether the KV heads of the rank at `at` have equally many readers among its query heads, in order. Where a cut runs
         through a KV group they have not, and each query head needs its own copy of what it reads."""
         queries, kv = self.heads(attention, at)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from shardwise.spec.blocks import Model
+from shardwise.spec.models.deepseek import deepseek_v2, deepseek_v3
 from shardwise.spec.models.fields import Fields
 from shardwise.spec.models.gpt2 import gpt2
 from shardwise.spec.models.granite import granite
@@ -14,6 +15,8 @@ from shardwise.spec.models.phi3 import phi3
 from shardwise.spec.models.qwen import qwen2, qwen3
 
 MODELS: dict[str, Callable[[Fields], Model]] = {
+    "deepseek_v2": deepseek_v2,
+    "deepseek_v3": deepseek_v3,
     "gpt2": gpt2,
     "granite": granite,
     "llama": llama,

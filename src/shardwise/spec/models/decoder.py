@@ -14,6 +14,7 @@ from shardwise.errors import ConfigError
 from shardwise.spec.axes import Axis, unit_grain
 from shardwise.spec.blocks import (
     MLP,
+    Attending,
     Attention,
     Block,
     Chain,
@@ -141,7 +142,7 @@ def mlp_axis(width: int) -> Axis:
     return Axis(width, "mlp", unit_grain(width))
 
 
-def layer(shape: Shape, attend: Attention, mlp: MLP, scale: float = 1.0) -> Chain:
+def layer(shape: Shape, attend: Attending, mlp: Block, scale: float = 1.0) -> Chain:
     """Pre-norm: x + scale · attend(norm(x)), then the same with the MLP."""
     before = Norm("input_layernorm", shape.hidden, shape.eps)
     after = Norm("post_attention_layernorm", shape.hidden, shape.eps)
