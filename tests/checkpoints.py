@@ -39,6 +39,10 @@ def _phi3(**changes: Any) -> dict[str, Any]:
     return {"model_type": "phi3", **BASE, **changes}
 
 
+def _moe(model_type: str, **changes: Any) -> dict[str, Any]:
+    return {"model_type": model_type, **BASE, "num_experts_per_tok": 2, **changes}
+
+
 LONG: dict[str, Any] = {
     "rope_type": "longrope",
     "rope_theta": 10000.0,
@@ -111,6 +115,11 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "phi3-longrope-partial": _phi3(
         hidden_size=128, rope_parameters={**LONG, "partial_rotary_factor": 0.5}, original_max_position_embeddings=32
     ),
+    "mixtral": _moe("mixtral", num_local_experts=5, intermediate_size=48),
+    "qwen3-moe": _moe("qwen3_moe", num_experts=7, moe_intermediate_size=24, mlp_only_layers=[1], num_hidden_layers=3),
+    "qwen2-moe": _moe(
+        "qwen2_moe", num_experts=5, moe_intermediate_size=24, shared_expert_intermediate_size=40, norm_topk_prob=True
+    ),
 }
 """What config.json shall hold, by the name that tests use. At most eight heads but for those that say so."""
 
@@ -131,6 +140,11 @@ def build(config: dict[str, Any], folder: Path, *, dtype: torch.dtype = torch.fl
             if parameter.ndim == 1:
                 parameter.copy_(noise * 0.3 if name.endswith("bias") else 1 + noise * 0.2)
             else:
-                parameter.copy_(noise * (0.5 if id(parameter) in tables else 1.3 * parameter.shape[1] ** -0.5))
+                parameter.copy_(noise * (0.5 if id(parameter) in tables else 1.3 * _inputs(parameter) ** -0.5))
     model.to(dtype).save_pretrained(folder, **saving)
     return folder
+
+
+def _inputs(parameter: nn.Parameter) -> int:
+    """How many numbers one output sums. transformers stacks experts as [experts, out, in]."""
+    return parameter.shape[-1]

@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from shardwise.errors import ConfigError
-from shardwise.spec.axes import BITS, Axis, Fused
+from shardwise.spec.axes import BITS, Axis, Fused, Source
+from shardwise.spec.binding import names
 from shardwise.spec.blocks import Linear, attentions, layer_blocks, model_weights, parameters, walk
 from shardwise.spec.config import read_model
 from shardwise.spec.models import MODELS
@@ -67,19 +68,25 @@ def load(configs, name):
     return json.loads((configs / f"{name}.json").read_text()) | CHANGES.get(name, {})
 
 
-def stored(model):
-    """name of a stored tensor -> its shape, put together from the weights that it holds; aliases not among them."""
+def stored(model, new=False):
+    """name of a stored tensor -> its shape, put together from the weights that it holds; aliases not among them.
+
+    `new`: where there is another way in which a weight may be stored, that one."""
     shapes, rows = {}, defaultdict(list)
     for weight in model_weights(model):
-        source = weight.source
-        name, shape = (source.tensor if source else weight.name), weight.shape
-        if source and source.fused:
-            assert name.endswith(f"{source.fused.name}.{name.rsplit('.', 1)[1]}")
-            rows[name] += [row for piece in source.fused.pieces(range(shape[source.axis])) for row in piece]
-            shape = (*shape[: source.axis], len(rows[name]), *shape[source.axis + 1 :])
-        else:
-            assert name not in shapes
-        shapes[name] = shape[::-1] if source and source.transposed else shape
+        source = (weight.also if new else None) or weight.source or Source(weight.name)
+        for name in names(weight, source):
+            shape = weight.shape[1:] if "*" in source.tensor else weight.shape
+            if source.fused:
+                rows[name] += [row for piece in source.fused.pieces(range(shape[source.axis])) for row in piece]
+                shape = (*shape[: source.axis], len(rows[name]), *shape[source.axis + 1 :])
+            else:
+                assert name not in shapes
+            if source.packed:
+                groups = (*shape[:-1], shape[-1] // source.packed.size)
+                blocks = name.endswith(source.packed.blocks)
+                shape = (*groups, source.packed.size // source.packed.per_byte) if blocks else groups
+            shapes[name] = (*shape[:-2], shape[-1], shape[-2]) if source.transposed else shape
     for found in rows.values():
         assert sorted(found) == list(range(len(found)))
     return shapes

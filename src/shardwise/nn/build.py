@@ -11,11 +11,12 @@ from torch import nn
 from shardwise.nn.attention import Attention
 from shardwise.nn.batch import Batch, Rank
 from shardwise.nn.mlp import MLP
+from shardwise.nn.moe import MoE
 from shardwise.nn.norm import Norm
 from shardwise.nn.rope import Rope
 from shardwise.nn.state import Cache, State
 from shardwise.nn.table import Embedding, Head
-from shardwise.spec import blocks
+from shardwise.spec import blocks, moe
 
 Tensors = Mapping[str, torch.Tensor]
 """A rank's weights by their full names: views of its arena."""
@@ -64,6 +65,7 @@ MODULES: dict[type, Any] = {
     blocks.Norm: NormStep,
     blocks.Attention: Attention,
     blocks.MLP: MLP,
+    moe.MoE: MoE,
 }
 
 
