@@ -43,6 +43,11 @@ def _moe(model_type: str, **changes: Any) -> dict[str, Any]:
     return {"model_type": model_type, **BASE, "num_experts_per_tok": 2, **changes}
 
 
+def _glm4(**changes: Any) -> dict[str, Any]:
+    mine = {"head_dim": 8, "n_routed_experts": 6, "moe_intermediate_size": 24, "attention_bias": True}
+    return _moe("glm4_moe", **{**mine, **changes})
+
+
 LONG: dict[str, Any] = {
     "rope_type": "longrope",
     "rope_theta": 10000.0,
@@ -120,6 +125,10 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "qwen2-moe": _moe(
         "qwen2_moe", num_experts=5, moe_intermediate_size=24, shared_expert_intermediate_size=40, norm_topk_prob=True
     ),
+    "glm4-moe": _glm4(num_nextn_predict_layers=0),
+    "glm4-moe-groups": _glm4(
+        n_routed_experts=9, n_group=3, topk_group=2, use_qk_norm=True, attention_bias=False, routed_scaling_factor=1.5
+    ),
 }
 """What config.json shall hold, by the name that tests use. At most eight heads but for those that say so."""
 
@@ -141,6 +150,9 @@ def build(config: dict[str, Any], folder: Path, *, dtype: torch.dtype = torch.fl
                 parameter.copy_(noise * 0.3 if name.endswith("bias") else 1 + noise * 0.2)
             else:
                 parameter.copy_(noise * (0.5 if id(parameter) in tables else 1.3 * _inputs(parameter) ** -0.5))
+        for name, buffer in model.named_buffers():
+            if name.endswith("e_score_correction_bias"):
+                buffer.copy_(torch.randn(buffer.shape, generator=generator) * 0.2)
     model.to(dtype).save_pretrained(folder, **saving)
     return folder
 

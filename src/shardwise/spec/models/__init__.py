@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from shardwise.spec.blocks import Model
 from shardwise.spec.models.fields import Fields
+from shardwise.spec.models.glm4_moe import glm4_moe
 from shardwise.spec.models.gpt2 import gpt2
 from shardwise.spec.models.granite import granite
 from shardwise.spec.models.llama import llama
@@ -16,6 +17,7 @@ from shardwise.spec.models.qwen import qwen2, qwen3
 from shardwise.spec.models.qwen_moe import qwen2_moe, qwen3_moe
 
 MODELS: dict[str, Callable[[Fields], Model]] = {
+    "glm4_moe": glm4_moe,
     "gpt2": gpt2,
     "granite": granite,
     "llama": llama,

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from shardwise.spec.axes import Axis, Fused, unit_grain
 from shardwise.spec.blocks import Linear
 from shardwise.spec.models.fields import Fields
+from shardwise.spec.moe import Groups
 
 Stacks = tuple[Linear, Linear, Linear]
 """gate, up and down of all experts."""
@@ -47,3 +50,16 @@ def top_of(fields: Fields, experts: int, default: int) -> int:
     if top > experts:
         raise fields.wrong("num_experts_per_tok", f"there are {experts} experts; up to that many work")
     return top
+
+
+def groups_of(fields: Fields, experts: int, by: Literal["max", "top2"]) -> Groups | None:
+    """DeepSeek's `n_group` and `topk_group`; None where every group may be chosen. Raises ConfigError unless groups are equal,
+    have two experts where two are summed, and those that may be chosen hold as many as a token visits."""
+    count = fields.integer("n_group", 1, most=experts)
+    top = fields.integer("topk_group", 1, most=count)
+    size = experts // count
+    if experts % count or (by == "top2" and size < 2):
+        raise fields.wrong("n_group", f"{experts} experts must fall into equal groups{' of two or more' * (by == 'top2')}")
+    if top * size < fields.integer("num_experts_per_tok", 1):
+        raise fields.wrong("topk_group", f"groups of {size} experts hold too few for num_experts_per_tok")
+    return None if top == count else Groups(count, top, by)
