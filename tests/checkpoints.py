@@ -39,6 +39,15 @@ def _phi3(**changes: Any) -> dict[str, Any]:
     return {"model_type": "phi3", **BASE, **changes}
 
 
+def _moe(model_type: str, **changes: Any) -> dict[str, Any]:
+    return {"model_type": model_type, **BASE, "num_experts_per_tok": 2, **changes}
+
+
+def _glm4(**changes: Any) -> dict[str, Any]:
+    mine = {"head_dim": 8, "n_routed_experts": 6, "moe_intermediate_size": 24, "attention_bias": True}
+    return _moe("glm4_moe", **{**mine, **changes})
+
+
 LONG: dict[str, Any] = {
     "rope_type": "longrope",
     "rope_theta": 10000.0,
@@ -142,6 +151,15 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "phi3-longrope-partial": _phi3(
         hidden_size=128, rope_parameters={**LONG, "partial_rotary_factor": 0.5}, original_max_position_embeddings=32
     ),
+    "mixtral": _moe("mixtral", num_local_experts=5, intermediate_size=48),
+    "qwen3-moe": _moe("qwen3_moe", num_experts=7, moe_intermediate_size=24, mlp_only_layers=[1], num_hidden_layers=3),
+    "qwen2-moe": _moe(
+        "qwen2_moe", num_experts=5, moe_intermediate_size=24, shared_expert_intermediate_size=40, norm_topk_prob=True
+    ),
+    "glm4-moe": _glm4(num_nextn_predict_layers=0),
+    "glm4-moe-groups": _glm4(
+        n_routed_experts=9, n_group=3, topk_group=2, use_qk_norm=True, attention_bias=False, routed_scaling_factor=1.5
+    ),
 }
 """What config.json shall hold, by the name that tests use. At most eight heads but for those that say so."""
 
@@ -162,6 +180,14 @@ def build(config: dict[str, Any], folder: Path, *, dtype: torch.dtype = torch.fl
             if parameter.ndim == 1:
                 parameter.copy_(noise * 0.3 if name.endswith("bias") else 1 + noise * 0.2)
             else:
-                parameter.copy_(noise * (0.5 if id(parameter) in tables else 1.3 * parameter.shape[1] ** -0.5))
+                parameter.copy_(noise * (0.5 if id(parameter) in tables else 1.3 * _inputs(parameter) ** -0.5))
+        for name, buffer in model.named_buffers():
+            if name.endswith("e_score_correction_bias"):
+                buffer.copy_(torch.randn(buffer.shape, generator=generator) * 0.2)
     model.to(dtype).save_pretrained(folder, **saving)
     return folder
+
+
+def _inputs(parameter: nn.Parameter) -> int:
+    """How many numbers one output sums. transformers stacks experts as [experts, out, in]."""
+    return parameter.shape[-1]

@@ -13,7 +13,7 @@ from math import prod
 
 from shardwise.errors import LayoutError
 from shardwise.spec.axes import BITS, Axis, Weight, split
-from shardwise.spec.blocks import Attending, Block, Kept, Model, attentions, layer_blocks, weights
+from shardwise.spec.blocks import Attending, Block, Kept, Model, attentions, layer_blocks, stacks, weights
 from shardwise.spec.boxes import Box, atoms, intersect, subtract
 from shardwise.spec.mesh import Coords, Mesh
 
@@ -44,7 +44,8 @@ class Shares:
 
     def family(self, cut: str) -> tuple[float, ...]:
         """The proportions by which the axes of a family are cut."""
-        return {"q": self.attention, "kv": self.attention, "mlp": self.mlp, "vocab": self.vocab}[cut]
+        by = {"q": self.attention, "kv": self.attention, "vocab": self.vocab}
+        return by.get(cut, self.mlp)  # "mlp", "moe" and "expert"
 
     def check(self, degree: int) -> None:
         """Raises LayoutError unless there is one positive, finite share a rank."""
@@ -137,13 +138,17 @@ def _cut(axis: Axis, shares: tuple[float, ...]) -> tuple[range, ...]:
 
 @dataclass(frozen=True)
 class Layout:
-    """`model` cut over `mesh` in proportions `shares`, its dense weights held as `dtype`, its KV cache as `kv_dtype`."""
+    """`model` cut over `mesh` in proportions `shares`, its dense weights held as `dtype`, its KV cache as `kv_dtype`.
+
+    Every expert of a mixture is cut inside, as an MLP is. With `expert_parallel` whole experts are dealt to the same ranks.
+    """
 
     model: Model
     mesh: Mesh
     shares: Shares
     dtype: str
     kv_dtype: str
+    expert_parallel: bool = False
 
     def __post_init__(self) -> None:
         if self.mesh.tp > self.model.heads:
@@ -154,25 +159,44 @@ class Layout:
         self.shares.check(self.mesh.tp)
         if self.mesh.pp > self.model.layers:
             raise LayoutError(f"{self.mesh.pp} pipeline stages for {self.model.layers} layers; the most is {self.model.layers}")
+        if self.expert_parallel:
+            self._check_experts()
+
+    def _check_experts(self) -> None:
+        if not any(stacks(self.model)):
+            raise LayoutError(
+                f"expert parallelism deals whole experts to ranks, and this model ({self.model.architecture}) has none; "
+                "without --enable-expert-parallel it works"
+            )
+        if self.mesh.ep > 1:
+            raise LayoutError(f"experts are dealt to {self.mesh.ep} ranks of their own already; either works, not both")
 
     # --- spans --------------------------------------------------------------------------------------------------------
 
     def cut(self, axis: Axis) -> bool:
         """Whether the axis is divided over more than one rank: the only reason to reduce, or to gather."""
-        return axis.cut is not None and self._degree(axis.cut) > 1
+        return axis.cut is not None and len(self._group(axis.cut)) > 1
 
     def span(self, axis: Axis, at: Coords) -> range:
         """The elements of `axis` that the rank at `at` holds."""
         if axis.cut is None:
             return range(axis.size)
-        return self.spans(axis)[at.ep if axis.cut == "expert" else at.tp]
+        spans = self.spans(axis)
+        return spans[0] if len(spans) == 1 else spans[at.ep if axis.cut == "expert" and not self.expert_parallel else at.tp]
 
     def spans(self, axis: Axis) -> tuple[range, ...]:
         """The elements of a cut axis, rank by rank of the group that cuts it."""
         if axis.cut is None:
             raise LayoutError(f"an axis of {axis.size} elements is not cut: every rank holds all of it")
-        shares = (1.0,) * self.mesh.ep if axis.cut == "expert" else self.shares.family(axis.cut)
-        return _cut(axis, shares)
+        return _cut(axis, self._group(axis.cut))
+
+    def _group(self, cut: str) -> tuple[float, ...]:
+        """The shares of the ranks that divide a family among them: one share where none do."""
+        if cut == "moe" and self.expert_parallel:
+            return (1.0,)
+        if cut == "expert" and not self.expert_parallel:
+            return (1.0,) * self.mesh.ep
+        return self.shares.family(cut)
 
     def box(self, weight: Weight, at: Coords) -> Box:
         """The logical ranges of a weight that the rank at `at` holds, if its stage has the weight at all."""
@@ -194,9 +218,6 @@ class Layout:
         if not kv or len(queries) % len(kv):
             return False
         return self.kv_of_queries(attention, at) == tuple(i * len(kv) // len(queries) for i in range(len(queries)))
-
-    def _degree(self, cut: str) -> int:
-        return self.mesh.ep if cut == "expert" else self.mesh.tp
 
     # --- what a rank holds --------------------------------------------------------------------------------------------
 

@@ -46,12 +46,15 @@ def rope(
     *,
     kinds: Mapping[str, str] = KINDS,
     partial: bool = False,
+    part: float = 1.0,
+    theta: float = 10000.0,
     original: int | None = None,
 ) -> Rope:
     """The rotary embedding of heads of `dim`, from `rope_scaling` and `rope_theta`, or from v5's `rope_parameters`.
 
-    `partial`: the family rotates only the first `partial_rotary_factor` of a head; elsewhere it must be 1. `original` is the
-    family's default for `original_max_position_embeddings`. Raises ConfigError for an unknown kind or key.
+    `partial`: the family rotates only the first `partial_rotary_factor` of a head, `part` where it is absent; elsewhere it must
+    be 1. `theta` and `original` are the family's defaults for `rope_theta` and `original_max_position_embeddings`.
+    Raises ConfigError for an unknown kind or key.
     """
     section = _section(fields)
     for key, _ in section.unread():
@@ -59,8 +62,8 @@ def rope(
             raise section.wrong(key, f"not a known rotary setting; known are {', '.join(KEYS)}")
     spelled = "type" if section.has("type") and not section.has("rope_type") else "rope_type"
     kind = section.choice(spelled, kinds, "default")
-    base = section.number("rope_theta", fields.number("rope_theta", 10000.0, above=1), above=1)
-    rotated = int(dim * _factor(fields, section, partial))
+    base = section.number("rope_theta", fields.number("rope_theta", theta, above=1), above=1)
+    rotated = int(dim * _factor(fields, section, partial, part))
     if rotated < 2 or rotated % 2:
         raise ConfigError(f"config.json: {rotated} elements of a head of {dim} would be rotated; it must be even, from 2")
     context = fields.integer("max_position_embeddings")
@@ -91,8 +94,8 @@ def _section(fields: Fields) -> Fields:
     return old if old.mapping() else new
 
 
-def _factor(fields: Fields, section: Fields, partial: bool) -> float:
-    outer = fields.number("partial_rotary_factor", 1.0, above=0, most=1)
+def _factor(fields: Fields, section: Fields, partial: bool, part: float) -> float:
+    outer = fields.number("partial_rotary_factor", part, above=0, most=1)
     factor = section.number("partial_rotary_factor", outer, above=0, most=1)
     if factor != 1 and not partial:
         holder = section if section.has("partial_rotary_factor") else fields
