@@ -79,7 +79,10 @@ def _deepseek(kind: str, **changes: Any) -> dict[str, Any]:
         "qk_nope_head_dim": 12,
         "qk_rope_head_dim": 8,
         "v_head_dim": 10,
-        "first_k_dense_replace": 3,
+        "first_k_dense_replace": 1,
+        "n_routed_experts": 9,
+        "num_experts_per_tok": 3,
+        "moe_intermediate_size": 24,
         **changes,
     }
 
@@ -141,9 +144,11 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "bos_token_id": None,
         "eos_token_id": None,
     },
-    "deepseek-v2": _deepseek("deepseek_v2"),
-    "deepseek-v2-lite": _deepseek("deepseek_v2", q_lora_rank=None, rope_parameters=DEEP),
-    "deepseek-v3": _deepseek("deepseek_v3", rope_parameters=DEEP, attention_bias=True),
+    "deepseek-v2": _deepseek(
+        "deepseek_v2", topk_method="group_limited_greedy", n_group=3, topk_group=2, routed_scaling_factor=4.0
+    ),
+    "deepseek-v2-lite": _deepseek("deepseek_v2", q_lora_rank=None, rope_parameters=DEEP, n_shared_experts=1),
+    "deepseek-v3": _deepseek("deepseek_v3", rope_parameters=DEEP, attention_bias=True, n_group=3, topk_group=2),
     "phi3": _phi3(),
     "phi3-window": _phi3(sliding_window=8),
     "phi3-partial": _phi3(rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from shardwise.spec.blocks import Model
-from shardwise.spec.models.deepseek import deepseek_v2, deepseek_v3
+from shardwise.spec.models.deepseek import deepseek_v2, deepseek_v3, kimi_k2
 from shardwise.spec.models.fields import Fields
 from shardwise.spec.models.glm4_moe import glm4_moe
 from shardwise.spec.models.gpt2 import gpt2
@@ -23,6 +23,7 @@ MODELS: dict[str, Callable[[Fields], Model]] = {
     "glm4_moe": glm4_moe,
     "gpt2": gpt2,
     "granite": granite,
+    "kimi_k2": kimi_k2,
     "llama": llama,
     "mistral": mistral,
     "mixtral": mixtral,
