@@ -39,6 +39,15 @@ def _phi3(**changes: Any) -> dict[str, Any]:
     return {"model_type": "phi3", **BASE, **changes}
 
 
+def _moe(model_type: str, **changes: Any) -> dict[str, Any]:
+    return {"model_type": model_type, **BASE, "num_experts_per_tok": 2, **changes}
+
+
+def _glm4(**changes: Any) -> dict[str, Any]:
+    mine = {"head_dim": 8, "n_routed_experts": 6, "moe_intermediate_size": 24, "attention_bias": True}
+    return _moe("glm4_moe", **{**mine, **changes})
+
+
 LONG: dict[str, Any] = {
     "rope_type": "longrope",
     "rope_theta": 10000.0,
@@ -46,6 +55,37 @@ LONG: dict[str, Any] = {
     "long_factor": [1.3, 2.0, 3.1, 4.5],
     "original_max_position_embeddings": 32,
 }
+
+DEEP: dict[str, Any] = {
+    "rope_type": "yarn",
+    "rope_theta": 10000.0,
+    "factor": 4.0,
+    "original_max_position_embeddings": 32,
+    "mscale": 0.7,
+    "mscale_all_dim": 0.9,
+}
+"""YaRN as DeepSeek has it, which scales the scores too. Published configs have both scales alike, and cos and sin are left."""
+
+
+def _deepseek(kind: str, **changes: Any) -> dict[str, Any]:
+    """Heads of 12 + 8 elements of key and 10 of value; two of three layers are mixtures."""
+    return {
+        "model_type": kind,
+        **BASE,
+        "num_hidden_layers": 3,
+        "num_key_value_heads": 8,
+        "q_lora_rank": 28,
+        "kv_lora_rank": 24,
+        "qk_nope_head_dim": 12,
+        "qk_rope_head_dim": 8,
+        "v_head_dim": 10,
+        "first_k_dense_replace": 1,
+        "n_routed_experts": 9,
+        "num_experts_per_tok": 3,
+        "moe_intermediate_size": 24,
+        **changes,
+    }
+
 
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": _llama(),
@@ -104,12 +144,26 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "bos_token_id": None,
         "eos_token_id": None,
     },
+    "deepseek-v2": _deepseek(
+        "deepseek_v2", topk_method="group_limited_greedy", n_group=3, topk_group=2, routed_scaling_factor=4.0
+    ),
+    "deepseek-v2-lite": _deepseek("deepseek_v2", q_lora_rank=None, rope_parameters=DEEP, n_shared_experts=1),
+    "deepseek-v3": _deepseek("deepseek_v3", rope_parameters=DEEP, attention_bias=True, n_group=3, topk_group=2),
     "phi3": _phi3(),
     "phi3-window": _phi3(sliding_window=8),
     "phi3-partial": _phi3(rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}),
     "phi3-longrope": _phi3(rope_parameters=LONG, original_max_position_embeddings=32),
     "phi3-longrope-partial": _phi3(
         hidden_size=128, rope_parameters={**LONG, "partial_rotary_factor": 0.5}, original_max_position_embeddings=32
+    ),
+    "mixtral": _moe("mixtral", num_local_experts=5, intermediate_size=48),
+    "qwen3-moe": _moe("qwen3_moe", num_experts=7, moe_intermediate_size=24, mlp_only_layers=[1], num_hidden_layers=3),
+    "qwen2-moe": _moe(
+        "qwen2_moe", num_experts=5, moe_intermediate_size=24, shared_expert_intermediate_size=40, norm_topk_prob=True
+    ),
+    "glm4-moe": _glm4(num_nextn_predict_layers=0),
+    "glm4-moe-groups": _glm4(
+        n_routed_experts=9, n_group=3, topk_group=2, use_qk_norm=True, attention_bias=False, routed_scaling_factor=1.5
     ),
 }
 """What config.json shall hold, by the name that tests use. At most eight heads but for those that say so."""
@@ -131,6 +185,14 @@ def build(config: dict[str, Any], folder: Path, *, dtype: torch.dtype = torch.fl
             if parameter.ndim == 1:
                 parameter.copy_(noise * 0.3 if name.endswith("bias") else 1 + noise * 0.2)
             else:
-                parameter.copy_(noise * (0.5 if id(parameter) in tables else 1.3 * parameter.shape[1] ** -0.5))
+                parameter.copy_(noise * (0.5 if id(parameter) in tables else 1.3 * _inputs(parameter) ** -0.5))
+        for name, buffer in model.named_buffers():
+            if name.endswith("e_score_correction_bias"):
+                buffer.copy_(torch.randn(buffer.shape, generator=generator) * 0.2)
     model.to(dtype).save_pretrained(folder, **saving)
     return folder
+
+
+def _inputs(parameter: nn.Parameter) -> int:
+    """How many numbers one output sums. transformers stacks experts as [experts, out, in]."""
+    return parameter.shape[-1]

@@ -29,10 +29,12 @@ T = TypeVar("T")
 GREEDY = Draw(temperature=0.0, top_p=1.0, top_k=0, min_p=0.0, seed=0)
 
 
-def layout_of(config: Path | dict[str, Any], shares: Sequence[float], dtype: str = "float32") -> Layout:
+def layout_of(
+    config: Path | dict[str, Any], shares: Sequence[float], dtype: str = "float32", *, expert_parallel: bool = False
+) -> Layout:
     """The layout of a checkpoint's folder, or of a config, over as many ranks as there are shares."""
     values = read_json(config / "config.json") if isinstance(config, Path) else config
-    return Layout(read_model(values), Mesh(tp=len(shares)), Shares.of(shares), dtype, dtype)
+    return Layout(read_model(values), Mesh(tp=len(shares)), Shares.of(shares), dtype, dtype, expert_parallel)
 
 
 def even(degree: int) -> tuple[float, ...]:

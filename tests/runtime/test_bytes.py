@@ -15,6 +15,8 @@ import torch
 
 from shardwise.sched.step import Item
 from shardwise.spec import traffic
+from shardwise.spec.blocks import layer_blocks, walk
+from shardwise.spec.moe import MoE
 from tests.checkpoints import FAMILIES
 from tests.group import GREEDY, Group, even, layout_of
 
@@ -107,7 +109,9 @@ def check_traffic(group: Group) -> None:
     two.tokens.append(5)
     check_step(group, 1, 1, two.take(draw=GREEDY, wants=0))
     sites = [c.site for c in group.comms[0].calls if c.op == "all_reduce" and c.site != "embed"]
-    assert sites == (["attn_out", "mlp_down"] * layout.model.layers if layout.mesh.tp > 1 else [])
+    mixed = [any(isinstance(node, MoE) for _, node in walk(block)) for _, block in layer_blocks(layout.model)]
+    wanted = [site for moe in mixed for site in ("attn_out", "moe_out" if moe else "mlp_down")]
+    assert sites == (wanted if layout.mesh.tp > 1 else [])
 
 
 def check_step(group: Group, tokens: int, rows: int, *items: Item) -> None:

@@ -16,8 +16,8 @@ from safetensors.torch import save_file
 
 from shardwise.runtime import load
 from shardwise.spec.axes import Weight
-from shardwise.spec.binding import bind, reads
-from shardwise.spec.checkpoint import Stored, open_checkpoint
+from shardwise.spec.binding import Place, bind, reads
+from shardwise.spec.checkpoint import open_checkpoint
 from shardwise.spec.layout import ALIGN_BYTES, Layout
 from tests.checkpoints import FAMILIES, build
 from tests.group import even, layout_of
@@ -44,20 +44,22 @@ def stored(folder: Path) -> dict[str, torch.Tensor]:
     return found
 
 
-def whole(weight: Weight, bound: Stored, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
-    """The whole logical weight, put together from its tensor by the plainest means."""
-    tensor = tensors[bound.name]
-    if weight.source and weight.source.transposed:
-        tensor = tensor.t()
-    if weight.source and weight.source.fused:
-        fused = weight.source.fused
-        assert fused.block == fused.stride, "one piece in all of these families"
-        tensor = tensor.narrow(weight.source.axis, fused.start, weight.axes[weight.source.axis].size)
+def whole(weight: Weight, place: Place, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
+    """The whole logical weight, put together from its tensors by the plainest means."""
+    source = place.source
+    parts = [tensors[stored.name] for stored in place.tensors]
+    tensor = torch.stack(parts) if "*" in source.tensor else parts[0]
+    if source.transposed:
+        tensor = tensor.transpose(-1, -2)
+    if source.fused:
+        fused, size = source.fused, weight.axes[source.axis].size
+        rows = [fused.start + i // fused.block * fused.stride + i % fused.block for i in range(size)]
+        tensor = tensor.index_select(source.axis, torch.tensor(rows))
     return tensor
 
 
 @pytest.mark.parametrize("shares", SHARES.values(), ids=SHARES)
-@pytest.mark.parametrize("name", ["llama-tied", "llama-biased", "llama-mqa", "gpt2", "gpt2-untied", "phi3", "qwen3"])
+@pytest.mark.parametrize("name", ["llama-tied", "llama-biased", "llama-mqa", "gpt2", "gpt2-untied", "phi3", "qwen3", "mixtral"])
 def test_every_range(name: str, shares: tuple[float, ...], checkpoint: Checkpoints) -> None:
     folder = checkpoint(name)
     layout, tensors = layout_of(folder, shares), stored(folder)
@@ -85,9 +87,9 @@ def test_no_range_of_another_rank_is_read(name: str, checkpoint: Checkpoints) ->
     for rank in range(3):
         copied = 0
         for part in layout.slices(rank):
-            for read in reads(part.weight, part.ranges):
+            for read in reads(part.weight, bound[part.weight.name], part.ranges):
                 copied += 4 * prod(len(r) for r in read.stored)
-                touched[bound[part.weight.name].name][tuple(slice(r.start, r.stop) for r in read.stored)] += 1
+                touched[read.tensor.name][tuple(slice(r.start, r.stop, r.step) for r in read.stored)] += 1
         assert copied == layout.weight_bytes(rank)
     assert all((times > 0).all() for times in touched.values()), "every stored element is someone's"
     assert sum(int(times.sum()) for times in touched.values()) * 4 == sum(layout.weight_bytes(rank) for rank in range(3))
@@ -101,9 +103,8 @@ def test_what_others_hold_is_never_looked_at(checkpoint: Checkpoints, tmp_path: 
     want, _ = loaded(folder, layout, 1)
     blank = {name: torch.full_like(tensor, torch.nan) for name, tensor in tensors.items()}
     for part in layout.slices(1):
-        name = bound[part.weight.name].name
-        for read in reads(part.weight, part.ranges):
-            box = tuple(slice(r.start, r.stop) for r in read.stored)
+        for read in reads(part.weight, bound[part.weight.name], part.ranges):
+            box, name = tuple(slice(r.start, r.stop) for r in read.stored), read.tensor.name
             blank[name][box] = tensors[name][box]
     save_file(blank, tmp_path / "model.safetensors")
     found, _ = loaded(tmp_path, layout, 1)

@@ -7,7 +7,12 @@ from __future__ import annotations
 # it. "module": the Hub's count has the tied head twice, this is the one of transformers' module; TestAsTransformers holds all
 # of them against transformers' modules besides.
 PUBLISHED = {
+    "DeepSeek-R1": 671_026_419_200,  # as the model that it was made from
+    "DeepSeek-V3": 671_026_419_200,  # module; the paper's 671 B, without the layer of multi-token prediction
     "Devstral-Small-2507": 23_572_403_200,  # index
+    # hub, which has 110_468_824_832, less the layer of multi-token prediction with its own embedding and head
+    "GLM-4.5-Air": 106_852_251_264,
+    "Kimi-K2-Instruct": 1_026_408_232_448,  # module; catalogues have 1026.5 B, with the 62 M scales of its FP8 blocks
     "Llama-2-13b-chat--RUTERGPT13B": 13_015_864_320,  # index, less its 40 stored rotary tables
     "Llama-2-70b--lzlv_70b": 68_976_648_192,  # hub
     "Llama-2-70B-neuron": 68_976_648_192,  # hub
@@ -22,6 +27,8 @@ PUBLISHED = {
     "Meta-Llama-3.1-8B": 8_030_261_248,  # hub
     "Mistral-7B-Instruct-v0.3": 7_248_023_552,  # hub
     "Mistral-7B-v0.1": 7_241_732_096,  # index
+    "Mixtral-8x22B-v0.1": 140_620_634_112,  # index of a derived model
+    "Mixtral-8x7B-v0.1": 46_702_792_704,  # hub
     "Phi-3-mini--keyformer": 3_821_079_552,  # index
     "Phi-3-mini-4k--Chocolatine-SLERP": 3_821_079_552,  # hub
     "Qwen2.5-14B--cogito-v1": 14_765_947_904,  # index
@@ -29,9 +36,17 @@ PUBLISHED = {
     "Qwen2.5-7B-Instruct": 7_615_616_512,  # hub
     "Qwen3-0.6B": 596_049_920,  # module
     "Qwen3-1.7B": 1_720_574_976,  # index
+    "Qwen3-235B-A22B": 235_093_634_560,  # hub
+    "Qwen3-235B-A22B-FP8": 235_093_634_560,  # as the model that it quantises
+    "Qwen3-30B-A3B": 30_532_122_624,  # hub
+    "Qwen3-30B-A3B-FP8": 30_532_122_624,  # as the model that it quantises
+    "Qwen3-30B-A3B-Instruct-2507": 30_532_122_624,  # hub
     "Qwen3-32B": 32_762_123_264,  # hub
     "Qwen3-32B-FP8": 32_762_123_264,  # as the model that it quantises
     "Qwen3-8B": 8_190_735_360,  # hub
+    "Qwen3-Coder-480B-A35B-Instruct": 480_154_875_392,  # hub
+    "WizardLM-2-8x22B": 140_620_634_112,  # index
+    "dolphin-2.5-mixtral-8x7b": 46_702_809_088,  # index
     "gpt2-xl": 1_557_611_200,  # hub
     "mediatek/Qwen2-1.5B-Instruct": 1_543_714_304,  # hub
     "mediatek/Qwen2-7B-Instruct": 7_615_616_512,  # hub
@@ -61,14 +76,15 @@ INDEXES = {
     "Llama-3.1-70B--Reflection.model.safetensors": ("Meta-Llama-3.1-70B", 4, 2 * 6 * 8192),
     "Llama-3.2-3B-Instruct.model.safetensors": ("Llama-3.2-3B-Instruct", 2, 0),
     "Mistral-7B-v0.1.pytorch_model.bin": ("Mistral-7B-v0.1", 4, 0),
+    "WizardLM-2-8x22B.model.safetensors": ("WizardLM-2-8x22B", 2, 0),
+    "mixtral-8x7b--dolphin.pytorch_model.bin": ("dolphin-2.5-mixtral-8x7b", 2, 0),
     "Qwen2.5-14B--cogito.model.safetensors": ("Qwen2.5-14B--cogito-v1", 2, 0),
     "Qwen3-1.7B.model.safetensors": ("Qwen3-1.7B", 2, 0),
     "phi-3-mini.model.safetensors": ("Phi-3-mini--keyformer", 2, 0),
 }
 OTHER_INDEXES = {
-    "Llama-3.1-8B-bnb-int8.model.safetensors", "Qwen-72B-v1.model.safetensors", "WizardLM-2-8x22B.model.safetensors",
+    "Llama-3.1-8B-bnb-int8.model.safetensors", "Qwen-72B-v1.model.safetensors",
     "bloom.pytorch_model.bin", "falcon-40b.pytorch_model.bin", "gemma-2b.model.safetensors", "gpt-oss-20b.model.safetensors",
     "gpt_neox-7B--RedPajama.pytorch_model.bin", "medgemma-27b-it--gemma3.model.safetensors",
-    "mixtral-8x7b--dolphin.pytorch_model.bin",
 }  # fmt: skip
 """Of architectures that are refused, each by its own name."""

@@ -5,11 +5,27 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from math import prod
+from types import UnionType
 from typing import Any
 
 from shardwise.spec import traffic
 from shardwise.spec.axes import BITS, Axis
-from shardwise.spec.blocks import MLP, Attention, Block, Linear, Model, Norm, Table, attentions, parameters, walk, weights
+from shardwise.spec.blocks import (
+    MLA,
+    MLP,
+    Attending,
+    Attention,
+    Block,
+    Linear,
+    Model,
+    Norm,
+    Table,
+    attentions,
+    parameters,
+    walk,
+    weights,
+)
 from shardwise.spec.layout import Layout, Shares
 from shardwise.spec.mesh import Mesh
 
@@ -30,7 +46,8 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """What is cut: the first attention and MLP of the model stand for all. An absent one has size 0."""
+    """What is cut: the first attention and MLP of the model stand for all. An absent one has size 0; latent attention has no
+    KV heads."""
 
     heads: int
     kv_heads: int
@@ -69,10 +86,10 @@ class Branch:
 
 
 def sizes(model: Model) -> Sizes:
-    attention, mlp = _first(model, Attention), _first(model, MLP)
+    attention, mlp = _first(model, Attending), _first(model, MLP)
     return Sizes(
         attention.heads if attention else 0,
-        attention.kv_heads if attention else 0,
+        attention.kv_heads if isinstance(attention, Attention) else 0,
         mlp.up.out.size if mlp else 0,
         model.vocab,
     )
@@ -81,10 +98,12 @@ def sizes(model: Model) -> Sizes:
 def parts(layout: Layout) -> tuple[Part, ...]:
     """Every rank's part, in order."""
     model = layout.model
-    attention, mlp = _first(model, Attention), _first(model, MLP)
+    attention, mlp = _first(model, Attending), _first(model, MLP)
     ranks = range(layout.mesh.size)
     at = [layout.mesh.coords(rank) for rank in ranks]
     heads = [layout.heads(attention, at[rank]) if attention else (range(0), range(0)) for rank in ranks]
+    if isinstance(attention, MLA):
+        heads = [(q, range(0)) for q, _ in heads]
     holders = Counter(head for _, kv in heads for head in kv)
     return tuple(
         Part(
@@ -135,7 +154,7 @@ def tree(layout: Layout) -> Iterator[Branch]:
 # --- walking --------------------------------------------------------------------------------------------------------------
 
 
-def _first(model: Model, kind: type) -> Any:
+def _first(model: Model, kind: type | UnionType) -> Any:
     """The first block of a kind in any layer, or None."""
     nodes = (node for run in model.runs for _, node in walk(run.block))
     return next((node for node in nodes if isinstance(node, kind)), None)
@@ -165,7 +184,7 @@ def _pieces(model: Model) -> Iterator[tuple[Block, int]]:
 def _uncut_bytes(layout: Layout, block: Block) -> int:
     """Bytes of the weights that every rank holds whole."""
     found = (w for w in weights(block) if not any(layout.cut(axis) for axis in w.axes))
-    return sum(w.elements * BITS[w.dtype or layout.dtype] // 8 for w in found)
+    return sum(prod(w.shape) * BITS[w.dtype or layout.dtype] // 8 for w in found)
 
 
 def _kinds(model: Model) -> dict[tuple[str, Block], list[int]]:
@@ -213,6 +232,9 @@ def _branch(layout: Layout, block: Block, depth: int) -> Branch | None:
     if isinstance(block, Attention):
         window = f"sees the last {block.window} tokens" if block.window else ""
         return Branch(depth, block.name, f"{block.heads} heads, {block.kv_heads} KV, of {block.dim}", window)
+    if isinstance(block, MLA):
+        widths = f"{block.nope_dim} + {block.rope.dim}"
+        return Branch(depth, block.name, f"{block.heads} heads of {widths}, one latent of {block.kv_norm.size}", "")
     if isinstance(block, MLP):
         return Branch(depth, block.name, f"{block.activation}{', gated' if block.gate else ''}", "")
     return None

@@ -9,7 +9,7 @@ from typing import Literal
 from shardwise.engine.devices import available_bytes, gpus
 from shardwise.errors import CapacityError, UserError
 from shardwise.spec.axes import BITS
-from shardwise.spec.blocks import Attention, Linear, walk
+from shardwise.spec.blocks import MLA, Attention, Linear, walk
 from shardwise.spec.layout import PAGE_TOKENS, Layout, Shares
 from shardwise.spec.mesh import Mesh
 
@@ -72,6 +72,8 @@ def activation_bytes(layout: Layout, rank: int, context: int) -> int:
                 widest = max(widest, len(layout.span(node.out, layout.mesh.coords(rank))))
             elif isinstance(node, Attention):
                 gathered = max(gathered, _attention_bytes(layout, node, rank, tokens, context))
+            elif isinstance(node, MLA):
+                gathered = max(gathered, _latent_bytes(layout, node, rank, tokens, context))
     # Norms are computed in float32, whatever the dtype; sampling works on float64 and int64 rows of the vocabulary.
     return 4 * tokens * (6 * layout.model.hidden + 3 * widest) + gathered + 16 * item * layout.model.vocab
 
@@ -84,6 +86,16 @@ def _attention_bytes(layout: Layout, attention: Attention, rank: int, tokens: in
     copies = len(kv) + (0 if layout.even_groups(attention, at) else len(queries))
     reach = context if attention.window is None else min(context, attention.window + tokens + 2 * PAGE_TOKENS)
     return reach * (2 * copies * attention.dim * item + tokens * (1 + item))
+
+
+def _latent_bytes(layout: Layout, attention: MLA, rank: int, tokens: int, context: int) -> int:
+    """Gathered latents of one layer and the mask, as above; the chunk's queries in the space of the latents: made, joined
+    with their turned part, put into rows, and what they read. For 16-bit numbers torch's CPU kernel packs keys and values
+    anew for each head that reads them."""
+    item, [width] = BITS[layout.dtype] // 8, attention.kept.dims
+    heads = len(layout.heads(attention, layout.mesh.coords(rank))[0])
+    packed = 2 * heads if item < 4 else 0
+    return context * ((2 + packed) * width * item + tokens * (1 + item)) + 5 * tokens * heads * width * item
 
 
 def _last(holds: Callable[[int], bool], low: int, high: int) -> int:

@@ -50,7 +50,7 @@ class Attention(nn.Module):
         if self.block.rope:
             angles: Angles = state.angles[self.block.rope]
             q, k = rotate(q, angles, self.block.rope.halves), rotate(k, angles, self.block.rope.halves)
-        keys, values, group = state.cache.layer(self.layer)
+        (keys, values), group = state.cache.layer(self.layer)
         batch = state.batch.groups[group]
         keys[batch.begun], values[batch.begun] = 0, 0
         keys.view(-1, self.kv_heads, dim)[batch.slots] = k.to(keys.dtype)

@@ -10,12 +10,14 @@ from torch import nn
 
 from shardwise.nn.attention import Attention
 from shardwise.nn.batch import Batch, Rank
+from shardwise.nn.mla import MLA
 from shardwise.nn.mlp import MLP
+from shardwise.nn.moe import MoE
 from shardwise.nn.norm import Norm
 from shardwise.nn.rope import Rope
 from shardwise.nn.state import Cache, State
 from shardwise.nn.table import Embedding, Head
-from shardwise.spec import blocks
+from shardwise.spec import blocks, moe
 
 Tensors = Mapping[str, torch.Tensor]
 """A rank's weights by their full names: views of its arena."""
@@ -63,7 +65,9 @@ MODULES: dict[type, Any] = {
     blocks.Residual: Residual,
     blocks.Norm: NormStep,
     blocks.Attention: Attention,
+    blocks.MLA: MLA,
     blocks.MLP: MLP,
+    moe.MoE: MoE,
 }
 
 

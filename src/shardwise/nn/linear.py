@@ -30,6 +30,10 @@ class Linear(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.site is None:
             return functional.linear(x, self.weight, self.bias)
-        y = self.comm.all_reduce(functional.linear(x, self.weight), site=self.site)
+        y = self.comm.all_reduce(self.part(x), site=self.site)
         # The bias is added once, to the finished sum; every rank holds all of it.
         return y if self.bias is None else y + self.bias
+
+    def part(self, x: torch.Tensor) -> torch.Tensor:
+        """This rank's part of the sum, without the bias."""
+        return functional.linear(x, self.weight)

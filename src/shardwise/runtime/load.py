@@ -14,7 +14,9 @@ from pathlib import Path
 
 import torch
 
-from shardwise.spec.binding import DTYPES, Read, reads
+from shardwise.nn.mxfp4 import unpack_mxfp4
+from shardwise.spec.binding import DTYPES, Place, Read, reads
+from shardwise.spec.boxes import Box
 from shardwise.spec.checkpoint import Stored
 from shardwise.spec.layout import Layout, Slice
 
@@ -33,16 +35,17 @@ def _view(block: torch.Tensor, part: Slice) -> torch.Tensor:
     return block[part.offset : part.offset + part.bytes].view(dtype).view(part.shape)
 
 
-def fill(tensors: Mapping[str, torch.Tensor], slices: Iterable[Slice], bound: Mapping[str, Stored], progress: Progress) -> None:
+def fill(tensors: Mapping[str, torch.Tensor], slices: Iterable[Slice], bound: Mapping[str, Place], progress: Progress) -> None:
     """Copies this rank's part of every weight into its place, converting the dtype where the layout says so."""
     with ExitStack() as opened:
         files: dict[Path, mmap.mmap] = {}
         for part in slices:
-            stored = bound[part.weight.name]
-            if stored.file not in files:
-                files[stored.file] = opened.enter_context(_mapped(stored.file))
-            for read in reads(part.weight, part.ranges):
-                _copy(tensors[part.weight.name], files[stored.file], stored, read)
+            place = bound[part.weight.name]
+            for stored in place.tensors:
+                if stored.file not in files:
+                    files[stored.file] = opened.enter_context(_mapped(stored.file))
+            for read in reads(part.weight, place, part.ranges):
+                _copy(tensors[part.weight.name], files, read)
             progress(part.bytes)
 
 
@@ -51,19 +54,29 @@ def _mapped(file: Path) -> mmap.mmap:
         return mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
 
 
-def _copy(target: torch.Tensor, mapped: mmap.mmap, stored: Stored, read: Read) -> None:
-    dtype: torch.dtype = getattr(torch, DTYPES[stored.dtype])
+def _copy(target: torch.Tensor, files: Mapping[Path, mmap.mmap], read: Read) -> None:
+    part = target[tuple(slice(r.start, r.stop) for r in read.target)]
+    source = _box(files, read.tensor, read.stored)
+    if read.scales is not None:
+        source = unpack_mxfp4(source, _box(files, read.scales, read.stored), target.dtype)
+    if read.transposed:
+        source = source.transpose(-1, -2)
+    part.copy_(source)
+    del source
+    for stored in (read.tensor, read.scales):
+        if stored is not None:
+            first = stored.start // mmap.PAGESIZE * mmap.PAGESIZE
+            files[stored.file].madvise(mmap.MADV_DONTNEED, first, stored.stop - first)
+
+
+def _box(files: Mapping[Path, mmap.mmap], stored: Stored, box: Box) -> torch.Tensor:
+    """A box of a stored tensor; axes after those that it names are whole. It lies in the mapped file."""
+    dtype: torch.dtype = torch.uint8 if stored.dtype == "F8_E8M0" else getattr(torch, DTYPES[stored.dtype])
     with warnings.catch_warnings():
         # torch warns that a read-only buffer must not be written to; it never is.
         warnings.simplefilter("ignore", UserWarning)
-        whole = torch.frombuffer(mapped, dtype=dtype, count=prod(stored.shape), offset=stored.start)
-    source = whole.view(stored.shape)[tuple(slice(r.start, r.stop) for r in read.stored)]
-    if read.transposed:
-        source = source.t()
-    target[tuple(slice(r.start, r.stop) for r in read.target)].copy_(source)
-    del whole, source
-    first = stored.start // mmap.PAGESIZE * mmap.PAGESIZE
-    mapped.madvise(mmap.MADV_DONTNEED, first, stored.stop - first)
+        whole = torch.frombuffer(files[stored.file], dtype=dtype, count=prod(stored.shape), offset=stored.start)
+    return whole.view(stored.shape)[tuple(slice(r.start, r.stop, r.step) for r in box)]
 
 
 def fill_dummy(tensors: Mapping[str, torch.Tensor], slices: Iterable[Slice], progress: Progress) -> None:
@@ -74,7 +87,7 @@ def fill_dummy(tensors: Mapping[str, torch.Tensor], slices: Iterable[Slice], pro
     noise = torch.rand(NOISE, generator=torch.Generator().manual_seed(0)) * 2 - 1
     for part in slices:
         target = tensors[part.weight.name]
-        if len(part.shape) == 1:
+        if len(part.shape) == 1 or part.weight.name.endswith("bias"):
             target.fill_(1.0 if part.weight.name.endswith("weight") else 0.0)
         elif target.numel():
             _noise(target, part, noise)
@@ -86,14 +99,17 @@ NOISE = 1_048_583
 
 
 def _noise(target: torch.Tensor, part: Slice, noise: torch.Tensor) -> None:
-    """Each row of the weight is a window of `noise` that starts at a place of its own."""
-    rows, columns = part.ranges
-    width = part.weight.axes[1].size
+    """Each row of the weight is a window of `noise` that starts at a place of its own. Rows of a stack count on."""
+    *above, columns = part.ranges
+    width = part.weight.axes[-1].size
     scaled = (noise * (3.0 / width) ** 0.5).to(target.dtype)
     windows = torch.cat((scaled, scaled[:width])).unfold(0, len(columns), 1)
     salt = int.from_bytes(part.weight.name.encode(), "little") % NOISE
-    starts = (salt + torch.arange(rows.start, rows.stop) * 7919 * width) % NOISE + columns.start
+    rows = torch.zeros(1, dtype=torch.int64)
+    for own, axis in zip(above, part.weight.axes, strict=False):
+        rows = (rows[:, None] * axis.size + torch.arange(own.start, own.stop)).flatten()
+    starts = (salt + rows * 7919 * width) % NOISE + columns.start
     if target.device.type == "cpu":
-        torch.index_select(windows, 0, starts, out=target)
+        torch.index_select(windows, 0, starts, out=target.view(-1, len(columns)))
     else:
-        target.copy_(windows.index_select(0, starts))
+        target.copy_(windows.index_select(0, starts).view(target.shape))

@@ -12,7 +12,7 @@ from shardwise.nn.build import Decoder
 from shardwise.runtime import inputs, load, sample
 from shardwise.runtime.cache import PagedCache
 from shardwise.sched.step import Result, Step
-from shardwise.spec.checkpoint import Stored
+from shardwise.spec.binding import Place
 
 
 class Runner:
@@ -21,7 +21,7 @@ class Runner:
     `bound` None means random weights (`--load-format dummy`).
     """
 
-    def __init__(self, rank: Rank, pages: Sequence[int], bound: Mapping[str, Stored] | None, progress: load.Progress) -> None:
+    def __init__(self, rank: Rank, pages: Sequence[int], bound: Mapping[str, Place] | None, progress: load.Progress) -> None:
         self.rank = rank
         self.arena, tensors = load.arena(rank.layout, rank.index, rank.device)
         slices = rank.layout.slices(rank.index)

@@ -38,7 +38,8 @@ def split(units: int, shares: Sequence[float]) -> tuple[range, ...]:
 class Axis:
     """One logical dimension of `size` elements.
 
-    `cut` names the family it is divided by ("q", "kv", "mlp", "vocab", "expert"), or None where every rank holds all of it.
+    `cut` names the family it is divided by ("q", "kv", "mlp", "vocab", "expert", "moe"), or None where every rank holds all of
+    it. "expert" counts experts, "moe" the inner rows of each: a layout divides one of the two.
     `grain` elements stay together (a head, a quantisation group). `group` is the number of query heads that read one KV
     head: the axes "q" and "kv" of an attention carry it, because one follows from the other.
     """
@@ -62,7 +63,8 @@ class Axis:
 class Fused:
     """A linear stored inside a wider tensor: its output rows come in blocks of `block`, one every `stride` rows from `start`.
 
-    Phi-3's `qkv_proj` holds q, k and v one after the other (one block each); Falcon and GPT-NeoX interleave them head by head.
+    Phi-3's `qkv_proj` holds q, k and v one after the other (one block each); Falcon and GPT-NeoX interleave them head by head,
+    gpt-oss the gate and up rows of its experts one by one.
     """
 
     name: str
@@ -71,7 +73,11 @@ class Fused:
     stride: int
 
     def pieces(self, rows: range) -> Iterator[range]:
-        """Contiguous stored rows, in order, that hold the logical `rows`."""
+        """Stored rows, in order, that hold the logical `rows`: contiguous ones, or a run with a step where a block is a row."""
+        if self.block == 1 and rows:
+            begin = self.start + rows.start * self.stride
+            yield range(begin, begin + (len(rows) - 1) * self.stride + 1, self.stride)
+            return
         at = rows.start
         while at < rows.stop:
             index, offset = divmod(at, self.block)
@@ -82,25 +88,39 @@ class Fused:
 
 
 @dataclass(frozen=True, slots=True)
+class Packed:
+    """`size` neighbours along the last axis share a scale, and `per_byte` of them a byte: `tensor` + `blocks` is
+    [..., groups, bytes of a group] and `tensor` + `scales` [..., groups], both of bytes."""
+
+    format: str
+    size: int
+    per_byte: int
+    blocks: str
+    scales: str
+
+
+@dataclass(frozen=True, slots=True)
 class Source:
     """Where a weight stands in the checkpoint, if not under its own name and as it is.
 
-    `tensor` is the stored name; `fused` applies to axis `axis` of the weight; `transposed` says that the two axes are stored
-    the other way round (GPT-2's Conv1D).
+    `tensor` is the stored name; with a `*` in it there is a tensor for each index of the weight's first axis, and that index
+    stands in the star's place. `fused` applies to axis `axis` of the weight; `transposed` says that the last two axes are
+    stored the other way round (GPT-2's Conv1D). `packed`: stored as blocks of small numbers with a scale each, in two tensors.
     """
 
     tensor: str
     transposed: bool = False
     fused: Fused | None = None
     axis: int = 0
+    packed: Packed | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Weight:
     """One tensor. `dtype` None means the dtype the model runs in; `per[i]` logical elements of axis i share a stored one.
 
-    `aliases` are other names under which a checkpoint may store the same tensor (a tied head). A `companion` (scales, zero
-    points) belongs to another weight and holds no parameters of its own.
+    `aliases` are other names under which a checkpoint may store the same tensor (a tied head), `also` is another way in which
+    it may. A `companion` (scales, zero points) belongs to another weight and holds no parameters of its own.
     """
 
     name: str
@@ -110,6 +130,7 @@ class Weight:
     source: Source | None = None
     aliases: tuple[str, ...] = ()
     companion: bool = False
+    also: Source | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -133,8 +154,8 @@ class Weight:
         """The same weight below `prefix` in the tree of blocks."""
         if not prefix:
             return self
-        source = self.source and replace(self.source, tensor=f"{prefix}.{self.source.tensor}")
-        return replace(self, name=f"{prefix}.{self.name}", source=source)
+        source, also = (s and replace(s, tensor=f"{prefix}.{s.tensor}") for s in (self.source, self.also))
+        return replace(self, name=f"{prefix}.{self.name}", source=source, also=also)
 
 
 def unit_grain(size: int, least: int = 256, most: int = 32) -> int:

@@ -31,7 +31,10 @@ class Linear:
     """y = x · Wᵀ + b. Column-parallel where `out` is cut, row-parallel where `inp` is: nothing else decides it.
 
     `fused`: stored inside a wider tensor. `transposed`: stored as [inp, out]. `tied`: the absolute name of the weight that
-    it shares with an embedding table.
+    it shares with an embedding table. `experts`: not one linear but one for each expert, stacked along that axis. They are
+    one weight, whichever way they are stored, because an axis can be cut and a list of names cannot: each in a tensor of its
+    own (the name then has a `*` for the expert's number, and `fused` is the other way in which they may be stored), or all
+    in one tensor, `fused`.
     """
 
     name: str
@@ -42,21 +45,38 @@ class Linear:
     fused: Fused | None = None
     transposed: bool = False
     tied: str | None = None
+    experts: Axis | None = None
 
     def children(self) -> tuple[Block, ...]:
         return ()
 
     def own_weights(self) -> Iterator[Weight]:
-        for weight, out_axis in self.format.weights(self.name, self.out, self.inp):
-            yield replace(weight, source=self._source(weight, out_axis))
+        for weight, out_axis in self._single_weights():
+            yield self._stack(weight, out_axis) if self.experts else replace(weight, source=self._source(weight, out_axis))
+
+    def _single_weights(self) -> Iterator[tuple[Weight, int]]:
+        yield from self.format.weights(self.name, self.out, self.inp)
         if self.bias:
-            bias = Weight(f"{self.name}.bias", (self.out,))
-            yield replace(bias, source=self._source(bias, 0))
+            yield Weight(f"{self.name}.bias", (self.out,)), 0
 
     def _source(self, weight: Weight, out_axis: int) -> Source | None:
         if self.fused and out_axis >= 0:
             return replace(fused_source(weight, out_axis, self.name, self.fused), transposed=self._turned(weight))
         return Source(weight.name, transposed=True) if self._turned(weight) else None
+
+    def _stack(self, weight: Weight, out_axis: int) -> Weight:
+        """The same tensor of all experts. In one tensor, it is called as the linear is, and its bias with `_bias` behind."""
+        assert self.experts is not None and out_axis >= 0
+        per = weight.per and (1, *weight.per)
+        stack = replace(weight, axes=(self.experts, *weight.axes), per=per)
+        ends = {f"{self.name}.weight": "", f"{self.name}.bias": "_bias"}
+        if self.fused is None or weight.name not in ends:
+            return stack
+        # Packed ones are rows of outputs, whichever way the dense ones stand.
+        packed = weight.source.packed if weight.source else None
+        turned = self._turned(weight) and not packed
+        source = Source(self.fused.name + ends[weight.name], turned, self.fused, out_axis + 1, packed)
+        return replace(stack, also=source) if "*" in self.name else replace(stack, source=source)
 
     def _turned(self, weight: Weight) -> bool:
         return self.transposed and len(weight.axes) == 2
@@ -118,6 +138,20 @@ class Rope:
 
 
 @dataclass(frozen=True, slots=True)
+class Kept:
+    """What an attention keeps of every token: for each head of axis `kv` one tensor of each of `dims` elements.
+
+    "full" keeps all tokens, "window" the last `window`. "latent" keeps all, but one tensor that every head reads: it is not
+    cut, and a rank without heads has none.
+    """
+
+    kind: Literal["full", "window", "latent"]
+    kv: Axis
+    dims: tuple[int, ...]
+    window: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Attention:
     """Causal attention with `heads` query heads over `kv_heads` KV heads of `dim`. `window` None sees everything."""
 
@@ -135,12 +169,67 @@ class Attention:
     q_norm: Norm | None = None
     k_norm: Norm | None = None
 
+    @property
+    def kept(self) -> Kept:
+        """Keys and values, as wide as each other."""
+        return Kept("full" if self.window is None else "window", self.k.out, (self.dim, self.dim), self.window)
+
     def children(self) -> tuple[Block, ...]:
         norms = tuple(n for n in (self.q_norm, self.k_norm) if n)
         return (self.q, self.k, self.v, *norms, self.o)
 
     def own_weights(self) -> Iterator[Weight]:
         return iter(())
+
+
+@dataclass(frozen=True, slots=True)
+class MLA:
+    """Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434, section 2.1): all heads read one latent a token.
+
+    `kv_a` makes a latent of `kv_norm.size` elements, and `rope.dim` more that are turned and go to every head's key as they
+    are; `kv_b` makes `nope_dim` elements of key and `v_dim` of value out of the latent for each head. `q` makes `nope_dim` +
+    `rope.dim` elements for each head, out of the hidden state, or of a latent of its own by `q_a` and `q_norm`. What makes a
+    latent is not cut; what makes heads is, head by head, and the axes of q, kv_b and o differ in grain alone.
+    """
+
+    name: str
+    q: Linear
+    kv_a: Linear
+    kv_norm: Norm
+    kv_b: Linear
+    o: Linear
+    heads: int
+    nope_dim: int
+    v_dim: int
+    scale: float
+    rope: Rope
+    q_a: Linear | None = None
+    q_norm: Norm | None = None
+
+    @property
+    def kv_heads(self) -> int:
+        """As many as query heads: each would have keys of its own, were they ever made."""
+        return self.heads
+
+    @property
+    def window(self) -> int | None:
+        return None
+
+    @property
+    def kept(self) -> Kept:
+        """The normed latent and the turned part of the keys, in one tensor."""
+        return Kept("latent", self.q.out, (self.kv_norm.size + self.rope.dim,))
+
+    def children(self) -> tuple[Block, ...]:
+        blocks = (self.q_a, self.q_norm, self.q, self.kv_a, self.kv_norm, self.kv_b, self.o)
+        return tuple(b for b in blocks if b)
+
+    def own_weights(self) -> Iterator[Weight]:
+        return iter(())
+
+
+Attending = Attention | MLA
+"""What turns a token's hidden state by what it sees of the tokens before it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,7 +325,7 @@ class Model:
     """A whole network. `context` is the most tokens a sequence may have; `dtype` the one the checkpoint was saved in.
 
     `prefix`: a checkpoint may store every name below it ("transformer."). `ignored`: stored tensors that hold no parameter
-    (masks, rotary tables), as suffixes.
+    (masks, rotary tables), as suffixes. `unused`: prefixes of those that plain decoding does not read (multi-token prediction).
     """
 
     architecture: str
@@ -249,6 +338,7 @@ class Model:
     dtype: str
     prefix: str = ""
     ignored: tuple[str, ...] = ()
+    unused: tuple[str, ...] = ()
 
     @property
     def layers(self) -> int:
@@ -276,9 +366,15 @@ def weights(block: Block, prefix: str = "") -> Iterator[Weight]:
             yield replace(weight, name=tied, source=None) if tied else weight.prefixed(path)
 
 
-def attentions(block: Block) -> Iterator[Attention]:
-    """Every attention below `block`, in order."""
-    return (node for _, node in walk(block) if isinstance(node, Attention))
+def attentions(block: Block) -> Iterator[Attending]:
+    """Every attention below `block`, of either kind, in order."""
+    return (node for _, node in walk(block) if isinstance(node, Attending))
+
+
+def stacks(model: Model) -> Iterator[Linear]:
+    """Every distinct stack of experts' linears; none in a dense model."""
+    nodes = (node for run in model.runs for _, node in walk(run.block))
+    return (node for node in nodes if isinstance(node, Linear) and node.experts)
 
 
 def layer_blocks(model: Model) -> Iterator[tuple[str, Block]]:

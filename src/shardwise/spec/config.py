@@ -16,7 +16,7 @@ from typing import Any
 from shardwise.errors import ConfigError
 from shardwise.spec import formats
 from shardwise.spec.axes import Axis
-from shardwise.spec.blocks import Block, Linear, Model, Run, attentions, rewrite, walk
+from shardwise.spec.blocks import Block, Linear, Model, Run, rewrite, walk
 from shardwise.spec.formats import Format
 from shardwise.spec.models import MODELS
 from shardwise.spec.models.fields import Fields, refuse_unread, shown
@@ -178,11 +178,11 @@ def _quantized(model: Model, quantization: Fields) -> Model:
     """The model with its layers' linears in the stored format; head, tables and the modules that it names stay dense."""
     form = _read_format(quantization)
     pack = lcm(form.pack("out"), form.pack("in"))
-    for attention in (found for run in model.runs for found in attentions(run.block)):
-        if attention.dim % pack:
+    for axis in _head_axes(model):
+        if axis.grain % pack:
             raise ConfigError(
                 f"config.json: quantization_config: {form.name} stores {pack} values in a word, which does not divide heads "
-                f"of {attention.dim}; dense weights would work"
+                f"of {axis.grain}; dense weights would work"
             )
     kept = [name for key in KEPT_DENSE for name in quantization.names(key)]
     blocks: dict[tuple[int, tuple[str, ...]], Block] = {}
@@ -196,6 +196,13 @@ def _quantized(model: Model, quantization: Fields) -> Model:
                 blocks[key] = _rewritten(run.block, form, dense)
             layers.append((run.name, i, blocks[key]))
     return replace(model, runs=tuple(_runs(layers)))
+
+
+def _head_axes(model: Model) -> Iterator[Axis]:
+    """The axes that are cut by heads."""
+    nodes = (node for run in model.runs for _, node in walk(run.block))
+    axes = (axis for node in nodes if isinstance(node, Linear) for axis in (node.out, node.inp))
+    return (axis for axis in axes if axis.cut in ("q", "kv"))
 
 
 def _read_format(quantization: Fields) -> Format:

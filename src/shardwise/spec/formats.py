@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from shardwise.errors import ConfigError
-from shardwise.spec.axes import Axis, Fused, Source, Weight
+from shardwise.spec.axes import Axis, Fused, Packed, Source, Weight
 
 
 class Format(Protocol):
@@ -33,21 +33,28 @@ class Format(Protocol):
         ...
 
 
+MXFP4 = Packed("mxfp4", size=32, per_byte=2, blocks="_blocks", scales="_scales")
+"""OCP microscaling FP4, as gpt-oss stores its experts: 32 E2M1 numbers along the inputs share an E8M0 scale.
+Source: OCP Microscaling Formats (MX) Specification 1.0."""
+
+
 @dataclass(frozen=True, slots=True)
 class Dense:
-    """Plain numbers; `dtype` None is the dtype the model runs in."""
+    """Plain numbers; `dtype` None is the dtype the model runs in. `packed`: so in memory, unpacked while it is loaded."""
 
     name = "dense"
     dtype: str | None = None
+    packed: Packed | None = None
 
     def weights(self, name: str, out: Axis, inp: Axis) -> Iterator[tuple[Weight, int]]:
-        yield Weight(f"{name}.weight", (out, inp), self.dtype), 0
+        source = Source(f"{name}.weight", packed=self.packed) if self.packed else None
+        yield Weight(f"{name}.weight", (out, inp), self.dtype, source=source), 0
 
     def pack(self, side: str) -> int:
-        return 1
+        return self.packed.per_byte if self.packed and side == "in" else 1
 
     def group(self, side: str) -> int:
-        return 1
+        return self.packed.size if self.packed and side == "in" else 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +160,8 @@ def of(quantization: Mapping[str, Any]) -> Format:
         if method == "gptq":
             return GPTQ(bits, size, bool(quantization.get("desc_act", False)))
         return AWQ(bits, size)
+    if method == "mxfp4":
+        return Dense(packed=MXFP4)
     if method == "fp8":
         block = quantization.get("weight_block_size")
         if not (isinstance(block, list) and len(block) == 2 and all(isinstance(b, int) and b > 0 for b in block)):
@@ -160,4 +169,4 @@ def of(quantization: Mapping[str, Any]) -> Format:
                 f"quantization_config.weight_block_size is {block!r}; fp8 is understood with blocks, as [128, 128]"
             )
         return FP8Block(*block)
-    raise ConfigError(f"quantization_config.quant_method {method!r} is not known; known are gptq, awq, fp8 (blocks)")
+    raise ConfigError(f"quantization_config.quant_method {method!r} is not known; known are gptq, awq, fp8 (blocks), mxfp4")

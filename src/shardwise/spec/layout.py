@@ -13,7 +13,7 @@ from math import prod
 
 from shardwise.errors import LayoutError
 from shardwise.spec.axes import BITS, Axis, Weight, split
-from shardwise.spec.blocks import Attention, Block, Model, attentions, layer_blocks, weights
+from shardwise.spec.blocks import Attending, Block, Kept, Model, attentions, layer_blocks, stacks, weights
 from shardwise.spec.boxes import Box, atoms, intersect, subtract
 from shardwise.spec.mesh import Coords, Mesh
 
@@ -44,7 +44,8 @@ class Shares:
 
     def family(self, cut: str) -> tuple[float, ...]:
         """The proportions by which the axes of a family are cut."""
-        return {"q": self.attention, "kv": self.attention, "mlp": self.mlp, "vocab": self.vocab}[cut]
+        by = {"q": self.attention, "kv": self.attention, "vocab": self.vocab}
+        return by.get(cut, self.mlp)  # "mlp", "moe" and "expert"
 
     def check(self, degree: int) -> None:
         """Raises LayoutError unless there is one positive, finite share a rank."""
@@ -90,15 +91,15 @@ class Copy:
 
 @dataclass(frozen=True, slots=True)
 class CacheGroup:
-    """Layers that share one page table: equal window, KV heads and dim. `layers` are indices of the whole model.
+    """Layers that share one page table, for they keep the same of a token. `layers` are indices of the whole model."""
 
-    `window` None keeps every token; else a sequence needs pages for the last `window` tokens and the chunk in work.
-    """
-
-    window: int | None
-    kv: Axis
-    dim: int
+    kept: Kept
     layers: tuple[int, ...]
+
+    @property
+    def window(self) -> int | None:
+        """None keeps every token; else a sequence needs pages for the last `window` tokens and the chunk in work."""
+        return self.kept.window
 
     def pages(self, context: int, chunk: int) -> int:
         """Pages that one sequence of up to `context` tokens needs, computed in chunks of up to `chunk`."""
@@ -137,13 +138,17 @@ def _cut(axis: Axis, shares: tuple[float, ...]) -> tuple[range, ...]:
 
 @dataclass(frozen=True)
 class Layout:
-    """`model` cut over `mesh` in proportions `shares`, its dense weights held as `dtype`, its KV cache as `kv_dtype`."""
+    """`model` cut over `mesh` in proportions `shares`, its dense weights held as `dtype`, its KV cache as `kv_dtype`.
+
+    Every expert of a mixture is cut inside, as an MLP is. With `expert_parallel` whole experts are dealt to the same ranks.
+    """
 
     model: Model
     mesh: Mesh
     shares: Shares
     dtype: str
     kv_dtype: str
+    expert_parallel: bool = False
 
     def __post_init__(self) -> None:
         if self.mesh.tp > self.model.heads:
@@ -154,49 +159,65 @@ class Layout:
         self.shares.check(self.mesh.tp)
         if self.mesh.pp > self.model.layers:
             raise LayoutError(f"{self.mesh.pp} pipeline stages for {self.model.layers} layers; the most is {self.model.layers}")
+        if self.expert_parallel:
+            self._check_experts()
+
+    def _check_experts(self) -> None:
+        if not any(stacks(self.model)):
+            raise LayoutError(
+                f"expert parallelism deals whole experts to ranks, and this model ({self.model.architecture}) has none; "
+                "without --enable-expert-parallel it works"
+            )
+        if self.mesh.ep > 1:
+            raise LayoutError(f"experts are dealt to {self.mesh.ep} ranks of their own already; either works, not both")
 
     # --- spans --------------------------------------------------------------------------------------------------------
 
     def cut(self, axis: Axis) -> bool:
         """Whether the axis is divided over more than one rank: the only reason to reduce, or to gather."""
-        return axis.cut is not None and self._degree(axis.cut) > 1
+        return axis.cut is not None and len(self._group(axis.cut)) > 1
 
     def span(self, axis: Axis, at: Coords) -> range:
         """The elements of `axis` that the rank at `at` holds."""
         if axis.cut is None:
             return range(axis.size)
-        return self.spans(axis)[at.ep if axis.cut == "expert" else at.tp]
+        spans = self.spans(axis)
+        return spans[0] if len(spans) == 1 else spans[at.ep if axis.cut == "expert" and not self.expert_parallel else at.tp]
 
     def spans(self, axis: Axis) -> tuple[range, ...]:
         """The elements of a cut axis, rank by rank of the group that cuts it."""
         if axis.cut is None:
             raise LayoutError(f"an axis of {axis.size} elements is not cut: every rank holds all of it")
-        shares = (1.0,) * self.mesh.ep if axis.cut == "expert" else self.shares.family(axis.cut)
-        return _cut(axis, shares)
+        return _cut(axis, self._group(axis.cut))
+
+    def _group(self, cut: str) -> tuple[float, ...]:
+        """The shares of the ranks that divide a family among them: one share where none do."""
+        if cut == "moe" and self.expert_parallel:
+            return (1.0,)
+        if cut == "expert" and not self.expert_parallel:
+            return (1.0,) * self.mesh.ep
+        return self.shares.family(cut)
 
     def box(self, weight: Weight, at: Coords) -> Box:
         """The logical ranges of a weight that the rank at `at` holds, if its stage has the weight at all."""
         return tuple(self.span(axis, at) for axis in weight.axes)
 
-    def heads(self, attention: Attention, at: Coords) -> tuple[range, range]:
+    def heads(self, attention: Attending, at: Coords) -> tuple[range, range]:
         """The query heads and the KV heads that the rank at `at` computes."""
         return cut_heads(attention.kv_heads, attention.heads // attention.kv_heads, self.shares.attention)[at.tp]
 
-    def kv_of_queries(self, attention: Attention, at: Coords) -> tuple[int, ...]:
+    def kv_of_queries(self, attention: Attending, at: Coords) -> tuple[int, ...]:
         """For each query head of the rank at `at`, the index among its own KV heads of the one that it reads."""
         q, kv = self.heads(attention, at)
         return tuple(head * attention.kv_heads // attention.heads - kv.start for head in q)
 
-    def even_groups(self, attention: Attention, at: Coords) -> bool:
+    def even_groups(self, attention: Attending, at: Coords) -> bool:
         """Whether the KV heads of the rank at `at` have equally many readers among its query heads, in order. Where a cut runs
         through a KV group they have not, and each query head needs its own copy of what it reads."""
         queries, kv = self.heads(attention, at)
         if not kv or len(queries) % len(kv):
             return False
         return self.kv_of_queries(attention, at) == tuple(i * len(kv) // len(queries) for i in range(len(queries)))
-
-    def _degree(self, cut: str) -> int:
-        return self.mesh.ep if cut == "expert" else self.mesh.tp
 
     # --- what a rank holds --------------------------------------------------------------------------------------------
 
@@ -265,17 +286,23 @@ class Layout:
     @cached_property
     def cache(self) -> tuple[CacheGroup, ...]:
         """The groups of layers that share a page table, in order of their first layer."""
-        found: dict[tuple[int | None, Axis, int], list[int]] = {}
+        found: dict[Kept, list[int]] = {}
         for i, (_, block) in enumerate(layer_blocks(self.model)):
             for attention in attentions(block):
-                found.setdefault((attention.window, attention.k.out, attention.dim), []).append(i)
-        return tuple(CacheGroup(window, kv, dim, tuple(layers)) for (window, kv, dim), layers in found.items())
+                found.setdefault(attention.kept, []).append(i)
+        return tuple(CacheGroup(kept, tuple(layers)) for kept, layers in found.items())
+
+    def kept(self, group: CacheGroup, at: Coords) -> tuple[tuple[int, int], ...]:
+        """(heads, dim) of each tensor that the rank at `at` keeps of a token, in each of its layers of `group`."""
+        heads = len(self.span(group.kept.kv, at)) // group.kept.kv.grain
+        held = min(heads, 1) if group.kept.kind == "latent" else heads
+        return tuple((held, dim) for dim in group.kept.dims)
 
     def token_bytes(self, group: CacheGroup, rank: int) -> int:
-        """Bytes that one cached token takes of `rank` in `group`: keys and values of the stage's layers."""
+        """Bytes that one cached token takes of `rank` in `group`: what the stage's layers keep of it."""
         at = self.mesh.coords(rank)
         layers = sum(i in self.stages[at.pp] for i in group.layers)
-        return layers * 2 * len(self.span(group.kv, at)) * BITS[self.kv_dtype] // 8
+        return layers * sum(map(prod, self.kept(group, at))) * BITS[self.kv_dtype] // 8
 
     def kv_bytes_per_token(self, rank: int) -> int:
         """Bytes of cache that one more token takes of `rank`, over all groups, before any window is full."""

@@ -6,15 +6,16 @@ test holds this list against what a real forward calls.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
 
 from shardwise.spec.axes import BITS
-from shardwise.spec.blocks import Block, Linear, Model, Table, walk
+from shardwise.spec.blocks import Block, Linear, Model, Table
 from shardwise.spec.layout import Layout
+from shardwise.spec.moe import MoE
 
-SITES = {"q": "attn_out", "mlp": "mlp_down", "expert": "moe_out", "vocab": "embed"}
+SITES = {"q": "attn_out", "mlp": "mlp_down", "moe": "moe_out", "expert": "moe_out", "vocab": "embed"}
 """The place in the model where the sum over a cut family is taken: the label of its collective."""
 
 
@@ -38,17 +39,29 @@ class Call:
 
 def of(model: Model, layout: Layout, tokens: int, sampled: int) -> tuple[Call, ...]:
     """The collectives of a forward over `tokens` tokens that computes the logits of `sampled` of them (0: it has no head)."""
-    blocks = [block for run in model.runs for _ in range(run.count) for _, block in walk(run.block)]
-    embed = [block for _, block in walk(model.embed)]
-    found = list(_reduces([*embed, *blocks], layout, tokens))
+    found = [*_reduces(model.embed, layout, tokens)]
+    for run in model.runs:
+        found += [*_reduces(run.block, layout, tokens)] * run.count
     if sampled and layout.cut(model.head.linear.out):
         found.append(Call("all_gather", "logits", (sampled, model.vocab), layout.dtype))
     return tuple(found)
 
 
-def _reduces(blocks: Sequence[Block], layout: Layout, tokens: int) -> Iterator[Call]:
-    for block in blocks:
-        if isinstance(block, Table) and layout.cut(block.rows):
-            yield Call("all_reduce", SITES[block.rows.cut or ""], (tokens, block.size), layout.dtype)
-        if isinstance(block, Linear) and layout.cut(block.inp):
-            yield Call("all_reduce", SITES[block.inp.cut or ""], (tokens, block.out.size), layout.dtype)
+def _reduces(block: Block, layout: Layout, tokens: int) -> Iterator[Call]:
+    if isinstance(block, MoE):
+        # Its linears' parts are added up before they are summed, so there is one call and none of theirs.
+        if summed(block, layout):
+            yield Call("all_reduce", SITES["expert"], (tokens, block.down.out.size), layout.dtype)
+        return
+    if isinstance(block, Table) and layout.cut(block.rows):
+        yield Call("all_reduce", SITES[block.rows.cut or ""], (tokens, block.size), layout.dtype)
+    if isinstance(block, Linear) and layout.cut(block.inp):
+        yield Call("all_reduce", SITES[block.inp.cut or ""], (tokens, block.out.size), layout.dtype)
+    for child in block.children():
+        yield from _reduces(child, layout, tokens)
+
+
+def summed(block: MoE, layout: Layout) -> bool:
+    """Whether the ranks hold parts of what this mixture of experts computes."""
+    axes = (block.down.experts, block.down.inp, block.shared.down.inp if block.shared else None)
+    return any(axis is not None and layout.cut(axis) for axis in axes)

@@ -5,20 +5,31 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from shardwise.spec.blocks import Model
+from shardwise.spec.models.deepseek import deepseek_v2, deepseek_v3, kimi_k2
 from shardwise.spec.models.fields import Fields
+from shardwise.spec.models.glm4_moe import glm4_moe
 from shardwise.spec.models.gpt2 import gpt2
 from shardwise.spec.models.granite import granite
 from shardwise.spec.models.llama import llama
 from shardwise.spec.models.mistral import mistral
+from shardwise.spec.models.mixtral import mixtral
 from shardwise.spec.models.phi3 import phi3
 from shardwise.spec.models.qwen import qwen2, qwen3
+from shardwise.spec.models.qwen_moe import qwen2_moe, qwen3_moe
 
 MODELS: dict[str, Callable[[Fields], Model]] = {
+    "deepseek_v2": deepseek_v2,
+    "deepseek_v3": deepseek_v3,
+    "glm4_moe": glm4_moe,
     "gpt2": gpt2,
     "granite": granite,
+    "kimi_k2": kimi_k2,
     "llama": llama,
     "mistral": mistral,
+    "mixtral": mixtral,
     "phi3": phi3,
     "qwen2": qwen2,
+    "qwen2_moe": qwen2_moe,
     "qwen3": qwen3,
+    "qwen3_moe": qwen3_moe,
 }

@@ -5,15 +5,16 @@ A family's function reads its own keys, builds a layer out of these, and changes
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Literal
+from typing import Literal, TypeVar
 
 from shardwise.errors import ConfigError
 from shardwise.spec.axes import Axis, unit_grain
 from shardwise.spec.blocks import (
     MLP,
+    Attending,
     Attention,
     Block,
     Chain,
@@ -30,6 +31,7 @@ from shardwise.spec.blocks import (
 )
 from shardwise.spec.models.fields import Fields
 
+K = TypeVar("K", bound=Hashable)
 Activation = Literal["silu", "gelu", "gelu_tanh", "relu"]
 
 ACTIVATIONS: dict[str, Activation] = {
@@ -124,11 +126,12 @@ def attention(shape: Shape, rope: Rope, window: int | None, *, qkv_bias: bool, o
     )
 
 
-def gated_mlp(fields: Fields, shape: Shape, *, bias: bool) -> MLP:
-    """down(act(gate(x)) · up(x)), under Llama's names."""
-    hidden, width = Axis(shape.hidden), mlp_axis(fields.integer("intermediate_size", most=2**28))
+def gated_mlp(fields: Fields, shape: Shape, *, bias: bool, inner: int | None = None, name: str = "mlp") -> MLP:
+    """down(act(gate(x)) · up(x)), under Llama's names; `inner` elements wide, or as `intermediate_size` says."""
+    hidden = Axis(shape.hidden)
+    width = mlp_axis(fields.integer("intermediate_size", most=2**28) if inner is None else inner)
     return MLP(
-        "mlp",
+        name,
         up=Linear("up_proj", width, hidden, bias),
         down=Linear("down_proj", hidden, width, bias),
         activation=fields.choice("hidden_act", ACTIVATIONS, "silu"),
@@ -141,21 +144,21 @@ def mlp_axis(width: int) -> Axis:
     return Axis(width, "mlp", unit_grain(width))
 
 
-def layer(shape: Shape, attend: Attention, mlp: MLP, scale: float = 1.0) -> Chain:
-    """Pre-norm: x + scale · attend(norm(x)), then the same with the MLP."""
+def layer(shape: Shape, attend: Attending, mlp: Block, scale: float = 1.0) -> Chain:
+    """Pre-norm: x + scale · attend(norm(x)), then the same with the MLP, or with what stands in its place."""
     before = Norm("input_layernorm", shape.hidden, shape.eps)
     after = Norm("post_attention_layernorm", shape.hidden, shape.eps)
     return Chain((Residual(Chain((before, attend)), scale), Residual(Chain((after, mlp)), scale)))
 
 
-def runs(name: str, windows: Iterable[int | None], build: Callable[[int | None], Block]) -> tuple[Run, ...]:
-    """Consecutive layers of one window as one run each; `build` is asked once for each distinct window."""
+def runs(name: str, kinds: Iterable[K], build: Callable[[K], Block]) -> tuple[Run, ...]:
+    """Consecutive layers of one kind as one run each (a window, as a rule); `build` is asked once for each distinct kind."""
     found: list[Run] = []
-    blocks: dict[int | None, Block] = {}
+    blocks: dict[K, Block] = {}
     start = 0
-    for window, group in groupby(windows):
+    for kind, group in groupby(kinds):
         count = sum(1 for _ in group)
-        block = blocks[window] if window in blocks else blocks.setdefault(window, build(window))
+        block = blocks[kind] if kind in blocks else blocks.setdefault(kind, build(kind))
         found.append(Run(name, start, count, block))
         start += count
     return tuple(found)

@@ -107,6 +107,13 @@ class Fields:
             raise self.wrong(key, f"it has {len(value)} numbers and must have {length}")
         return tuple(float(v) for v in value)
 
+    def integers(self, key: str, *, least: int = 0, most: int = LARGEST) -> tuple[int, ...]:
+        """A list of whole numbers from `least` to `most`; empty where it is absent."""
+        value = self._value(key, ())
+        if not isinstance(value, list | tuple) or not all(type(v) is int and least <= v <= most for v in value):
+            raise self.wrong(key, f"it must be a list of whole numbers from {least} to {most}")
+        return tuple(value)
+
     def names(self, key: str) -> tuple[str, ...]:
         """A list of strings; empty where it is absent."""
         value = self._value(key, ())

@@ -46,12 +46,15 @@ def rope(
     *,
     kinds: Mapping[str, str] = KINDS,
     partial: bool = False,
+    part: float = 1.0,
+    theta: float = 10000.0,
     original: int | None = None,
 ) -> Rope:
     """The rotary embedding of heads of `dim`, from `rope_scaling` and `rope_theta`, or from v5's `rope_parameters`.
 
-    `partial`: the family rotates only the first `partial_rotary_factor` of a head; elsewhere it must be 1. `original` is the
-    family's default for `original_max_position_embeddings`. Raises ConfigError for an unknown kind or key.
+    `partial`: the family rotates only the first `partial_rotary_factor` of a head, `part` where it is absent; elsewhere it must
+    be 1. `theta` and `original` are the family's defaults for `rope_theta` and `original_max_position_embeddings`.
+    Raises ConfigError for an unknown kind or key.
     """
     section = _section(fields)
     for key, _ in section.unread():
@@ -59,14 +62,26 @@ def rope(
             raise section.wrong(key, f"not a known rotary setting; known are {', '.join(KEYS)}")
     spelled = "type" if section.has("type") and not section.has("rope_type") else "rope_type"
     kind = section.choice(spelled, kinds, "default")
-    base = section.number("rope_theta", fields.number("rope_theta", 10000.0, above=1), above=1)
-    rotated = int(dim * _factor(fields, section, partial))
+    base = section.number("rope_theta", fields.number("rope_theta", theta, above=1), above=1)
+    rotated = int(dim * _factor(fields, section, partial, part))
     if rotated < 2 or rotated % 2:
         raise ConfigError(f"config.json: {rotated} elements of a head of {dim} would be rotated; it must be even, from 2")
     context = fields.integer("max_position_embeddings")
     top = fields.optional_integer("original_max_position_embeddings") or original
     before = top or section.integer("original_max_position_embeddings", context)
     return BUILDERS[kind](_Turn(section, base, rotated, context, before))
+
+
+def score_scale(fields: Fields) -> float:
+    """What multiplies the scale of scores where a family corrects them, and not cos and sin, for a stretched context.
+
+    As transformers' yarn_apply_mscale (modeling_deepseek_v3): by `mscale_all_dim`, for every kind but the default one.
+    """
+    section = _section(fields)
+    weight = section.number("mscale_all_dim", 0.0, least=0, most=1e6)
+    if not weight or section.mapping().get("rope_type", section.mapping().get("type", "default")) == "default":
+        return 1.0
+    return _temperature(section.number("factor", least=TINY, most=1e9), weight) ** 2
 
 
 def _section(fields: Fields) -> Fields:
@@ -79,8 +94,8 @@ def _section(fields: Fields) -> Fields:
     return old if old.mapping() else new
 
 
-def _factor(fields: Fields, section: Fields, partial: bool) -> float:
-    outer = fields.number("partial_rotary_factor", 1.0, above=0, most=1)
+def _factor(fields: Fields, section: Fields, partial: bool, part: float) -> float:
+    outer = fields.number("partial_rotary_factor", part, above=0, most=1)
     factor = section.number("partial_rotary_factor", outer, above=0, most=1)
     if factor != 1 and not partial:
         holder = section if section.has("partial_rotary_factor") else fields
@@ -151,11 +166,12 @@ def _yarn_scale(section: Fields, factor: float) -> float:
     bottom = section.number("mscale_all_dim", 0.0, least=0, most=1e6)
     if given is not None:
         return given
+    return _temperature(factor, top) / _temperature(factor, bottom) if top and bottom else _temperature(factor, 1.0)
 
-    def scale(weight: float) -> float:
-        return 1.0 if factor <= 1 else 0.1 * weight * math.log(factor) + 1.0
 
-    return scale(top) / scale(bottom) if top and bottom else scale(1.0)
+def _temperature(factor: float, weight: float) -> float:
+    """YaRN's correction of cos and sin for a context stretched by `factor`."""
+    return 1.0 if factor <= 1 else 0.1 * weight * math.log(factor) + 1.0
 
 
 def _longrope(turn: _Turn) -> Rope:

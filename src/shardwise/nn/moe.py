@@ -1,0 +1,159 @@
+"""Mixtures of experts: a router, and a product for each expert that any token chose.
+
+A token's result depends on that token alone, and is added up expert by expert in order: no other token, and no rank, changes
+it. The loop over experts asks for their counts on the host; a kernel that groups them would not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from shardwise.nn.batch import Rank
+from shardwise.nn.mlp import ACTIVATIONS, MLP
+from shardwise.nn.state import State
+from shardwise.spec import blocks, moe
+from shardwise.spec.formats import Dense
+from shardwise.spec.traffic import SITES, summed
+
+Tensors = Mapping[str, torch.Tensor]
+
+
+class Router(nn.Module):
+    """[tokens, hidden] to weights and experts' numbers, both [tokens, top]. Every rank computes it, from the same bits."""
+
+    def __init__(self, block: moe.Router, path: str, tensors: Tensors) -> None:
+        super().__init__()
+        self.block = block
+        self.weight = tensors[f"{path}.weight"]
+        self.bias = tensors[f"{path}.bias"] if block.bias else None
+        self.correction = tensors[f"{path}.e_score_correction_bias"] if block.correction else None
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        block, dtype = self.block, x.dtype
+        if block.precise:
+            logits = functional.linear(x.float(), self.weight.float(), None if self.bias is None else self.bias.float())
+        else:
+            logits = functional.linear(x, self.weight, self.bias)
+        scores = self._scores(logits)  # [tokens, experts], float32
+        # Sigmoids saturate where logits still differ: without a correction, logits decide.
+        ranked = scores if self.correction is None else scores + self.correction
+        ranked = logits if block.score == "sigmoid" and self.correction is None else ranked
+        chosen = self._grouped(ranked).topk(block.top, dim=-1).indices
+        weights = scores.gather(1, chosen)
+        if block.score == "softmax_of_top":
+            weights = weights.softmax(-1)
+        if block.normed:
+            weights = weights / (weights.sum(-1, keepdim=True) + block.floor)
+        if block.scale != 1.0:
+            weights = weights * block.scale
+        return (weights.to(dtype) if block.rounded else weights), chosen
+
+    def _scores(self, logits: torch.Tensor) -> torch.Tensor:
+        wide = logits.float()
+        if self.block.score == "softmax_of_top":
+            return wide
+        return wide.softmax(-1) if self.block.score == "softmax" else wide.sigmoid()
+
+    def _grouped(self, ranked: torch.Tensor) -> torch.Tensor:
+        """The same with minus infinity for experts outside of a token's best groups."""
+        groups = self.block.groups
+        if groups is None or groups.count == groups.top:
+            return ranked
+        apart = ranked.unflatten(1, (groups.count, -1))
+        best = apart.amax(-1) if groups.by == "max" else apart.topk(2, dim=-1).values.sum(-1)  # [tokens, groups]
+        kept = torch.zeros_like(best, dtype=torch.bool).scatter_(1, best.topk(groups.top, dim=-1).indices, True)
+        return apart.masked_fill(~kept[..., None], -torch.inf).flatten(1)
+
+
+class MoE(nn.Module):
+    """[tokens, hidden] to [tokens, hidden] over this rank's part: its rows of every expert, or all rows of its experts."""
+
+    def __init__(self, block: moe.MoE, path: str, rank: Rank, tensors: Tensors) -> None:
+        super().__init__()
+        for linear in (block.gate, block.up, block.down):
+            if not isinstance(linear.format, Dense):
+                raise NotImplementedError(f"{path}: format {linear.format.name} is described but not computed yet")
+        assert block.down.experts is not None and not (block.shared and block.shared.down.bias)
+        self.router = Router(block.router, _join(path, block.router.name), tensors)
+        self.gate, self.gate_bias = _stack(block.gate, path, tensors)  # [own experts, own rows, hidden]
+        self.up, self.up_bias = _stack(block.up, path, tensors)
+        self.down, self.down_bias = _stack(block.down, path, tensors)  # [own experts, hidden, own rows]
+        self.shared = MLP(block.shared, _join(path, block.shared.name), rank, tensors) if block.shared else None
+        gate = block.shared_gate
+        self.shared_gate = tensors[_join(path, f"{gate.name}.weight")] if gate else None
+        self.act = _activation(block.activation)
+        self.weighs_inputs = block.weighs_inputs
+        self.own = rank.layout.span(block.down.experts, rank.at)
+        # A bias belongs to a whole sum: where an expert's rows are cut, it is added once, after the ranks' parts.
+        self.late_bias = self.down_bias is not None and rank.layout.cut(block.down.inp)
+        self.site = SITES["expert"] if summed(block, rank.layout) else None
+        self.comm = rank.comm
+
+    def forward(self, x: torch.Tensor, state: State) -> torch.Tensor:
+        weights, chosen = self.router(x)
+        entered = self.comm.enter(x, site="moe_in")
+        y = self._routed(entered, self.comm.enter(weights, site="moe_in"), chosen)
+        if self.shared is not None:
+            part = self.shared.part(entered)
+            y = y + (part if self.shared_gate is None else functional.linear(x, self.shared_gate).sigmoid() * part)
+        if self.site is not None:
+            y = self.comm.all_reduce(y, site=self.site)
+        if self.late_bias and self.down_bias is not None:
+            spread = weights.new_zeros(len(x), self.router.block.experts).scatter_(1, chosen, weights)
+            y = y + spread.to(x.dtype) @ self.down_bias
+        return y
+
+    def _routed(self, x: torch.Tensor, weights: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
+        """This rank's part of the sum over each token's experts."""
+        y = torch.zeros_like(x)
+        if not self.own or not self.gate.shape[1]:
+            return y
+        top = chosen.shape[1]
+        # Places in [tokens · top], expert by expert, tokens in order.
+        order = chosen.flatten().argsort(stable=True)
+        counts = chosen.flatten().bincount(minlength=self.router.block.experts).tolist()
+        stop = sum(counts[: self.own.start])
+        for index, expert in enumerate(self.own):
+            start, stop = stop, stop + counts[expert]
+            if start < stop:
+                places = order[start:stop]
+                rows = places // top
+                # A token is among an expert's rows once at most: nothing is added in an order of its own.
+                y.index_add_(0, rows, self._expert(index, x[rows], weights.flatten()[places, None]).to(y.dtype))
+        return y
+
+    def _expert(self, index: int, x: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        """x: [rows, hidden], weights: [rows, 1]."""
+        x = x * weights.to(x.dtype) if self.weighs_inputs else x
+        gate = functional.linear(x, self.gate[index], None if self.gate_bias is None else self.gate_bias[index])
+        up = functional.linear(x, self.up[index], None if self.up_bias is None else self.up_bias[index])
+        bias = None if self.down_bias is None or self.late_bias else self.down_bias[index]
+        y = functional.linear(self.act(gate, up), self.down[index], bias)
+        return y if self.weighs_inputs else y * weights
+
+
+def _stack(linear: blocks.Linear, path: str, tensors: Tensors) -> tuple[torch.Tensor, torch.Tensor | None]:
+    name = _join(path, linear.name)
+    return tensors[f"{name}.weight"], tensors[f"{name}.bias"] if linear.bias else None
+
+
+def _join(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name
+
+
+def _activation(kind: str | moe.ClampedSwiglu) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+    """(gate, up) to what goes into the down projection."""
+    if isinstance(kind, moe.ClampedSwiglu):
+        alpha, limit = kind.alpha, kind.limit
+
+        def clamped(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+            gate, up = gate.clamp(max=limit), up.clamp(-limit, limit)
+            return (up + 1) * (gate * torch.sigmoid(gate * alpha))
+
+        return clamped
+    act = ACTIVATIONS[kind]
+    return lambda gate, up: act(gate) * up

@@ -1,0 +1,75 @@
+"""Mixtures of experts, cut inside each expert or dealt out whole: the same logits as transformers, whoever holds what."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from shardwise.spec import traffic
+from shardwise.spec.blocks import stacks
+from tests.checkpoints import FAMILIES
+from tests.group import Group, even, layout_of
+from tests.parity.reference import LIMIT, Reference, Score, chunked, compare
+
+SHARES = {"2": even(2), "3": even(3), "3:1:1": (3.0, 1.0, 1.0), "7": even(7)}
+MIXTURES = ("mixtral", "qwen2-moe", "qwen3-moe", "glm4-moe-groups")
+
+Checkpoints = Callable[[str], Path]
+
+
+@pytest.mark.parametrize("shares", SHARES.values(), ids=SHARES)
+@pytest.mark.parametrize("name", MIXTURES)
+def test_whole_experts(
+    name: str,
+    shares: tuple[float, ...],
+    checkpoint: Checkpoints,
+    references: Callable[..., list[Reference]],
+    figures: Callable[..., None],
+) -> None:
+    """Uneven counts, and ranks that hold no expert at all; also held to its bytes and its calls."""
+    folder, wanted, score = checkpoint(name), references(name), Score()
+    layout = layout_of(folder, shares, expert_parallel=True)
+    with Group(layout, folder, sequences=len(wanted)) as group:
+        for rank, runner in enumerate(group.runners):
+            assert runner.arena.nbytes == layout.arena_bytes(rank)
+        compare(group, wanted, score)
+        chunked(group, group.request(0), wanted[1], 11, score)
+        for comm in group.comms:
+            comm.calls.clear()
+        request = group.request(0)
+        request.tokens[:] = range(3, 30)
+        group.logits(request.take())
+        assert all(comm.calls == list(traffic.of(layout.model, layout, 27, 27)) for comm in group.comms)
+    figures(f"whole experts {name}", worst=score.worst, tokens=score.tokens, ties=score.ties)
+    assert score.worst <= LIMIT and score.ties == 0
+
+
+@pytest.mark.parametrize("name", MIXTURES)
+def test_every_expert_is_on_one_rank(name: str) -> None:
+    layout = layout_of(FAMILIES[name], (1.0, 2.0, 1.0), expert_parallel=True)
+    for linear in stacks(layout.model):
+        assert linear.experts is not None
+        spans = [layout.span(linear.experts, layout.mesh.coords(rank)) for rank in range(3)]
+        assert [i for span in spans for i in span] == list(range(linear.experts.size))
+        inner = linear.out if linear.out.cut else linear.inp
+        assert layout.span(inner, layout.mesh.coords(1)) == range(inner.size)
+
+
+@pytest.mark.parametrize("expert_parallel", [False, True])
+@pytest.mark.parametrize("name", MIXTURES)
+def test_company_changes_nothing(name: str, expert_parallel: bool, checkpoint: Checkpoints) -> None:
+    """A sequence's logits are the same alone and among others that go to other experts."""
+    folder = checkpoint(name)
+    with Group(layout_of(folder, even(3), expert_parallel=expert_parallel), folder, sequences=3) as group:
+        alone, found = group.request(0), group.request(0)
+        alone.tokens[:] = found.tokens[:] = range(5, 25)
+        want = group.logits(alone.take())
+        others = [group.request(1), group.request(2)]
+        for i, other in enumerate(others):
+            other.tokens[:] = range(40 + i, 70 + i)
+        parts = group.logits(others[0].take(), found.take(), others[1].take()).split([30, 20, 30])
+    # Not to the last bit: a product of more rows may sum its columns in another order.
+    torch.testing.assert_close(parts[1], want, rtol=1e-5, atol=1e-5)
