@@ -22,6 +22,7 @@ from shardwise.comm.protocol import DEADLINE_S
 from shardwise.engine.setup import Setup
 from shardwise.errors import RankLost, ShardwiseError, UserError
 from shardwise.runtime import wire
+from shardwise.runtime.limits import Limits
 from shardwise.sched.step import Draw, Result, Step
 
 STOP_S = 1.5
@@ -78,6 +79,7 @@ def start_message(setup: Setup, rank: int) -> wire.Start:
         kv_dtype=layout.kv_dtype,
         device=setup.device,
         pages=setup.pages,
+        limits=Limits(setup.limits.tokens, setup.limits.sequences, setup.sequence_pages),
         threads=setup.threads,
         epoch=0,
         deadline_s=DEADLINE_S,
@@ -168,7 +170,7 @@ class ProcessRanks:
             raise self._why({rank: None}) from None
 
     def _next(self) -> tuple[int, wire.Message] | None:
-        """The next message of any rank; None where what is not a rank can be read. Raises the cause if one failed or is gone."""
+        """The next message of any rank; None where what is not a rank can be read. Raises the cause if a rank failed."""
         ready = self._selector.select()
         key = next((key for key, _ in ready if key.data is not None), None)
         if key is None:
