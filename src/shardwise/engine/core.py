@@ -69,6 +69,11 @@ class Core:
         """Steps whose results are awaited."""
         return self.scheduler.in_flight
 
+    @property
+    def unsampled(self) -> int:
+        """Steps among them whose draws depend on tokens that are not here yet."""
+        return len(self._unsampled)
+
     def issue(self) -> None:
         """Sends all steps that can be made now."""
         while True:

@@ -92,7 +92,7 @@ class ProcessRanks:
 
     def __init__(self, setup: Setup, progress: Progress | None = None) -> None:
         self._phase = "start"
-        self._processes: list[subprocess.Popen[bytes]] = []
+        self.processes: list[subprocess.Popen[bytes]] = []
         self._channels: list[wire.Channel] = []
         self._folder = tempfile.mkdtemp(prefix=f"shardwise-{os.getpid()}-")  # 0700, as mkdtemp makes it
         self._selector = selectors.DefaultSelector()
@@ -115,7 +115,7 @@ class ProcessRanks:
             own = ["--fd", str(theirs.fileno()), "--rendezvous", self._folder]
             command = [sys.executable, "-m", "shardwise.runtime.worker", *own]
             # Its own process group: a Ctrl-C at the terminal is for this process alone to act on.
-            self._processes.append(
+            self.processes.append(
                 subprocess.Popen(command, pass_fds=[theirs.fileno()], process_group=0, stdin=subprocess.DEVNULL)
             )
         self._channels.append(wire.Channel(ours))
@@ -207,7 +207,7 @@ class ProcessRanks:
 
     def _death(self, rank: int) -> str:
         """How a process whose stream has ended came to its end."""
-        process = self._processes[rank]
+        process = self.processes[rank]
         try:
             code = process.wait(STOP_S)
         except subprocess.TimeoutExpired:
@@ -223,12 +223,12 @@ class ProcessRanks:
         for channel in self._channels:
             channel.close()
         until = time.monotonic() + STOP_S
-        for process in self._processes:
+        for process in self.processes:
             try:
                 process.wait(max(0.0, until - time.monotonic()))
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
         self._selector.close()
-        self._channels, self._processes = [], []
+        self._channels, self.processes = [], []
         shutil.rmtree(self._folder, ignore_errors=True)
