@@ -109,7 +109,6 @@ class Holdings:
         sequence.tables = self.tables()
         sequence.path = []
         sequence.computed = sequence.issued = 0
-        sequence.scoring = sequence.scored
         sequence.life += 1
 
     def share(self, lead: Sequence, child: Sequence) -> None:

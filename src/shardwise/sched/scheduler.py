@@ -397,8 +397,7 @@ class Scheduler:
             del drawn.sources[-1]
         if part.guesses:
             sequence.guessing = False
-        if part.alive:
-            sequence.scoring = part.scoring
+        sequence.scoring = part.scoring
         if part.forked and sequence.request.number in self._requests:
             self._unfork(sequence)
 
