@@ -47,7 +47,7 @@ class Scheduler:
         self._guess = guess
         self._requests: dict[int, list[Sequence]] = {}
         self._began: dict[int, tuple[int, int]] = {}
-        self._deadlines: list[tuple[float, int]] = []
+        self._deadlines: list[tuple[float, int, int]] = []
         self._roster = Roster(limits.sequences)
         self._flight: deque[Flight] = deque()
         self._numbers, self._arrivals, self._steps = count(1), count(), count(1)
@@ -90,7 +90,7 @@ class Scheduler:
         lead = self._sequence(request, (request.priority, next(self._arrivals), 0), list(request.prompt), len(request.prompt))
         self._requests[request.number] = [lead]
         if request.deadline is not None:
-            heappush(self._deadlines, (request.deadline, request.number))
+            heappush(self._deadlines, (request.deadline, lead.order[1], request.number))
         self._roster.wait(lead)
         return ()
 
@@ -136,9 +136,11 @@ class Scheduler:
         self.cache.unpledge(sequence)
 
     def _expire(self) -> Iterator[Event]:
-        while self._deadlines and self._clock() > self._deadlines[0][0]:
-            _, number = heappop(self._deadlines)
-            if number in self._requests:
+        now = self._clock()
+        while self._deadlines and now > self._deadlines[0][0]:
+            _, arrival, number = heappop(self._deadlines)
+            own = self._requests.get(number)
+            if own and own[0].order[1] == arrival:  # not another one that has taken the number since
                 yield self._end(number, "its time was up before it was complete")
 
     # --- reserve ------------------------------------------------------------------------------------------------------
@@ -327,7 +329,7 @@ class Scheduler:
             self.cache.settle(part)
             for drawn in part.drawn:
                 del drawn.sources[0]
-            if part.sequence.request.number in self._requests:
+            if not part.sequence.finished:
                 events += self._apply(part, made)
         return tuple(events)
 
@@ -398,7 +400,7 @@ class Scheduler:
         if part.guesses:
             sequence.guessing = False
         sequence.scoring = part.scoring
-        if part.forked and sequence.request.number in self._requests:
+        if part.forked and not sequence.finished:
             self._unfork(sequence)
 
     def forget(self) -> None:
