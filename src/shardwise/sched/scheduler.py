@@ -151,12 +151,15 @@ class Scheduler:
         if len(self._flight) >= self.limits.flight:
             return None, events
         plan = Flight(next(self._steps), self.cache.groups)
-        for sequence, wanted in self._allot():
+        allotted = self._allot()
+        spare = self.limits.tokens - sum(wanted for _, wanted in allotted)
+        for sequence, wanted in allotted:
             # Who was preempted meanwhile is not running any more.
             if sequence.running:
-                self._issue(sequence, wanted, plan)
-        while plan.tokens < self.limits.tokens and (admitted := self._admit(plan)):
-            self._issue(admitted, min(self._todo(admitted), self.limits.tokens - plan.tokens), plan)
+                spare -= self._issue(sequence, wanted, spare, plan)
+        while (left := self.limits.tokens - plan.tokens) > 0 and (admitted := self._admit(plan)):
+            wanted = min(admitted.goal - admitted.issued, left)
+            self._issue(admitted, wanted, left - wanted, plan)
         if not plan.parts:
             return None, events
         self._flight.append(plan)
@@ -184,42 +187,43 @@ class Scheduler:
     def _todo(self, sequence: Sequence) -> int:
         """Tokens that could be computed now. One that has outgrown the angles of its cached keys starts anew, but not before
         all that it draws is known."""
-        if sequence.guessing:
+        if sequence.guessing or len(sequence.sources) > self.limits.ahead:
             return 0
-        if self.limits.turns:
-            length = len(sequence.tokens) + len(sequence.sources)
-            if any(sequence.known <= end < length for end in self.limits.turns):
-                if sequence.sources:
-                    return 0
-                self.cache.leave(sequence)
-                sequence.known = length
+        if self.limits.turned(sequence.known, sequence.length):
+            if sequence.sources:
+                return 0
+            self._turn(sequence)
         return sequence.goal - sequence.issued
 
-    def _issue(self, sequence: Sequence, wanted: int, plan: Flight) -> None:
-        """Puts up to `wanted` tokens of a sequence into the plan, as many as there are pages for."""
-        guesses = self._guesses(sequence, wanted, self.limits.tokens - plan.tokens - wanted)
+    def _turn(self, sequence: Sequence) -> None:
+        self.cache.leave(sequence)
+        sequence.known = sequence.length
+
+    def _issue(self, sequence: Sequence, wanted: int, spare: int, plan: Flight) -> int:
+        """Puts up to `wanted` tokens of a sequence into the plan, as many as there are pages for, and up to `spare` guesses.
+        Who is younger gives way where there is no page at all. How many guesses there are."""
+        guesses = self._guesses(sequence, wanted, spare)
         swaps: list[Swap] = []
         granted = self.cache.grow(sequence, wanted + len(guesses), swaps)
-        while granted < wanted and (victim := self._victim(sequence)):
+        while granted == 0 and (victim := self._victim(sequence)):
             self._preempt(victim, plan)
             granted = self.cache.grow(sequence, wanted + len(guesses), swaps)
+        if granted == 0:
+            return 0
         guessed = max(0, granted - wanted)
         part = Part(sequence, sequence.issued, granted, sequence.life, swaps, sequence.scoring, guessed)
-        if granted == 0:
-            self.cache.undo(part)
-            return
         sequence.issued += granted
-        sequence.guessing = part.guesses > 0
-        part.item = self._item(part, guesses[: part.guesses], plan.number)
+        sequence.guessing = guessed > 0
+        part.item = self._item(part, guesses[:guessed], plan.number)
         plan.add(part)
+        return guessed
 
     def _guesses(self, sequence: Sequence, wanted: int, most: int) -> tuple[int, ...]:
-        """What may come after the one token that is to be computed."""
-        if self._guess is None or wanted != 1 or sequence.sources or sequence.request.limit == 0:
+        """What may come after the last token, if that is the one to be computed."""
+        if self._guess is None or wanted != 1 or len(sequence.tokens) != sequence.issued + 1 or not sequence.forked:
             return ()
-        most = min(most, sequence.request.limit - sequence.drawn - 1)
-        known = len(sequence.tokens) == sequence.issued + 1 and sequence.forked
-        return tuple(self._guess(sequence.tokens, most))[:most] if known and most > 0 else ()
+        most = min(most, sequence.request.limit - sequence.drawn - 1, self.limits.unturned(len(sequence.tokens)))
+        return tuple(self._guess(sequence.tokens, most))[:most] if most > 0 else ()
 
     def _item(self, part: Part, guesses: Many[int], number: int) -> Item:
         """The part as the ranks see it. Draws after its last token if all that is known then is computed."""
@@ -293,14 +297,18 @@ class Scheduler:
         room only from those of less priority."""
         if not self._roster.waiting or (sequence := self._roster.waiting[0]).sources:
             return None
-        path: list[Node] | None = None
-        while path is None:
-            path = self._room(sequence)
-            if path is None:
-                last = next((s for s in reversed(self._roster.running) if not s.pledged), None)
-                if last is None or last.order[0] <= sequence.order[0]:
-                    return None
-                self._preempt(last, plan)
+        if self.limits.turned(sequence.known, sequence.length):
+            self._turn(sequence)
+        last = sequence.preempted >= self.limits.preemptions
+        if last and not self.cache.can_pledge(sequence):
+            return None
+        while (path := self._room(sequence)) is None:
+            victim = self._victim(sequence)
+            if victim is None or victim.order[0] == sequence.order[0]:
+                return None
+            self._preempt(victim, plan)
+        if last:
+            self.cache.pledge(sequence)
         self._roster.start(sequence)
         self.cache.enter(sequence, path)
         self._began.setdefault(sequence.request.number, (sequence.goal - sequence.issued, sequence.issued))
@@ -311,11 +319,7 @@ class Scheduler:
         if not self._roster.has_slots(sequence):
             return None
         path = self.cache.lookup(sequence)
-        if not self.cache.fits(sequence, path):
-            return None
-        if sequence.preempted >= self.limits.preemptions and not self.cache.pledge(sequence):
-            return None
-        return path
+        return path if self.cache.fits(sequence, path) else None
 
     # --- commit and undo ----------------------------------------------------------------------------------------------
 
