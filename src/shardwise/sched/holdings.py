@@ -13,6 +13,7 @@ from shardwise.sched.flight import Part, Swap
 from shardwise.sched.limits import Limits, peak_pages
 from shardwise.sched.pages import Node, Pool, Prefixes
 from shardwise.sched.sequence import Request, Sequence, Table
+from shardwise.sched.step import SCRATCH
 from shardwise.spec.layout import PAGE_TOKENS
 
 
@@ -109,6 +110,13 @@ class Holdings:
         sequence.path = []
         sequence.computed = sequence.issued = 0
         sequence.life += 1
+
+    def disown(self, sequence: Sequence) -> None:
+        """What the sequence has computed, or found, is not to be found any more: it may be wrong."""
+        for node in sequence.path:
+            for pool, page in zip(self.pools, tuple(node.pages), strict=True):
+                if page != SCRATCH:
+                    pool.disown(page)
 
     def share(self, lead: Sequence, child: Sequence) -> None:
         """`child` holds every page that `lead` does."""

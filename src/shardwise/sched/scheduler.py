@@ -112,7 +112,7 @@ class Scheduler:
     def _finish(self, sequence: Sequence) -> tuple[Event, ...]:
         self._retire(sequence)
         own = self._requests[sequence.request.number]
-        return (self._end(sequence.request.number),) if sequence.forked and all(s.finished for s in own) else ()
+        return (self._end(sequence.request.number),) if all(s.finished for s in own) else ()
 
     def _end(self, number: int, error: str | None = None) -> Ended:
         sequences = self._requests.pop(number)
@@ -342,8 +342,10 @@ class Scheduler:
         results = [made.get(s.number, Result(s.number)) for s in (part.drawn or [sequence])]
         error = next((result.error for result in results if result.error), None)
         if error:
+            self.cache.disown(sequence)
             yield self._end(request.number, error)
             return
+        assert not part.drawn or all(result.tokens for result in results), f"no token was drawn for request {request.number}"
         kept = part.count - part.guesses + max(0, len(results[0].tokens) - 1)
         for s in part.drawn if part.forked else [sequence]:
             self._advance(s, part, kept)
@@ -352,6 +354,7 @@ class Scheduler:
             self.cache.commit(sequence)
         if part.item and part.item.targets:
             scores = results[0].scores
+            assert len(scores) == len(part.item.targets), f"request {request.number} lacks scores"
             sequence.scored += len(scores)
             yield Scored(request.number, scores)
         for s, result in zip(part.drawn, results, strict=False):
@@ -365,12 +368,10 @@ class Scheduler:
         """The first `kept` tokens of a part are in the cache, for those who shared it from the start too."""
         if part.guesses:
             sequence.guessing = False
-        if sequence is part.sequence:
-            if part.alive:
-                sequence.computed = part.start + kept
-                sequence.issued = max(sequence.issued, sequence.computed) if not part.guesses else sequence.computed
-        elif sequence.running and sequence.life == 0:
+        if sequence.life == (part.life if sequence is part.sequence else 0):
             sequence.computed = part.start + kept
+            if part.guesses:
+                sequence.issued = sequence.computed
 
     def _draw(self, sequence: Sequence, tokens: Many[Chosen]) -> Iterator[Event]:
         """Appends what was drawn, up to the end; what was drawn beyond it is nobody's."""
