@@ -39,7 +39,7 @@ class Part:
     @property
     def alive(self) -> bool:
         """Whether what it computes goes into the cache that its sequence still has."""
-        return self.sequence.running and self.sequence.life == self.life
+        return self.sequence.life == self.life
 
 
 @dataclass(eq=False, slots=True)

@@ -13,6 +13,7 @@ from shardwise.sched.flight import Part, Swap
 from shardwise.sched.limits import Limits, peak_pages
 from shardwise.sched.pages import Node, Pool, Prefixes
 from shardwise.sched.sequence import Request, Sequence, Table
+from shardwise.sched.step import SCRATCH
 from shardwise.spec.layout import PAGE_TOKENS
 
 
@@ -47,16 +48,15 @@ class Holdings:
                     "give the cache more memory"
                 )
 
-    def pledge(self, sequence: Sequence) -> bool:
-        """Makes the sequence one that is not preempted again, if all such ones fit together at their largest."""
-        if sequence.pledged:
-            return True
+    def can_pledge(self, sequence: Sequence) -> bool:
+        """Whether the sequence and all that are not preempted again fit together at their largest."""
         peaks = self._peaks(sequence)
-        if any(sum(pair) > pool.count - 1 for *pair, pool in zip(self._pledged, peaks, self.pools, strict=True)):
-            return False
-        self._pledged = [a + b for a, b in zip(self._pledged, peaks, strict=True)]
+        return all(a + b < pool.count for a, b, pool in zip(self._pledged, peaks, self.pools, strict=True))
+
+    def pledge(self, sequence: Sequence) -> None:
+        """Makes the sequence one that is not preempted again."""
+        self._pledged = [a + b for a, b in zip(self._pledged, self._peaks(sequence), strict=True)]
         sequence.pledged = True
-        return True
 
     def unpledge(self, sequence: Sequence) -> None:
         """Takes the pledge back, where there is one."""
@@ -109,8 +109,14 @@ class Holdings:
         sequence.tables = self.tables()
         sequence.path = []
         sequence.computed = sequence.issued = 0
-        sequence.scoring = sequence.scored
         sequence.life += 1
+
+    def disown(self, sequence: Sequence) -> None:
+        """What the sequence has computed, or found, is not to be found any more: it may be wrong."""
+        for node in sequence.path:
+            for pool, page in zip(self.pools, tuple(node.pages), strict=True):
+                if page != SCRATCH:
+                    pool.disown(page)
 
     def share(self, lead: Sequence, child: Sequence) -> None:
         """`child` holds every page that `lead` does."""
@@ -130,27 +136,28 @@ class Holdings:
 
     def grow(self, sequence: Sequence, wanted: int, swaps: list[Swap]) -> int:
         """Takes pages so that `wanted` more tokens can be written, and a page of its own for one that is shared. How many can
-        be: fewer where pages are lacking."""
-        until = sequence.issued + wanted
-        for pool, table in zip(self.pools, sequence.tables, strict=True):
-            until = min(until, self._grown(sequence.issued, until, pool, table, swaps))
-        return until - sequence.issued
+        be: fewer where pages are lacking in any group; where none can be, nothing is taken."""
+        start, until = sequence.issued, sequence.issued + wanted
+        copied = [start % PAGE_TOKENS > 0 and self._shared(group, sequence, start) for group in range(self.groups)]
+        for pool, table, copy in zip(self.pools, sequence.tables, copied, strict=True):
+            until = min(until, (table.end + pool.free - copy) * PAGE_TOKENS)
+        if until <= start:
+            return 0
+        for pool, table, copy in zip(self.pools, sequence.tables, copied, strict=True):
+            if copy:
+                index = start // PAGE_TOKENS - table.first
+                swaps.append(Swap(pool.group, index + table.first, table.ids[index], pool.take()))
+                table.ids[index] = swaps[-1].new
+                table.changed()
+            if table.end * PAGE_TOKENS < until:
+                table.ids += [pool.take() for _ in range(-(-until // PAGE_TOKENS) - table.end)]
+                table.changed()
+        return until - start
 
-    def _grown(self, start: int, until: int, pool: Pool, table: Table, swaps: list[Swap]) -> int:
-        """The position up to which one group can be written from `start` on."""
-        index = start // PAGE_TOKENS - table.first
-        if start % PAGE_TOKENS and pool.holders(old := table.ids[index]) > 1:
-            if not pool.free:
-                return start
-            table.ids[index] = pool.take()
-            table.changed()
-            swaps.append(Swap(pool.group, index + table.first, old, table.ids[index]))
-        missing = -(-until // PAGE_TOKENS) - table.end
-        if missing > 0:
-            taken = min(missing, pool.free)
-            table.ids += [pool.take() for _ in range(taken)]
-            table.changed()
-        return min(until, table.end * PAGE_TOKENS)
+    def _shared(self, group: int, sequence: Sequence, position: int) -> bool:
+        """Whether somebody else holds the page of `position` too."""
+        table = sequence.tables[group]
+        return self.pools[group].holders(table.ids[position // PAGE_TOKENS - table.first]) > 1
 
     def undo(self, part: Part) -> None:
         """Gives back what a part of a step reserved."""

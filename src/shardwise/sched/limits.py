@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from sys import maxsize
 
 from shardwise.spec.layout import PAGE_TOKENS
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """`tokens` and `sequences` are the most of one step, `flight` the steps that may be under way at once.
+    """`tokens` and `sequences` are the most of one step, `flight` the steps that may be under way at once. A sequence is
+    computed further while up to `ahead` of its tokens are drawn and not known yet: 1 hides the host behind the device; 0 where
+    stages are to work on different sequences, or tokens are guessed, which needs the last one.
 
     A sequence that was preempted `preemptions` times is not preempted again. `turns`: a sequence that grows beyond such a
     length is computed anew, because its keys are turned by other angles then (longrope). `shared`: keys of positions from
@@ -20,6 +23,7 @@ class Limits:
     tokens: int
     sequences: int
     flight: int = 2
+    ahead: int = 1
     preemptions: int = 3
     turns: tuple[int, ...] = ()
     shared: int | None = None
@@ -28,6 +32,15 @@ class Limits:
     def __post_init__(self) -> None:
         for name in ("tokens", "sequences", "flight", "preemptions"):
             assert getattr(self, name) >= 1, name
+        assert self.ahead >= 0, "ahead"
+
+    def turned(self, known: int, length: int) -> bool:
+        """Whether keys that were turned for `known` tokens are no longer right for `length`."""
+        return any(known <= end < length for end in self.turns)
+
+    def unturned(self, length: int) -> int:
+        """How many tokens more a sequence can grow by before its keys are turned by other angles."""
+        return min((end - length for end in self.turns if end >= length), default=maxsize)
 
 
 def peak_pages(window: int | None, tokens: int) -> int:

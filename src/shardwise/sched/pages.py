@@ -6,6 +6,7 @@ neither requests nor devices; a page is a number.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 
@@ -40,7 +41,7 @@ class Pool:
         self._holders = [0] * count
         self._nodes: list[Node | None] = [None] * count
         self._empty = list(range(count - 1, SCRATCH, -1))
-        self._idle: dict[int, None] = {}
+        self._idle: OrderedDict[int, None] = OrderedDict()
 
     @property
     def free(self) -> int:
@@ -61,8 +62,7 @@ class Pool:
         if self._empty:
             page = self._empty.pop()
         else:
-            page = next(iter(self._idle))
-            del self._idle[page]
+            page, _ = self._idle.popitem(last=False)
             self._forget(page)
         self._holders[page] = 1
         return page
@@ -95,7 +95,14 @@ class Pool:
             if node is not None:
                 self._forget(page)
         self._empty += reversed(self._idle)
-        self._idle = {}
+        self._idle.clear()
+
+    def disown(self, page: int) -> None:
+        """From now on `page` is known for nothing."""
+        self._forget(page)
+        if page in self._idle:
+            del self._idle[page]
+            self._empty.append(page)
 
     def _forget(self, page: int) -> None:
         node = self._nodes[page]
@@ -147,7 +154,8 @@ class Prefixes:
         for group, window in enumerate(self._windows):
             if window is None:
                 length = next((i for i in range(length) if path[i].pages[group] == SCRATCH), length)
-        while length and not all(self._held(path, length, group) for group in range(len(self._windows))):
+        windowed = [group for group, window in enumerate(self._windows) if window is not None]
+        while not all(self._held(path, length, group) for group in windowed):
             length -= 1
         return path[:length]
 

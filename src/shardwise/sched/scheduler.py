@@ -48,7 +48,7 @@ class Scheduler:
         self._requests: dict[int, list[Sequence]] = {}
         self._owners: dict[int, tuple[int, int]] = {}
         self._began: dict[int, tuple[int, int]] = {}
-        self._deadlines: list[tuple[float, int]] = []
+        self._deadlines: list[tuple[float, int, int]] = []
         self._roster = Roster(limits.sequences)
         self._flight: deque[Flight] = deque()
         self._numbers, self._arrivals, self._steps = count(1), count(), count(1)
@@ -99,7 +99,7 @@ class Scheduler:
         lead = self._sequence(request, (request.priority, next(self._arrivals), 0), list(request.prompt), len(request.prompt))
         self._requests[request.number] = [lead]
         if request.deadline is not None:
-            heappush(self._deadlines, (request.deadline, request.number))
+            heappush(self._deadlines, (request.deadline, lead.order[1], request.number))
         self._roster.wait(lead)
         return ()
 
@@ -122,7 +122,7 @@ class Scheduler:
     def _finish(self, sequence: Sequence) -> tuple[Event, ...]:
         self._retire(sequence)
         own = self._requests[sequence.request.number]
-        return (self._end(sequence.request.number),) if sequence.forked and all(s.finished for s in own) else ()
+        return (self._end(sequence.request.number),) if all(s.finished for s in own) else ()
 
     def _end(self, number: int, error: str | None = None) -> Ended:
         sequences = self._requests.pop(number)
@@ -147,9 +147,11 @@ class Scheduler:
         self.cache.unpledge(sequence)
 
     def _expire(self) -> Iterator[Event]:
-        while self._deadlines and self._clock() > self._deadlines[0][0]:
-            _, number = heappop(self._deadlines)
-            if number in self._requests:
+        now = self._clock()
+        while self._deadlines and now > self._deadlines[0][0]:
+            _, arrival, number = heappop(self._deadlines)
+            own = self._requests.get(number)
+            if own and own[0].order[1] == arrival:  # not another one that has taken the number since
                 yield self._end(number, "its time was up before it was complete")
 
     # --- reserve ------------------------------------------------------------------------------------------------------
@@ -160,12 +162,15 @@ class Scheduler:
         if len(self._flight) >= self.limits.flight:
             return None, events
         plan = Flight(next(self._steps), self.cache.groups)
-        for sequence, wanted in self._allot():
+        allotted = self._allot()
+        spare = self.limits.tokens - sum(wanted for _, wanted in allotted)
+        for sequence, wanted in allotted:
             # Who was preempted meanwhile is not running any more.
             if sequence.running:
-                self._issue(sequence, wanted, plan)
-        while plan.tokens < self.limits.tokens and (admitted := self._admit(plan)):
-            self._issue(admitted, min(self._todo(admitted), self.limits.tokens - plan.tokens), plan)
+                spare -= self._issue(sequence, wanted, spare, plan)
+        while (left := self.limits.tokens - plan.tokens) > 0 and (admitted := self._admit(plan)):
+            wanted = min(admitted.goal - admitted.issued, left)
+            self._issue(admitted, wanted, left - wanted, plan)
         if not plan.parts:
             return None, events
         self._flight.append(plan)
@@ -193,42 +198,43 @@ class Scheduler:
     def _todo(self, sequence: Sequence) -> int:
         """Tokens that could be computed now. One that has outgrown the angles of its cached keys starts anew, but not before
         all that it draws is known."""
-        if sequence.guessing:
+        if sequence.guessing or len(sequence.sources) > self.limits.ahead:
             return 0
-        if self.limits.turns:
-            length = len(sequence.tokens) + len(sequence.sources)
-            if any(sequence.known <= end < length for end in self.limits.turns):
-                if sequence.sources:
-                    return 0
-                self.cache.leave(sequence)
-                sequence.known = length
+        if self.limits.turned(sequence.known, sequence.length):
+            if sequence.sources:
+                return 0
+            self._turn(sequence)
         return sequence.goal - sequence.issued
 
-    def _issue(self, sequence: Sequence, wanted: int, plan: Flight) -> None:
-        """Puts up to `wanted` tokens of a sequence into the plan, as many as there are pages for."""
-        guesses = self._guesses(sequence, wanted, self.limits.tokens - plan.tokens - wanted)
+    def _turn(self, sequence: Sequence) -> None:
+        self.cache.leave(sequence)
+        sequence.known = sequence.length
+
+    def _issue(self, sequence: Sequence, wanted: int, spare: int, plan: Flight) -> int:
+        """Puts up to `wanted` tokens of a sequence into the plan, as many as there are pages for, and up to `spare` guesses.
+        Who is younger gives way where there is no page at all. How many guesses there are."""
+        guesses = self._guesses(sequence, wanted, spare)
         swaps: list[Swap] = []
         granted = self.cache.grow(sequence, wanted + len(guesses), swaps)
-        while granted < wanted and (victim := self._victim(sequence)):
+        while granted == 0 and (victim := self._victim(sequence)):
             self._preempt(victim, plan)
             granted = self.cache.grow(sequence, wanted + len(guesses), swaps)
+        if granted == 0:
+            return 0
         guessed = max(0, granted - wanted)
         part = Part(sequence, sequence.issued, granted, sequence.life, swaps, sequence.scoring, guessed)
-        if granted == 0:
-            self.cache.undo(part)
-            return
         sequence.issued += granted
-        sequence.guessing = part.guesses > 0
-        part.item = self._item(part, guesses[: part.guesses], plan.number)
+        sequence.guessing = guessed > 0
+        part.item = self._item(part, guesses[:guessed], plan.number)
         plan.add(part)
+        return guessed
 
     def _guesses(self, sequence: Sequence, wanted: int, most: int) -> tuple[int, ...]:
-        """What may come after the one token that is to be computed."""
-        if self._guess is None or wanted != 1 or sequence.sources or sequence.request.limit == 0:
+        """What may come after the last token, if that is the one to be computed."""
+        if self._guess is None or wanted != 1 or len(sequence.tokens) != sequence.issued + 1 or not sequence.forked:
             return ()
-        most = min(most, sequence.request.limit - sequence.drawn - 1)
-        known = len(sequence.tokens) == sequence.issued + 1 and sequence.forked
-        return tuple(self._guess(sequence.tokens, most))[:most] if known and most > 0 else ()
+        most = min(most, sequence.request.limit - sequence.drawn - 1, self.limits.unturned(len(sequence.tokens)))
+        return tuple(self._guess(sequence.tokens, most))[:most] if most > 0 else ()
 
     def _item(self, part: Part, guesses: Many[int], number: int) -> Item:
         """The part as the ranks see it. Draws after its last token if all that is known then is computed."""
@@ -303,14 +309,18 @@ class Scheduler:
         room only from those of less priority."""
         if not self._roster.waiting or (sequence := self._roster.waiting[0]).sources:
             return None
-        path: list[Node] | None = None
-        while path is None:
-            path = self._room(sequence)
-            if path is None:
-                last = next((s for s in reversed(self._roster.running) if not s.pledged), None)
-                if last is None or last.order[0] <= sequence.order[0]:
-                    return None
-                self._preempt(last, plan)
+        if self.limits.turned(sequence.known, sequence.length):
+            self._turn(sequence)
+        last = sequence.preempted >= self.limits.preemptions
+        if last and not self.cache.can_pledge(sequence):
+            return None
+        while (path := self._room(sequence)) is None:
+            victim = self._victim(sequence)
+            if victim is None or victim.order[0] == sequence.order[0]:
+                return None
+            self._preempt(victim, plan)
+        if last:
+            self.cache.pledge(sequence)
         self._roster.start(sequence)
         self.cache.enter(sequence, path)
         self._began.setdefault(sequence.request.number, (sequence.goal - sequence.issued, sequence.issued))
@@ -321,11 +331,7 @@ class Scheduler:
         if not self._roster.has_slots(sequence):
             return None
         path = self.cache.lookup(sequence)
-        if not self.cache.fits(sequence, path):
-            return None
-        if sequence.preempted >= self.limits.preemptions and not self.cache.pledge(sequence):
-            return None
-        return path
+        return path if self.cache.fits(sequence, path) else None
 
     # --- commit and undo ----------------------------------------------------------------------------------------------
 
@@ -339,7 +345,7 @@ class Scheduler:
             self.cache.settle(part)
             for drawn in part.drawn:
                 del drawn.sources[0]
-            if part.sequence.request.number in self._requests:
+            if not part.sequence.finished:
                 events += self._apply(part, made)
         return tuple(events)
 
@@ -348,8 +354,10 @@ class Scheduler:
         results = [made.get(s.number, Result(s.number)) for s in (part.drawn or [sequence])]
         error = next((result.error for result in results if result.error), None)
         if error:
+            self.cache.disown(sequence)
             yield self._end(request.number, error)
             return
+        assert not part.drawn or all(result.tokens for result in results), f"no token was drawn for request {request.number}"
         kept = part.count - part.guesses + max(0, len(results[0].tokens) - 1)
         for s in part.drawn if part.forked else [sequence]:
             self._advance(s, part, kept)
@@ -358,6 +366,7 @@ class Scheduler:
             self.cache.commit(sequence)
         if part.item and part.item.targets:
             scores = results[0].scores
+            assert len(scores) == len(part.item.targets), f"request {request.number} lacks scores"
             sequence.scored += len(scores)
             yield Scored(request.number, scores)
         for s, result in zip(part.drawn, results, strict=False):
@@ -371,12 +380,10 @@ class Scheduler:
         """The first `kept` tokens of a part are in the cache, for those who shared it from the start too."""
         if part.guesses:
             sequence.guessing = False
-        if sequence is part.sequence:
-            if part.alive:
-                sequence.computed = part.start + kept
-                sequence.issued = max(sequence.issued, sequence.computed) if not part.guesses else sequence.computed
-        elif sequence.running and sequence.life == 0:
+        if sequence.life == (part.life if sequence is part.sequence else 0):
             sequence.computed = part.start + kept
+            if part.guesses:
+                sequence.issued = sequence.computed
 
     def _draw(self, sequence: Sequence, tokens: Many[Chosen]) -> Iterator[Event]:
         """Appends what was drawn, up to the end; what was drawn beyond it is nobody's."""
@@ -409,9 +416,8 @@ class Scheduler:
             del drawn.sources[-1]
         if part.guesses:
             sequence.guessing = False
-        if part.alive:
-            sequence.scoring = part.scoring
-        if part.forked and sequence.request.number in self._requests:
+        sequence.scoring = part.scoring
+        if part.forked and not sequence.finished:
             self._unfork(sequence)
 
     def forget(self) -> None:

@@ -101,7 +101,12 @@ class Sequence:
     @property
     def drawn(self) -> int:
         """Tokens that it has, or will have from steps in flight, after its prompt."""
-        return len(self.tokens) - len(self.request.prompt) + len(self.sources)
+        return self.length - len(self.request.prompt)
+
+    @property
+    def length(self) -> int:
+        """How many tokens it has, or will have from steps in flight."""
+        return len(self.tokens) + len(self.sources)
 
     @property
     def goal(self) -> int:
@@ -110,7 +115,7 @@ class Sequence:
             return len(self.tokens) - 1
         if self.drawn >= self.request.limit:
             return self.issued
-        return len(self.tokens) + len(self.sources)
+        return self.length
 
     @property
     def slots(self) -> int:
