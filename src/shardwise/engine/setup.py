@@ -29,7 +29,10 @@ LOAD_FORMATS = ("auto", "dummy")
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What a user may say. None and "auto" are decided by `resolve`. `memory` is in bytes a rank."""
+    """What a user may say. None and "auto" are decided by `resolve`. `memory` is in bytes a rank.
+
+    `max_num_seqs` sequences run at once, and `max_num_batched_tokens` of them go into one step.
+    """
 
     model: str
     tp: int | None = None
@@ -41,6 +44,9 @@ class Options:
     max_model_len: int | None = None
     threads: int | None = None
     revision: str | None = None
+    max_num_seqs: int | None = None
+    max_num_batched_tokens: int | None = None
+    enable_prefix_caching: bool = True
 
 
 @dataclass(frozen=True, slots=True)
