@@ -30,6 +30,9 @@ DTYPE_ALIASES = {
 SEEDS = 2**32
 """A drawn seed is below this: short enough to be typed again."""
 
+MAX_TOKENS = 256
+"""Where nobody says how many to generate: a few paragraphs, and an end for models that never stop by themselves."""
+
 UNITS = {
     "": 1, "b": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40,
     "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12,

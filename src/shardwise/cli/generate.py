@@ -21,9 +21,6 @@ from shardwise.engine.text import Tokenizer, open_tokenizer
 from shardwise.errors import RequestError
 from shardwise.sched.request import SamplingParams
 
-MAX_TOKENS = 256
-"""Where --max-tokens is not given: a few paragraphs, and an end for models that never stop by themselves."""
-
 
 @dataclass(frozen=True, slots=True)
 class Job:
@@ -40,7 +37,7 @@ def run(argv: Sequence[str]) -> None:
     begun = time.perf_counter()
     args = _parser().read(argv)
     if followed():
-        return
+        return None
     if args.input is not None:
         from shardwise.cli import batch
 
@@ -67,14 +64,18 @@ def _parser() -> flags.Parser:
     parser.add_argument("--json", action="store_true", help="one line of JSON on standard output, and nothing else")
     many = parser.add_argument_group("many requests")
     many.add_argument(
-        "--input", metavar="FILE", help='a JSON object a line with "prompt", "prompt_token_ids" or "messages"; - reads standard input'
+        "--input",
+        metavar="FILE",
+        help='a JSON object a line with "prompt", "prompt_token_ids" or "messages"; - reads standard input',
     )
-    many.add_argument("--output", metavar="FILE", help="a new file for their answers, a line each as they end; - writes them out")
+    many.add_argument(
+        "--output", metavar="FILE", help="a new file for their answers, a line each as they end; - writes them out"
+    )
     many.add_argument("--resume", action="store_true", help="go on with an output file that is not complete")
     parser.add_argument("--show-cut", action="store_true", help="first draw how the model is cut, on standard error")
     flags.add_model(parser)
     flags.add_running(parser)
-    flags.add_sampling(parser, f"{MAX_TOKENS}, or what the context leaves")
+    flags.add_sampling(parser, f"{flags.MAX_TOKENS}, or what the context leaves")
     parser.add_argument("--logprobs", type=int, metavar="N", help="with --json, log-probabilities: the token's and N likeliest")
     return parser
 
@@ -104,7 +105,7 @@ def prepare(args: argparse.Namespace) -> Job:
         prompt = tuple(tokenizer.encode(text))
     if args.max_tokens is None:
         room = max(1, setup.context - len(prompt))
-        params = replace(params, max_tokens=max(min(MAX_TOKENS, room), params.min_tokens))
+        params = replace(params, max_tokens=max(min(flags.MAX_TOKENS, room), params.min_tokens))
     limit = admit(setup, prompt, params)
     # One request, known in full: no more cache than it can use.
     return Job(setup.only(len(prompt) + limit), tokenizer, Prompt(text, prompt), params)

@@ -6,22 +6,24 @@ Knows no HTTP and no event loop: whoever starts a request gives a `sink` that ta
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from shardwise.engine.complete import Prompt, Transcript
 from shardwise.engine.hub import bundled
 from shardwise.engine.outputs import RequestOutput
 from shardwise.engine.prompts import read_chat, read_prompt
 from shardwise.engine.setup import Setup
-from shardwise.engine.template import ChatTemplate, open_template
 from shardwise.engine.text import Tokenizer, open_tokenizer, read_json
 from shardwise.errors import CheckpointError, RequestError, ShardwiseError
 from shardwise.sched.events import Event
 from shardwise.sched.request import RequestOutputKind, SamplingParams
+
+if TYPE_CHECKING:
+    from shardwise.engine.template import ChatTemplate
 
 SAMPLING_KEYS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
@@ -95,6 +97,8 @@ class Front:
         """The checkpoint's chat template, opened when it is first asked for."""
         with self._lock:
             if self._template is None:
+                from shardwise.engine.template import open_template  # jinja2, which plain prompts need not load
+
                 folder = self.core.setup.folder
                 # What came with shardwise needs no guard; a stranger's template runs in a process of its own.
                 self._template = open_template(folder, isolated=folder != bundled())
@@ -136,7 +140,7 @@ class Front:
         name = str(number) if request_id is None else request_id
         return Running(self.core, number, Transcript(name, prompt, params, self.tokenizer))
 
-    def stream(self, prompt: Prompt, params: SamplingParams) -> Iterator[RequestOutput]:
+    def stream(self, prompt: Prompt, params: SamplingParams) -> Generator[RequestOutput, None, None]:
         """One request, as deltas that come at once, the last with its end. Closing the iterator aborts it.
 
         RequestError where it can never run, ShardwiseError where it fails.

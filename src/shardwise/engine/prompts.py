@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
-from typing import Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from shardwise.engine.complete import Prompt
-from shardwise.engine.template import ChatTemplate
 from shardwise.engine.text import Tokenizer
 from shardwise.errors import RequestError
-from shardwise.sched.checks import check_text, shown, whole
+from shardwise.sched.checks import check_text, flag, shown, whole
 from shardwise.sched.request import MOST
+
+if TYPE_CHECKING:
+    from shardwise.engine.template import ChatTemplate  # which brings jinja2, and plain prompts need none
 
 DEFAULT_TEMPLATE_END = "<|im_end|>"
 """What ends an answer of a model that has no template: ChatML is used, and its end may be no end token of the model."""
@@ -78,6 +80,9 @@ def read_chat(
     messages: object, tokenizer: Tokenizer, template: ChatTemplate, name: str = "the conversation", **options: Any
 ) -> Prompt:
     """The prompt that a conversation makes. `options` are those of `ChatTemplate.render`."""
+    for key in ("add_generation_prompt", "continue_final_message"):
+        if options.get(key) is not None:
+            flag(key, options[key])
     try:
         text = template.render(messages, **options)  # type: ignore[arg-type]  # it checks
     except RequestError as error:
