@@ -115,11 +115,7 @@ class Batch:
             if (first := self._names.setdefault(name, line.number)) != line.number:
                 raise RequestError(f"id {name!r} is that of line {first} too; give each line its own")
             asked = ask(line, self._front, self._defaults, secrets.randbelow(flags.SEEDS))
-            running = self._front.start(
-                asked.prompt,
-                asked.params,
-                lambda event, n=line.number: self._events.put((n, event)),  # type: ignore[misc]
-            )
+            running = self._front.start(asked.prompt, asked.params, partial(self._put, line.number))
         except RequestError as error:
             self._write(line, name, {"error": str(error)})
             self.failed += 1
