@@ -15,10 +15,10 @@ from pathlib import Path
 from queue import SimpleQueue
 from random import Random
 from types import TracebackType
-from typing import Any, Literal, Self, cast
+from typing import Any, Literal, Self
 
 from shardwise.engine.complete import Prompt
-from shardwise.engine.front import Core, Front, Running, sampling_defaults
+from shardwise.engine.front import Front, Running, TokenEngine, sampling_defaults
 from shardwise.engine.hub import BUNDLED
 from shardwise.engine.outputs import RequestOutput
 from shardwise.engine.progress import Progress, progress
@@ -94,7 +94,7 @@ class _Open:
         if seed is not None:
             whole("seed", seed, 0, SEEDS - 1)
         setup = resolve(options)
-        core = cast(Core, Engine(setup, ranks))
+        core = Engine(setup, ranks)
         try:
             self._hold(core, seed)
         except BaseException:
@@ -102,13 +102,13 @@ class _Open:
             raise
 
     @classmethod
-    def on(cls, core: Core, seed: int | None = None) -> Self:
+    def on(cls, core: TokenEngine, seed: int | None = None) -> Self:
         """One on an engine that is there already, or on a fake of one. Closing it closes the engine."""
         self = cls.__new__(cls)
         self._hold(core, seed)
         return self
 
-    def _hold(self, core: Core, seed: int | None) -> None:
+    def _hold(self, core: TokenEngine, seed: int | None) -> None:
         self._front = Front(core)
         self._defaults = sampling_defaults(core.setup.folder)
         self._seeds = None if seed is None else Random(seed)
@@ -222,7 +222,7 @@ class LLM(_Open):
 class _Box:
     """The events of all requests of one call, on their way from the engine's thread to the caller's."""
 
-    def __init__(self, core: Core) -> None:
+    def __init__(self, core: TokenEngine) -> None:
         self._core = core
         self._closed = False
         self.events: SimpleQueue[tuple[int, Event]] = SimpleQueue()
@@ -271,7 +271,7 @@ def _shares(given: object) -> tuple[float, ...] | None:
 class AsyncLLM(_Open):
     __doc__ = f"Streams answers on an event loop, any number at once. Loading blocks.\n\n{_Open.__doc__}"
 
-    def _hold(self, core: Core, seed: int | None) -> None:
+    def _hold(self, core: TokenEngine, seed: int | None) -> None:
         super()._hold(core, seed)
         self._numbers = itertools.count(1)
         self._streams: weakref.WeakValueDictionary[str, Stream] = weakref.WeakValueDictionary()

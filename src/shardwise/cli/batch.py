@@ -7,6 +7,7 @@ import json
 import secrets
 import sys
 from collections.abc import Iterator, Mapping
+from functools import partial
 from queue import SimpleQueue
 
 from shardwise.cli import flags

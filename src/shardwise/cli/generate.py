@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from shardwise.cli import flags
 from shardwise.cli.prompt import read_prompt
 from shardwise.cli.start import followed, start
+from shardwise.engine.admit import admit
 from shardwise.engine.complete import Prompt
-from shardwise.engine.engine import admit
 from shardwise.engine.front import Front, sampling_defaults
 from shardwise.engine.outputs import Logprobs
 from shardwise.engine.setup import Setup, resolve

@@ -5,11 +5,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import cast
 
 from shardwise import env
 from shardwise.engine.engine import Engine
-from shardwise.engine.front import Core
+from shardwise.engine.front import TokenEngine
 from shardwise.engine.ranks import ProcessRanks, Progress, Ranks
 from shardwise.engine.setup import Setup
 
@@ -36,7 +35,7 @@ def start_ranks(setup: Setup, progress: Progress | None) -> Ranks:
 
 
 @contextmanager
-def start(setup: Setup) -> Iterator[Core]:
+def start(setup: Setup) -> Iterator[TokenEngine]:
     """An engine whose ranks have loaded, closed at the end."""
     if sys.stderr.isatty():
         with _bars(setup) as progress:
@@ -44,7 +43,7 @@ def start(setup: Setup) -> Iterator[Core]:
     else:
         engine = Engine(setup, start_ranks(setup, None))
     with engine:
-        yield cast(Core, engine)
+        yield engine
 
 
 @contextmanager

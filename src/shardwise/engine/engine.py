@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import secrets
 import select
-import sys
 import threading
 import time
 import traceback

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
 
+from shardwise.engine.admit import admit
 from shardwise.engine.setup import Setup
-from shardwise.errors import RequestError, ShardwiseError
+from shardwise.errors import ShardwiseError
 from shardwise.sched.events import Emitted, Ended, Event, Finish, Scored
 from shardwise.sched.request import SamplingParams
 from shardwise.sched.step import Chosen
@@ -80,7 +81,7 @@ class FakeEngine:
         priority: int = 0,
         tenant: str = "",
     ) -> int:
-        limit = self._admitted(prompt, params)
+        limit = admit(self.setup, prompt, params)
         with self._changed:
             if self._closed:
                 raise ShardwiseError("the engine is closed")
@@ -116,18 +117,6 @@ class FakeEngine:
             self._changed.notify_all()
         if threading.current_thread() is not self._thread:
             self._thread.join()
-
-    def _admitted(self, prompt: Sequence[int], params: SamplingParams) -> int:
-        """How many tokens may be generated; RequestError where the request can never run."""
-        context, vocab = self.setup.context, self.setup.layout.model.vocab
-        if any(not 0 <= token < vocab for token in prompt):
-            raise RequestError(f"a token id of the prompt is not in this model's vocabulary of {vocab}")
-        asked = 1 if params.max_tokens is None else params.max_tokens
-        if not prompt or len(prompt) + asked > context:
-            raise RequestError(
-                f"the prompt has {len(prompt)} tokens and max_tokens is {params.max_tokens}; the context is {context}"
-            )
-        return context - len(prompt) if params.max_tokens is None else params.max_tokens
 
     def _counting(self, prompt: Sequence[int], choice: int, place: int) -> int:
         return (sum(prompt) + 31 * choice + 7 * place) % self.setup.layout.model.vocab

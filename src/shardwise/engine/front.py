@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 SAMPLING_KEYS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
 
-class Core(Protocol):
+class TokenEngine(Protocol):
     """What runs requests of ids: the engine, or a fake of it. Its methods may be called on any thread."""
 
     @property
@@ -56,7 +56,7 @@ class Core(Protocol):
 class Running:
     """A request under way: its events become text here, on the thread of whoever calls `feed`."""
 
-    def __init__(self, core: Core, number: int, transcript: Transcript) -> None:
+    def __init__(self, core: TokenEngine, number: int, transcript: Transcript) -> None:
         self.number, self.transcript = number, transcript
         self._core = core
 
@@ -83,7 +83,7 @@ class Running:
 class Front:
     """An engine with a tokenizer and a chat template. Safe to share between threads."""
 
-    def __init__(self, core: Core, tokenizer: Tokenizer | None = None) -> None:
+    def __init__(self, core: TokenEngine, tokenizer: Tokenizer | None = None) -> None:
         self.core = core
         self.tokenizer = open_tokenizer(core.setup.folder) if tokenizer is None else tokenizer
         self._template: ChatTemplate | None = None

@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Self
 
 from shardwise.engine.complete import Prompt
-from shardwise.engine.front import Core, Front, Running
+from shardwise.engine.front import Front, Running, TokenEngine
 from shardwise.engine.outputs import RequestOutput
 from shardwise.sched.events import Event
 from shardwise.sched.request import RequestOutputKind, SamplingParams
@@ -21,7 +21,7 @@ from shardwise.sched.request import RequestOutputKind, SamplingParams
 class _Inbox:
     """Events on their way from the engine's thread to a loop. It does not know the stream, so that a forgotten one can go."""
 
-    def __init__(self, core: Core) -> None:
+    def __init__(self, core: TokenEngine) -> None:
         self._core = core
         self._loop = asyncio.get_running_loop()
         self._events: deque[Event] = deque()
