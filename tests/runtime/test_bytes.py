@@ -13,10 +13,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from shardwise.sched.step import Item
+from shardwise.runtime.kinds import traffic_rows
+from shardwise.sched.step import Draw, Step
 from shardwise.spec import traffic
 from tests.checkpoints import FAMILIES
-from tests.group import GREEDY, Group, even, layout_of
+from tests.group import Group, even, greedy, layout_of
 
 SHARES = [
     pytest.param(even(1), id="1"),

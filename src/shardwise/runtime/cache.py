@@ -34,3 +34,17 @@ class PagedCache:
     def layer(self, index: int) -> tuple[torch.Tensor, torch.Tensor, int]:
         """(keys, values, cache group) of a layer; keys and values are [pages, PAGE_TOKENS, own kv heads, dim]."""
         return self._layers[index]
+
+    def copy(self, group: int, sources: Sequence[int], targets: Sequence[int]) -> None:
+        """Page sources[i] of `group` becomes page targets[i], in every layer; all are read before any is written.
+
+        Targets are distinct: ValueError where they are not, or where there is not one for each source.
+        """
+        if len(sources) != len(targets) or len(set(targets)) != len(targets):
+            raise ValueError(f"pages {list(sources)} to {list(targets)}: give one target for each source, and none twice")
+        # Made once for all layers: on a GPU this is the only trip from the host.
+        pages = torch.tensor([list(sources), list(targets)], dtype=torch.int64, device=self.arena.device)
+        for keys, values, index in self._layers.values():
+            if index == group:
+                for tensor in (keys, values):
+                    tensor[pages[1]] = tensor[pages[0]]
