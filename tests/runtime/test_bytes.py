@@ -13,12 +13,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from shardwise.sched.step import Item
+from shardwise.runtime.kinds import traffic_rows
+from shardwise.sched.step import Draw, Step
 from shardwise.spec import traffic
 from shardwise.spec.blocks import layer_blocks, walk
 from shardwise.spec.moe import MoE
 from tests.checkpoints import FAMILIES
-from tests.group import GREEDY, Group, even, layout_of
+from tests.group import Group, even, greedy, layout_of
 
 SHARES = [
     pytest.param(even(1), id="1"),

@@ -7,7 +7,8 @@ import socket
 import msgspec
 
 from shardwise.errors import ShardwiseError
-from shardwise.sched.step import Result, Step
+from shardwise.runtime.limits import Limits
+from shardwise.sched.step import Draw, Result, Step
 
 LIMIT_BYTES = 64 * 2**20
 """The longest message either side accepts: far above any step, far below any memory."""
@@ -17,7 +18,8 @@ class Start(msgspec.Struct, frozen=True, tag=True):
     """Everything a rank needs to know, once. `config` is the model's config.json as JSON text: msgpack has no
     whole numbers beyond 64 bits.
 
-    `folder` None means random weights. `memory`: bytes that the process holds itself to, on a CPU.
+    `folder` None means random weights. `pages` counts the page SCRATCH of each cache group too. `memory`: bytes that the
+    process holds itself to, on a CPU.
     """
 
     rank: int
@@ -29,6 +31,7 @@ class Start(msgspec.Struct, frozen=True, tag=True):
     kv_dtype: str
     device: str
     pages: tuple[int, ...]
+    limits: Limits
     threads: int
     epoch: int
     deadline_s: float
@@ -49,10 +52,18 @@ class Ready(msgspec.Struct, frozen=True, tag=True):
     peak_bytes: int
 
 
-class Compute(msgspec.Struct, frozen=True, tag=True):
-    """One step to compute."""
+class Forward(msgspec.Struct, frozen=True, tag=True):
+    """One step to compute, up to its logits. It is not answered."""
 
     step: Step
+
+
+class Sample(msgspec.Struct, frozen=True, tag=True):
+    """How to choose the tokens of step `number`, whose Forward came last: a draw for each sequence in the `drawn` of its items,
+    in order. Answered by Done, also where nothing is drawn."""
+
+    number: int
+    draws: tuple[Draw, ...]
 
 
 class Done(msgspec.Struct, frozen=True, tag=True):
@@ -75,7 +86,7 @@ class Stop(msgspec.Struct, frozen=True, tag=True):
     """The end, where closing the channel cannot say so."""
 
 
-Message = Start | Loading | Ready | Compute | Done | Failed | Stop
+Message = Start | Loading | Ready | Forward | Sample | Done | Failed | Stop
 
 
 class WireError(ShardwiseError):
