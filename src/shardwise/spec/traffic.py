@@ -11,11 +11,14 @@ from dataclasses import dataclass
 from math import prod
 
 from shardwise.spec.axes import BITS
-from shardwise.spec.blocks import Block, Linear, Model, Table, walk
+from shardwise.spec.blocks import Block, HeadsNorm, Linear, Model, Table, walk
 from shardwise.spec.layout import Layout
 
 SITES = {"q": "attn_out", "mlp": "mlp_down", "expert": "moe_out", "vocab": "embed"}
 """The place in the model where the sum over a cut family is taken: the label of its collective."""
+
+HEADS_NORM = "qk_norm"
+"""Where a norm over all heads sums its squares."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,3 +55,5 @@ def _reduces(blocks: Sequence[Block], layout: Layout, tokens: int) -> Iterator[C
             yield Call("all_reduce", SITES[block.rows.cut or ""], (tokens, block.size), layout.dtype)
         if isinstance(block, Linear) and layout.cut(block.inp):
             yield Call("all_reduce", SITES[block.inp.cut or ""], (tokens, block.out.size), layout.dtype)
+        if isinstance(block, HeadsNorm) and layout.cut(block.q):
+            yield Call("all_reduce", HEADS_NORM, (tokens, 2), "float32")
