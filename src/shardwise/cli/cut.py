@@ -224,9 +224,8 @@ def _branch(layout: Layout, block: Block, depth: int) -> Branch | None:
     if isinstance(block, Norm):
         return Branch(depth, block.name, f"{block.size}", "whole on every rank")
     if isinstance(block, HeadsNorm):
-        return Branch(
-            depth, "q_norm, k_norm", f"{block.q.size}, {block.k.size}", "by heads", "all-reduce" if layout.cut(block.q) else ""
-        )
+        reduced = "all-reduce" if layout.cut(block.q) else ""
+        return Branch(depth, "q_norm, k_norm", f"{block.q.size}, {block.k.size}", "by heads, over all of them", reduced)
     if isinstance(block, Attention):
         window = f"sees the last {block.window} tokens" if block.window else ""
         return Branch(depth, block.name, f"{block.heads} heads, {block.kv_heads} KV, of {block.dim}", window)

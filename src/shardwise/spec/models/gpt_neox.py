@@ -51,9 +51,7 @@ def shape_of(fields: Fields, heads: int, kv_heads: int, eps: str) -> Shape:
     hidden = fields.integer("hidden_size", most=2**24)
     dim = head_dim(fields, hidden, heads)
     if dim * heads != hidden:
-        raise fields.wrong(
-            "head_dim", f"{heads} heads of a hidden size of {hidden} have {hidden / heads:g} in this architecture"
-        )
+        raise fields.wrong("head_dim", f"{heads} heads share out a hidden size of {hidden} in this architecture: leave it out")
     return Shape(
         hidden=hidden,
         heads=heads,

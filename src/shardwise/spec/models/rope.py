@@ -70,9 +70,7 @@ def layer_ropes(fields: Fields, dim: int, *, full: float, sliding: float, local:
         raise fields.wrong("rope_scaling", "and rope_parameters is there too; give the latter alone")
     theta = fields.number("rope_theta", full, above=1)
     if local is None and theta != sliding and not new.mapping():
-        raise fields.wrong(
-            "rope_theta", f"sliding layers have {sliding:g} whatever it is; give rope_parameters, a base for each"
-        )
+        raise fields.wrong("rope_theta", f"sliding layers have {sliding:g} whatever it is; rope_parameters would work")
     found = {}
     for kind, section, base in (
         (FULL, new.section(FULL) if new.mapping() else old, theta),
