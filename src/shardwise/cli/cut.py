@@ -9,7 +9,20 @@ from typing import Any
 
 from shardwise.spec import traffic
 from shardwise.spec.axes import BITS, Axis
-from shardwise.spec.blocks import MLP, Attention, Block, Linear, Model, Norm, Table, attentions, parameters, walk, weights
+from shardwise.spec.blocks import (
+    MLP,
+    Attention,
+    Block,
+    HeadsNorm,
+    Linear,
+    Model,
+    Norm,
+    Table,
+    attentions,
+    parameters,
+    walk,
+    weights,
+)
 from shardwise.spec.layout import Layout, Shares
 from shardwise.spec.mesh import Mesh
 
@@ -210,6 +223,9 @@ def _branch(layout: Layout, block: Block, depth: int) -> Branch | None:
         return Branch(depth, block.name, f"{block.rows.size} x {block.size}", how, "all-reduce" if cut else "")
     if isinstance(block, Norm):
         return Branch(depth, block.name, f"{block.size}", "whole on every rank")
+    if isinstance(block, HeadsNorm):
+        reduced = "all-reduce" if layout.cut(block.q) else ""
+        return Branch(depth, "q_norm, k_norm", f"{block.q.size}, {block.k.size}", "by heads, over all of them", reduced)
     if isinstance(block, Attention):
         window = f"sees the last {block.window} tokens" if block.window else ""
         return Branch(depth, block.name, f"{block.heads} heads, {block.kv_heads} KV, of {block.dim}", window)

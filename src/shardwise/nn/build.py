@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -59,8 +60,21 @@ class Residual(nn.Module):
         return x + (y if self.scale == 1.0 else y * self.scale)
 
 
+class Sum(nn.Module):
+    """The sum of what each branch makes of the same x."""
+
+    def __init__(self, block: blocks.Sum, path: str, rank: Rank, tensors: Tensors) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList(build(b, path, rank, tensors) for b in block.branches)
+
+    def forward(self, x: torch.Tensor, state: State) -> torch.Tensor:
+        parts: list[torch.Tensor] = [branch(x, state) for branch in self.branches]
+        return functools.reduce(torch.add, parts)
+
+
 MODULES: dict[type, Any] = {
     blocks.Chain: Chain,
+    blocks.Sum: Sum,
     blocks.Residual: Residual,
     blocks.Norm: NormStep,
     blocks.Attention: Attention,

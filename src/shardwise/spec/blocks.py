@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from shardwise.spec.axes import Axis, Fused, Source, Weight
-from shardwise.spec.formats import Dense, Format, fused_source
+from shardwise.spec.formats import Dense, Format, fused_source, stacked
 
 
 @runtime_checkable
@@ -52,7 +52,10 @@ class Linear:
 
     def own_weights(self) -> Iterator[Weight]:
         for weight, out_axis in self._single_weights():
-            yield self._stack(weight, out_axis) if self.experts else replace(weight, source=self._source(weight, out_axis))
+            if self.experts:
+                yield stacked(weight, self.experts, out_axis, self.name, self.fused, self._turned(weight))
+            else:
+                yield replace(weight, source=self._source(weight, out_axis))
 
     def _single_weights(self) -> Iterator[tuple[Weight, int]]:
         yield from self.format.weights(self.name, self.out, self.inp)
@@ -64,33 +67,25 @@ class Linear:
             return replace(fused_source(weight, out_axis, self.name, self.fused), transposed=self._turned(weight))
         return Source(weight.name, transposed=True) if self._turned(weight) else None
 
-    def _stack(self, weight: Weight, out_axis: int) -> Weight:
-        """The same tensor of all experts. In one tensor, it is called as the linear is, and its bias with `_bias` behind."""
-        assert self.experts is not None and out_axis >= 0
-        per = weight.per and (1, *weight.per)
-        stack = replace(weight, axes=(self.experts, *weight.axes), per=per)
-        ends = {f"{self.name}.weight": "", f"{self.name}.bias": "_bias"}
-        if self.fused is None or weight.name not in ends:
-            return stack
-        # Packed ones are rows of outputs, whichever way the dense ones stand.
-        packed = weight.source.packed if weight.source else None
-        turned = self._turned(weight) and not packed
-        source = Source(self.fused.name + ends[weight.name], turned, self.fused, out_axis + 1, packed)
-        return replace(stack, also=source) if "*" in self.name else replace(stack, source=source)
-
     def _turned(self, weight: Weight) -> bool:
         return self.transposed and len(weight.axes) == 2
 
 
 @dataclass(frozen=True, slots=True)
 class Norm:
-    """RMS or layer norm over the last `size` elements. Never cut."""
+    """RMS or layer norm over the last `size` elements. Never cut.
+
+    `offset` is added to the weight: Gemma stores how far it is from one. `wide`: an RMS norm's weight is applied in float32,
+    before rounding to the model's dtype (Gemma, OLMo), and not after it (Llama).
+    """
 
     name: str
     size: int
     eps: float
     kind: Literal["rms", "layer"] = "rms"
     bias: bool = False
+    offset: float = 0.0
+    wide: bool = False
 
     def children(self) -> tuple[Block, ...]:
         return ()
@@ -99,6 +94,27 @@ class Norm:
         yield Weight(f"{self.name}.weight", (Axis(self.size),))
         if self.bias:
             yield Weight(f"{self.name}.bias", (Axis(self.size),))
+
+
+@dataclass(frozen=True, slots=True)
+class HeadsNorm:
+    """RMS norms over all query heads together and over all KV heads together (OLMo-2), each weight cut with its heads.
+
+    A rank has only its part of the sums of squares: both travel in one small sum over ranks, in which a KV head that several
+    ranks hold counts once. Weights are applied in float32.
+    """
+
+    q: Axis
+    k: Axis
+    eps: float
+    name: str = ""
+
+    def children(self) -> tuple[Block, ...]:
+        return ()
+
+    def own_weights(self) -> Iterator[Weight]:
+        yield Weight("q_norm.weight", (self.q,))
+        yield Weight("k_norm.weight", (self.k,))
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +139,8 @@ class Rope:
 
     `frequencies` are the dim / 2 angular steps per position. `long` replaces them for sequences of more than `boundary`
     tokens (longrope). `dynamic` is NTK scaling by length past `boundary`, as (base, factor). `scale` multiplies cos and sin.
-    `halves`: element i is paired with i + dim / 2 (Llama), else with its neighbour (GPT-J).
+    `halves`: element i is paired with i + dim / 2 (Llama), else with its neighbour (GPT-J). `wide`: cos and sin stay float32
+    and the rotation is rounded once, after it (OLMo).
     Sources: RoFormer (arXiv 2104.09864), YaRN (2309.00071), LongRoPE (2402.13753), Llama 3.1's rule as in transformers.
     """
 
@@ -135,11 +152,16 @@ class Rope:
     dynamic: tuple[float, float] | None = None
     boundary: int | None = None
     halves: bool = True
+    wide: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Attention:
-    """Causal attention with `heads` query heads over `kv_heads` KV heads of `dim`. `window` None sees everything."""
+    """Causal attention with `heads` query heads over `kv_heads` KV heads of `dim`. `window` None sees everything.
+
+    q and k are normed head by head (`q_norm`, `k_norm`), or all heads together (`heads_norm`). `softcap` c bends a score s to
+    c · tanh(s / c) (Gemma-2, arXiv 2408.00118).
+    """
 
     name: str
     q: Linear
@@ -154,9 +176,11 @@ class Attention:
     window: int | None = None
     q_norm: Norm | None = None
     k_norm: Norm | None = None
+    heads_norm: HeadsNorm | None = None
+    softcap: float | None = None
 
     def children(self) -> tuple[Block, ...]:
-        norms = tuple(n for n in (self.q_norm, self.k_norm) if n)
+        norms = tuple(n for n in (self.q_norm, self.k_norm, self.heads_norm) if n)
         return (self.q, self.k, self.v, *norms, self.o)
 
     def own_weights(self) -> Iterator[Weight]:
@@ -210,12 +234,30 @@ class Residual:
 
 
 @dataclass(frozen=True, slots=True)
+class Sum:
+    """The sum of what each branch makes of the same x: attention and MLP side by side."""
+
+    branches: tuple[Block, ...]
+    name: str = ""
+
+    def children(self) -> tuple[Block, ...]:
+        return self.branches
+
+    def own_weights(self) -> Iterator[Weight]:
+        return iter(())
+
+
+@dataclass(frozen=True, slots=True)
 class Embedding:
-    """Token vectors times `scale`, plus learned position vectors where there is a table of them."""
+    """Token vectors times `scale`, plus learned position vectors where there is a table of them.
+
+    `rounded`: the scale is first rounded to the dtype that the model runs in (Gemma).
+    """
 
     tokens: Table
     positions: Table | None = None
     scale: float = 1.0
+    rounded: bool = False
     name: str = ""
 
     def children(self) -> tuple[Block, ...]:
@@ -227,11 +269,12 @@ class Embedding:
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """logits = linear(norm(x)) · scale."""
+    """logits = linear(norm(x)) · scale, then bent to c · tanh(logits / c) where there is a `softcap` c."""
 
     norm: Norm
     linear: Linear
     scale: float = 1.0
+    softcap: float | None = None
     name: str = ""
 
     def children(self) -> tuple[Block, ...]:
@@ -256,7 +299,8 @@ class Model:
     """A whole network. `context` is the most tokens a sequence may have; `dtype` the one the checkpoint was saved in.
 
     `prefix`: a checkpoint may store every name below it ("transformer."). `ignored`: stored tensors that hold no parameter
-    (masks, rotary tables), as suffixes. `unused`: prefixes of those that plain decoding does not read (multi-token prediction).
+    (masks, rotary tables), as suffixes. `foreign`: tensors of what is not run (a vision tower, multi-token prediction), by how
+    their names begin.
     """
 
     architecture: str
@@ -269,7 +313,7 @@ class Model:
     dtype: str
     prefix: str = ""
     ignored: tuple[str, ...] = ()
-    unused: tuple[str, ...] = ()
+    foreign: tuple[str, ...] = ()
 
     @property
     def layers(self) -> int:
@@ -300,12 +344,6 @@ def weights(block: Block, prefix: str = "") -> Iterator[Weight]:
 def attentions(block: Block) -> Iterator[Attention]:
     """Every attention below `block`, in order."""
     return (node for _, node in walk(block) if isinstance(node, Attention))
-
-
-def stacks(model: Model) -> Iterator[Linear]:
-    """Every distinct stack of experts' linears; none in a dense model."""
-    nodes = (node for run in model.runs for _, node in walk(run.block))
-    return (node for node in nodes if isinstance(node, Linear) and node.experts)
 
 
 def layer_blocks(model: Model) -> Iterator[tuple[str, Block]]:

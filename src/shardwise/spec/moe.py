@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from shardwise.spec.axes import Axis, Source, Weight
-from shardwise.spec.blocks import MLP, Block, Linear
+from shardwise.spec.blocks import MLP, Block, Linear, Model, walk
 
 Score = Literal["softmax", "softmax_of_top", "sigmoid"]
 
@@ -102,3 +102,9 @@ class MoE:
 
     def own_weights(self) -> Iterator[Weight]:
         return iter(())
+
+
+def stacks(model: Model) -> Iterator[Linear]:
+    """Every distinct stack of experts' linears; none in a dense model."""
+    nodes = (node for run in model.runs for _, node in walk(run.block))
+    return (node for node in nodes if isinstance(node, Linear) and node.experts)

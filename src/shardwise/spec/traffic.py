@@ -11,12 +11,15 @@ from dataclasses import dataclass
 from math import prod
 
 from shardwise.spec.axes import BITS
-from shardwise.spec.blocks import Block, Linear, Model, Table
+from shardwise.spec.blocks import Block, HeadsNorm, Linear, Model, Table
 from shardwise.spec.layout import Layout
 from shardwise.spec.moe import MoE
 
 SITES = {"q": "attn_out", "mlp": "mlp_down", "moe": "moe_out", "expert": "moe_out", "vocab": "embed"}
 """The place in the model where the sum over a cut family is taken: the label of its collective."""
+
+HEADS_NORM = "qk_norm"
+"""Where a norm over all heads sums its squares."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +60,8 @@ def _reduces(block: Block, layout: Layout, tokens: int) -> Iterator[Call]:
         yield Call("all_reduce", SITES[block.rows.cut or ""], (tokens, block.size), layout.dtype)
     if isinstance(block, Linear) and layout.cut(block.inp):
         yield Call("all_reduce", SITES[block.inp.cut or ""], (tokens, block.out.size), layout.dtype)
+    if isinstance(block, HeadsNorm) and layout.cut(block.q):
+        yield Call("all_reduce", HEADS_NORM, (tokens, 2), "float32")
     for child in block.children():
         yield from _reduces(child, layout, tokens)
 

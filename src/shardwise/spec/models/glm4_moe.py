@@ -27,9 +27,9 @@ def glm4_moe(fields: Fields) -> Model:
         return layer(shape, attend, blocks[kind])
 
     more = fields.integer("num_nextn_predict_layers", 1, least=0, most=64)
-    unused = tuple(f"model.layers.{shape.layers + i}." for i in range(more))
+    foreign = tuple(f"model.layers.{shape.layers + i}." for i in range(more))
     model = decoder(fields, "glm4_moe", shape, runs("model.layers", (i >= dense for i in range(shape.layers)), build))
-    return replace(model, unused=unused)
+    return replace(model, foreign=foreign)
 
 
 def _normed(attend: Attention, shape: Shape) -> Attention:
