@@ -23,8 +23,11 @@ class Linear(nn.Module):
             raise NotImplementedError(f"{path}: format {block.format.name} is described but not computed yet")
         name = block.tied or f"{path}.weight"
         self.weight = tensors[name]
-        self.bias = tensors[f"{path}.bias"] if block.bias else None
-        self.site = SITES[block.inp.cut] if block.inp.cut and rank.layout.cut(block.inp) else None
+        cut = rank.layout.cut(block.inp)
+        self.site = SITES[block.inp.cut] if block.inp.cut and cut and not block.partial else None
+        # Of a sum that is finished elsewhere, the first rank's part alone has the bias.
+        biased = block.bias and not (cut and block.partial and rank.at.tp)
+        self.bias = tensors[f"{path}.bias"] if biased else None
         self.comm = rank.comm
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

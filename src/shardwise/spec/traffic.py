@@ -6,12 +6,12 @@ test holds this list against what a real forward calls.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
 
 from shardwise.spec.axes import BITS
-from shardwise.spec.blocks import Block, HeadsNorm, Linear, Model, Table, walk
+from shardwise.spec.blocks import Block, HeadsNorm, Linear, Model, Sum, Table
 from shardwise.spec.layout import Layout
 
 SITES = {"q": "attn_out", "mlp": "mlp_down", "expert": "moe_out", "vocab": "embed"}
@@ -19,6 +19,9 @@ SITES = {"q": "attn_out", "mlp": "mlp_down", "expert": "moe_out", "vocab": "embe
 
 HEADS_NORM = "qk_norm"
 """Where a norm over all heads sums its squares."""
+
+BRANCHES = "branches"
+"""Where branches that stand side by side are summed over ranks, all at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,19 +44,23 @@ class Call:
 
 def of(model: Model, layout: Layout, tokens: int, sampled: int) -> tuple[Call, ...]:
     """The collectives of a forward over `tokens` tokens that computes the logits of `sampled` of them (0: it has no head)."""
-    blocks = [block for run in model.runs for _ in range(run.count) for _, block in walk(run.block)]
-    embed = [block for _, block in walk(model.embed)]
-    found = list(_reduces([*embed, *blocks], layout, tokens))
+    found = list(_reduces(model.embed, layout, tokens))
+    for run in model.runs:
+        found += run.count * list(_reduces(run.block, layout, tokens))
     if sampled and layout.cut(model.head.linear.out):
         found.append(Call("all_gather", "logits", (sampled, model.vocab), layout.dtype))
     return tuple(found)
 
 
-def _reduces(blocks: Sequence[Block], layout: Layout, tokens: int) -> Iterator[Call]:
-    for block in blocks:
-        if isinstance(block, Table) and layout.cut(block.rows):
-            yield Call("all_reduce", SITES[block.rows.cut or ""], (tokens, block.size), layout.dtype)
-        if isinstance(block, Linear) and layout.cut(block.inp):
-            yield Call("all_reduce", SITES[block.inp.cut or ""], (tokens, block.out.size), layout.dtype)
-        if isinstance(block, HeadsNorm) and layout.cut(block.q):
-            yield Call("all_reduce", HEADS_NORM, (tokens, 2), "float32")
+def _reduces(block: Block, layout: Layout, tokens: int) -> Iterator[Call]:
+    """The sums over ranks of a block, those of its children before its own."""
+    for child in block.children():
+        yield from _reduces(child, layout, tokens)
+    if isinstance(block, Table) and layout.cut(block.rows):
+        yield Call("all_reduce", SITES[block.rows.cut or ""], (tokens, block.size), layout.dtype)
+    elif isinstance(block, Linear) and layout.cut(block.inp) and not block.partial:
+        yield Call("all_reduce", SITES[block.inp.cut or ""], (tokens, block.out.size), layout.dtype)
+    elif isinstance(block, HeadsNorm) and layout.cut(block.q):
+        yield Call("all_reduce", HEADS_NORM, (tokens, 2), "float32")
+    elif isinstance(block, Sum) and any(layout.cut(end.inp) for end in block.ends):
+        yield Call("all_reduce", BRANCHES, (tokens, block.ends[0].out.size), layout.dtype)
