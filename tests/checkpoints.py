@@ -140,7 +140,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "gemma": _gemma("gemma", num_key_value_heads=1, head_dim=16),
     # Scores and logits are bent where they bend most: the caps are far below what this model's scores reach.
     "gemma2": _gemma("gemma2", num_hidden_layers=3, sliding_window=8, attn_logit_softcapping=2.0, final_logit_softcapping=3.0),
-    "gemma2-full": _gemma("gemma2", sliding_window=None, num_key_value_heads=2, query_pre_attn_scalar=40, attention_bias=True),
+    "gemma2-full": _gemma("gemma2", sliding_window=128, num_key_value_heads=2, query_pre_attn_scalar=40, attention_bias=True),
     "gemma3": _gemma("gemma3_text", num_hidden_layers=4, sliding_window=8, rope_parameters=TWO_ROPES, layer_types=KINDS),
     "gemma3-mqa": _gemma("gemma3_text", num_key_value_heads=1, final_logit_softcapping=3.0),
     "olmo2": {"model_type": "olmo2", **BASE, "num_key_value_heads": 2},

@@ -17,6 +17,7 @@ from shardwise.spec.blocks import (
     Linear,
     Model,
     Norm,
+    Sum,
     Table,
     attentions,
     parameters,
@@ -215,7 +216,8 @@ def _branch(layout: Layout, block: Block, depth: int) -> Branch | None:
     if isinstance(block, Linear):
         shape = f"{block.inp.size} -> {block.out.size}" + (" + bias" if block.bias else "") + (", tied" if block.tied else "")
         how = _how(block.out, block.inp) + (f", {block.format.name}" if block.format.name != "dense" else "")
-        reduced = "all-reduce" if layout.cut(block.inp) else "all-gather" if block is layout.model.head.linear else ""
+        sums = layout.cut(block.inp) and not block.partial
+        reduced = "all-reduce" if sums else "all-gather" if block is layout.model.head.linear else ""
         return Branch(depth, block.name, shape, how, reduced if layout.mesh.tp > 1 else "")
     if isinstance(block, Table):
         cut = layout.cut(block.rows)
@@ -223,6 +225,8 @@ def _branch(layout: Layout, block: Block, depth: int) -> Branch | None:
         return Branch(depth, block.name, f"{block.rows.size} x {block.size}", how, "all-reduce" if cut else "")
     if isinstance(block, Norm):
         return Branch(depth, block.name, f"{block.size}", "whole on every rank")
+    if isinstance(block, Sum):
+        return Branch(depth, "side by side", "", "", "all-reduce" if any(layout.cut(end.inp) for end in block.ends) else "")
     if isinstance(block, HeadsNorm):
         reduced = "all-reduce" if layout.cut(block.q) else ""
         return Branch(depth, "q_norm, k_norm", f"{block.q.size}, {block.k.size}", "by heads, over all of them", reduced)

@@ -31,10 +31,10 @@ class Linear:
     """y = x · Wᵀ + b. Column-parallel where `out` is cut, row-parallel where `inp` is: nothing else decides it.
 
     `fused`: stored inside a wider tensor. `transposed`: stored as [inp, out]. `tied`: the absolute name of the weight that
-    it shares with an embedding table. `experts`: not one linear but one for each expert, stacked along that axis. They are
-    one weight, whichever way they are stored, because an axis can be cut and a list of names cannot: each in a tensor of its
-    own (the name then has a `*` for the expert's number, and `fused` is the other way in which they may be stored), or all
-    in one tensor, `fused`.
+    it shares with an embedding table. `partial`: where `inp` is cut, the sum over ranks is left to a block above. `experts`:
+    not one linear but one for each expert, stacked along that axis. They are one weight, however they are stored, because an
+    axis can be cut and a list of names cannot: each in a tensor of its own (the name then has a `*` for the expert's number,
+    and `fused` is the other way in which they may be stored), or all in one tensor, `fused`.
     """
 
     name: str
@@ -45,6 +45,7 @@ class Linear:
     fused: Fused | None = None
     transposed: bool = False
     tied: str | None = None
+    partial: bool = False
     experts: Axis | None = None
 
     def children(self) -> tuple[Block, ...]:
@@ -235,10 +236,18 @@ class Residual:
 
 @dataclass(frozen=True, slots=True)
 class Sum:
-    """The sum of what each branch makes of the same x: attention and MLP side by side."""
+    """The sum of what each branch makes of the same x: attention and MLP side by side.
+
+    A branch may leave its sum over ranks to this one (`partial` linears): then all of them do, and one sum serves all.
+    """
 
     branches: tuple[Block, ...]
     name: str = ""
+
+    @property
+    def ends(self) -> tuple[Linear, ...]:
+        """The linears below whose sums over ranks are taken here."""
+        return tuple(node for _, node in walk(self) if isinstance(node, Linear) and node.partial)
 
     def children(self) -> tuple[Block, ...]:
         return self.branches
@@ -372,6 +381,15 @@ def parameters(model: Model) -> int:
     total = count(model.embed) + sum(run.count * count(run.block) for run in model.runs) + count(model.head)
     tied = model.head.linear.tied
     return total - (model.head.linear.out.size * model.head.linear.inp.size if tied else 0)
+
+
+def joined(*branches: Block) -> Sum:
+    """The sum of branches, reduced once for all of them: whatever contracts a cut axis leaves that to the sum."""
+
+    def change(_: str, linear: Linear) -> Linear:
+        return replace(linear, partial=linear.inp.cut is not None)
+
+    return Sum(tuple(rewrite(branch, change) for branch in branches))
 
 
 def rewrite(block: Any, change: Callable[[str, Linear], Linear], prefix: str = "") -> Any:

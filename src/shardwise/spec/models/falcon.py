@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from shardwise.spec.blocks import MLP, Attention, Chain, Model, Residual, Sum
+from shardwise.spec.blocks import MLP, Attention, Chain, Model, Residual, joined
 from shardwise.spec.models.decoder import ACTIVATIONS, Shape, attention, decoder, runs
 from shardwise.spec.models.fields import Fields
 from shardwise.spec.models.gpt_neox import in_turn, interleaved, layer_norm, plain_mlp, shape_of, side_by_side
@@ -46,5 +46,5 @@ def _layer(fields: Fields, shape: Shape, modern: bool, attend: Attention, mlp: M
         return side_by_side(Chain((layer_norm("ln_attn", shape), attend)), Chain((layer_norm("ln_mlp", shape), mlp)))
     first = layer_norm("input_layernorm", shape)
     if beside:
-        return Chain((Residual(Chain((first, Sum((attend, mlp))))),))
+        return Chain((Residual(Chain((first, joined(attend, mlp)))),))
     return in_turn(Chain((first, attend)), Chain((layer_norm("post_attention_layernorm", shape), mlp)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from shardwise.spec.axes import Axis, Fused
-from shardwise.spec.blocks import MLP, Attention, Block, Chain, Linear, Model, Norm, Residual, Rope, Sum
+from shardwise.spec.blocks import MLP, Attention, Block, Chain, Linear, Model, Norm, Residual, Rope, joined
 from shardwise.spec.models.decoder import ACTIVATIONS, Activation, Shape, attention, decoder, head_dim, mlp_axis, runs
 from shardwise.spec.models.fields import Fields
 from shardwise.spec.models.rope import rope_of, stated
@@ -89,7 +89,7 @@ def layer_norm(name: str, shape: Shape) -> Norm:
 
 def side_by_side(first: Block, second: Block) -> Chain:
     """x + first(x) + second(x)."""
-    return Chain((Residual(Sum((first, second))),))
+    return Chain((Residual(joined(first, second)),))
 
 
 def in_turn(first: Block, second: Block) -> Chain:
