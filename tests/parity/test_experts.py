@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from shardwise.spec import traffic
-from shardwise.spec.blocks import stacks
+from shardwise.spec.moe import stacks
 from tests.checkpoints import FAMILIES
 from tests.group import Group, even, layout_of
 from tests.parity.reference import LIMIT, Reference, Score, chunked, compare

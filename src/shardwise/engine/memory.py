@@ -9,9 +9,10 @@ from typing import Literal
 from shardwise.engine.devices import available_bytes, gpus
 from shardwise.errors import CapacityError, UserError
 from shardwise.spec.axes import BITS
-from shardwise.spec.blocks import MLA, Attention, Linear, walk
+from shardwise.spec.blocks import Attention, Linear, walk
 from shardwise.spec.layout import PAGE_TOKENS, Layout, Shares
 from shardwise.spec.mesh import Mesh
+from shardwise.spec.mla import MLA
 
 CHUNK_TOKENS = 512
 """The most tokens of a prompt in one forward: bounds the memory of activations."""
@@ -80,12 +81,13 @@ def activation_bytes(layout: Layout, rank: int, context: int) -> int:
 
 def _attention_bytes(layout: Layout, attention: Attention, rank: int, tokens: int, context: int) -> int:
     """Gathered keys and values of one layer, once more where each query head gets its own copy, and the mask: as booleans,
-    and as numbers, which torch makes of them."""
+    and as numbers, which torch makes of them. Bent scores are all held at once, in float32, while they are made anew."""
     at, item = layout.mesh.coords(rank), BITS[layout.dtype] // 8
     queries, kv = layout.heads(attention, at)
     copies = len(kv) + (0 if layout.even_groups(attention, at) else len(queries))
     reach = context if attention.window is None else min(context, attention.window + tokens + 2 * PAGE_TOKENS)
-    return reach * (2 * copies * attention.dim * item + tokens * (1 + item))
+    scores = 0 if attention.softcap is None else 2 * 4 * tokens * len(queries)
+    return reach * (2 * copies * attention.dim * item + tokens * (1 + item) + scores)
 
 
 def _latent_bytes(layout: Layout, attention: MLA, rank: int, tokens: int, context: int) -> int:

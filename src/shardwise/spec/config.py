@@ -18,15 +18,15 @@ from shardwise.spec import formats
 from shardwise.spec.axes import Axis
 from shardwise.spec.blocks import Block, Linear, Model, Run, rewrite, walk
 from shardwise.spec.formats import Format
-from shardwise.spec.models import MODELS
+from shardwise.spec.models import MODELS, MULTIMODAL
 from shardwise.spec.models.fields import Fields, refuse_unread, shown
+from shardwise.spec.models.kinds import FULL
 
 __all__ = ["Fields", "read_model"]
 
 NO = (False,)  # and 0, which equals it
 ONE = (1,)
 NONE: tuple[object, ...] = ()
-FULL = "full_attention"
 
 NEUTRAL: tuple[tuple[str, tuple[object, ...]], ...] = (
     # Attention: what it sees, and how scores are made.
@@ -54,6 +54,7 @@ NEUTRAL: tuple[tuple[str, tuple[object, ...]], ...] = (
     ("add_cross_attention", NO),
     ("cross_attention_hidden_size", NONE),
     ("is_encoder_decoder", NO),
+    ("use_bidirectional_attention", NO),
     ("pruned_heads", ({},)),
     # Positions.
     ("rope_scaling", ({},)),
@@ -61,6 +62,7 @@ NEUTRAL: tuple[tuple[str, tuple[object, ...]], ...] = (
     ("partial_rotary_factor", ONE),
     ("rotary_pct", ONE),
     ("rotary_dim", NONE),
+    ("rotary_emb_base", NONE),
     ("rope_interleave*", NO),
     ("rope_local_base_freq", NONE),
     ("use_mrope", NO),
@@ -139,17 +141,19 @@ def read_model(config: Mapping[str, Any]) -> Model:
     fields = Fields(config)
     name = _architecture(fields)
     model = MODELS[name](fields)
-    _check_layer_types(fields)
     quantization = fields.section("quantization_config")
-    refuse_unread(fields, NEUTRAL, f"model_type {name!r}")
+    for part in (fields, fields.section("text_config")):
+        _check_layer_types(part)
+        refuse_unread(part, NEUTRAL, f"model_type {name!r}")
     return _quantized(model, quantization) if quantization.mapping() else model
 
 
 def _architecture(fields: Fields) -> str:
     """The `model_type`, if it is known and has the head of a language model."""
-    if fields.has("text_config"):
-        raise fields.wrong("text_config", "nested configs (multimodal models) are not implemented; a text model's would work")
     name = fields.mapping().get("model_type")
+    if fields.has("text_config") and name not in MULTIMODAL:
+        works = f"nested configs are implemented for {', '.join(MULTIMODAL)} alone; a text model's would work"
+        raise fields.wrong("text_config", works)
     known = ", ".join(sorted(MODELS))
     if not isinstance(name, str):
         raise ConfigError(f"config.json: model_type is {shown(name)}; known are {known}")
@@ -158,7 +162,8 @@ def _architecture(fields: Fields) -> str:
         hint = f"nearest: {', '.join(near)}; " if near else ""
         raise ConfigError(f"config.json: model_type {shown(name)} is not implemented; {hint}known are {known}")
     classes = fields.names("architectures")
-    if classes and not any(c.endswith(("ForCausalLM", "LMHeadModel")) for c in classes):
+    heads = ("ForCausalLM", "LMHeadModel", *(("ForConditionalGeneration",) if name in MULTIMODAL else ()))
+    if classes and not any(c.endswith(heads) for c in classes):
         raise fields.wrong("architectures", "only language models (...ForCausalLM, GPT2LMHeadModel) are implemented")
     return name
 

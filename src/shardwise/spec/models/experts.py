@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 from shardwise.spec.axes import Axis, Fused, unit_grain
-from shardwise.spec.blocks import Linear
+from shardwise.spec.blocks import MLP, Linear
+from shardwise.spec.models.decoder import Shape, gated_mlp
 from shardwise.spec.models.fields import Fields
 from shardwise.spec.moe import Groups
 
@@ -32,8 +34,14 @@ def stored_apart(experts: int, hidden: int, width: int, parts: tuple[str, str, s
     return (
         Linear(gate, inner, outer, fused=Fused(pair, 0, width, width), experts=count),
         Linear(up, inner, outer, fused=Fused(pair, width, width, width), experts=count),
-        Linear(last, outer, inner, fused=Fused(down, 0, hidden, hidden), experts=count),
+        Linear(last, outer, inner, fused=Fused(down, 0, hidden, hidden), partial=True, experts=count),
     )
+
+
+def shared_expert(fields: Fields, shape: Shape, name: str, width: int) -> MLP:
+    """An MLP for every token, whose sum over ranks is taken with the experts'."""
+    mlp = gated_mlp(fields, shape, bias=False, inner=width, name=name)
+    return replace(mlp, down=replace(mlp.down, partial=True))
 
 
 def experts_of(fields: Fields, key: str, default: int) -> int:
