@@ -166,6 +166,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     ),
     "deepseek-v2-lite": _deepseek("deepseek_v2", q_lora_rank=None, rope_parameters=DEEP, n_shared_experts=1),
     "deepseek-v3": _deepseek("deepseek_v3", rope_parameters=DEEP, attention_bias=True, n_group=3, topk_group=2),
+    "deepseek-dense": _deepseek("deepseek_v3", first_k_dense_replace=3, rope_interleave=False, n_group=1, topk_group=1),
     "phi3": _phi3(),
     "phi3-window": _phi3(sliding_window=8),
     "phi3-partial": _phi3(rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}),

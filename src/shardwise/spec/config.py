@@ -18,7 +18,7 @@ from shardwise.spec import formats
 from shardwise.spec.axes import Axis
 from shardwise.spec.blocks import Block, Linear, Model, Run, rewrite, walk
 from shardwise.spec.formats import Format
-from shardwise.spec.models import MODELS, MULTIMODAL
+from shardwise.spec.models import MODELS, MULTIMODAL, REFUSED
 from shardwise.spec.models.fields import Fields, refuse_unread, shown
 from shardwise.spec.models.kinds import FULL
 
@@ -35,6 +35,7 @@ NEUTRAL: tuple[tuple[str, tuple[object, ...]], ...] = (
     ("sliding_window_pattern", NONE),
     ("attention_chunk_size", NONE),
     ("full_attention_interval", ONE),
+    ("index_*", NONE),
     ("attn_temperature_tuning", NO),
     ("query_pre_attn_scalar", NONE),
     ("scale_attn_weights", ONE),
@@ -157,6 +158,8 @@ def _architecture(fields: Fields) -> str:
     known = ", ".join(sorted(MODELS))
     if not isinstance(name, str):
         raise ConfigError(f"config.json: model_type is {shown(name)}; known are {known}")
+    if name in REFUSED:
+        raise ConfigError(f"config.json: model_type {shown(name)} is not implemented: {REFUSED[name]}; known are {known}")
     if name not in MODELS:
         near = get_close_matches(name, MODELS, n=3, cutoff=0.5)
         hint = f"nearest: {', '.join(near)}; " if near else ""

@@ -46,5 +46,11 @@ MODELS: dict[str, Callable[[Fields], Model]] = {
     "qwen3_moe": qwen3_moe,
 }
 
+REFUSED = {
+    "deepseek_v32": "its sparse attention, for which an indexer picks tokens, is not",
+    "glm_moe_dsa": "its sparse attention, for which an indexer picks tokens, is not",
+}
+"""Relatives of what is implemented, each with what is missing."""
+
 MULTIMODAL = ("gemma3",)
 """Those of which the text part alone is run: their config holds it at `text_config`."""
