@@ -200,6 +200,16 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "qwen2-moe": _moe(
         "qwen2_moe", num_experts=5, moe_intermediate_size=24, shared_expert_intermediate_size=40, norm_topk_prob=True
     ),
+    # A limit and a window that are often met.
+    "gpt-oss": _moe(
+        "gpt_oss",
+        num_local_experts=5,
+        intermediate_size=48,
+        head_dim=16,
+        sliding_window=8,
+        swiglu_limit=1.2,
+        rope_parameters={"rope_type": "yarn", "rope_theta": 150000.0, "factor": 4.0, "original_max_position_embeddings": 32},
+    ),
     "glm4-moe": _glm4(num_nextn_predict_layers=0),
     "glm4-moe-groups": _glm4(
         n_routed_experts=9, n_group=3, topk_group=2, use_qk_norm=True, attention_bias=False, routed_scaling_factor=1.5
@@ -226,14 +236,9 @@ def build(config: dict[str, Any], folder: Path, *, dtype: torch.dtype = torch.fl
             if parameter.ndim == 1:
                 parameter.copy_(noise * 0.3 if name.endswith("bias") else one + noise * 0.2)
             else:
-                parameter.copy_(noise * (0.5 if id(parameter) in tables else 1.3 * _inputs(parameter) ** -0.5))
+                parameter.copy_(noise * (0.5 if id(parameter) in tables else 1.3 * parameter.shape[-1] ** -0.5))
         for name, buffer in model.named_buffers():
             if name.endswith("e_score_correction_bias"):
                 buffer.copy_(torch.randn(buffer.shape, generator=generator) * 0.2)
     model.to(dtype).save_pretrained(folder, **saving)
     return folder
-
-
-def _inputs(parameter: nn.Parameter) -> int:
-    """How many numbers one output sums. transformers stacks experts as [experts, out, in]."""
-    return parameter.shape[-1]

@@ -86,7 +86,7 @@ def _attention_bytes(layout: Layout, attention: Attention, rank: int, tokens: in
     queries, kv = layout.heads(attention, at)
     copies = len(kv) + (0 if layout.even_groups(attention, at) else len(queries))
     reach = context if attention.window is None else min(context, attention.window + tokens + 2 * PAGE_TOKENS)
-    scores = 0 if attention.softcap is None else 2 * 4 * tokens * len(queries)
+    scores = 0 if attention.softcap is None and not attention.sinks else 2 * 4 * tokens * len(queries)
     return reach * (2 * copies * attention.dim * item + tokens * (1 + item) + scores)
 
 

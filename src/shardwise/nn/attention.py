@@ -28,6 +28,7 @@ class Attention(nn.Module):
         self.q_norm = Norm(block.q_norm, f"{path}.{block.q_norm.name}", rank, tensors) if block.q_norm else None
         self.k_norm = Norm(block.k_norm, f"{path}.{block.k_norm.name}", rank, tensors) if block.k_norm else None
         self.heads_norm = HeadsNorm(block.heads_norm, path, rank, tensors) if block.heads_norm else None
+        self.sinks = tensors[f"{path}.sinks"] if block.sinks else None  # [own query heads]
         self.block = block
         queries, kv = rank.layout.heads(block, rank.at)
         self.heads, self.kv_heads = len(queries), len(kv)
@@ -71,8 +72,8 @@ class Attention(nn.Module):
         if self.readers is not None:
             k, v = k.index_select(2, self.readers), v.index_select(2, self.readers)
         q, k, v = q.transpose(1, 2), k.to(q.dtype).transpose(1, 2), v.to(q.dtype).transpose(1, 2)
-        if self.block.softcap is not None:
-            return masked(q, k, v, batch.mask, self.block.scale, self.block.softcap).transpose(1, 2)
+        if self.block.softcap is not None or self.sinks is not None:
+            return masked(q, k, v, batch.mask, self.block.scale, self.block.softcap, self.sinks).transpose(1, 2)
         seen = functional.scaled_dot_product_attention(
             q,
             k,
@@ -85,16 +86,27 @@ class Attention(nn.Module):
 
 
 def masked(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor, scale: float, softcap: float | None
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    mask: torch.Tensor,
+    scale: float,
+    softcap: float | None,
+    sinks: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Attention whose scores torch's kernels cannot make, softmax in float32: all scores are held at once.
 
     q [sequences, heads, queries, dim]; k and v [sequences, kv heads, keys, dim], each KV head read by equally many heads, in
-    order; mask [sequences, 1, queries, keys]. The shape of q comes back.
+    order; mask [sequences, 1, queries, keys]; sinks [heads]. The shape of q comes back.
     """
     readers = q.unflatten(1, (k.shape[1], -1))  # [sequences, kv heads, readers, queries, dim]
     scores = readers @ k[:, :, None].transpose(-1, -2) * scale
     if softcap is not None:
         scores = (scores / softcap).tanh() * softcap
-    weights = scores.float().masked_fill(~mask[:, None], float("-inf")).softmax(-1)
+    wide = scores.float().masked_fill(~mask[:, None], float("-inf"))
+    if sinks is not None:
+        # One more key for every query, seen by all and worth nothing.
+        sink = sinks.float().view(readers.shape[1], -1, 1, 1)  # [kv heads, readers, 1, 1]
+        wide = torch.cat((wide, sink.expand(*wide.shape[:-1], 1)), -1)
+    weights = wide.softmax(-1)[..., : k.shape[2]]
     return (weights.to(v.dtype) @ v[:, :, None]).flatten(1, 2)

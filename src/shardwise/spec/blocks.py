@@ -192,7 +192,8 @@ class Attention:
     """Causal attention with `heads` query heads over `kv_heads` KV heads of `dim`. `window` None sees everything.
 
     q and k are normed head by head (`q_norm`, `k_norm`), or all heads together (`heads_norm`). `softcap` c bends a score s to
-    c · tanh(s / c) (Gemma-2, arXiv 2408.00118).
+    c · tanh(s / c) (Gemma-2, arXiv 2408.00118). `sinks`: a score a head that takes part in the softmax and adds nothing
+    (gpt-oss). `chunked`: a query sees no farther back than the last multiple of `window` (Llama 4).
     """
 
     name: str
@@ -210,6 +211,8 @@ class Attention:
     k_norm: Norm | None = None
     heads_norm: HeadsNorm | None = None
     softcap: float | None = None
+    sinks: bool = False
+    chunked: bool = False
 
     @property
     def kept(self) -> Kept:
@@ -221,7 +224,8 @@ class Attention:
         return (self.q, self.k, self.v, *norms, self.o)
 
     def own_weights(self) -> Iterator[Weight]:
-        return iter(())
+        if self.sinks:
+            yield Weight(f"{self.name}.sinks", (Axis(self.heads, "q", 1, self.heads // self.kv_heads),))
 
 
 @dataclass(frozen=True, slots=True)

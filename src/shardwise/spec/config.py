@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from difflib import get_close_matches
+from fnmatch import fnmatchcase
 from itertools import groupby
 from math import lcm
 from typing import Any
@@ -17,7 +18,7 @@ from shardwise.errors import ConfigError
 from shardwise.spec import formats
 from shardwise.spec.axes import Axis
 from shardwise.spec.blocks import Block, Linear, Model, Run, rewrite, walk
-from shardwise.spec.formats import Format
+from shardwise.spec.formats import Dense, Format
 from shardwise.spec.models import MODELS, MULTIMODAL, REFUSED
 from shardwise.spec.models.fields import Fields, refuse_unread, shown
 from shardwise.spec.models.kinds import FULL
@@ -222,7 +223,7 @@ def _read_format(quantization: Fields) -> Format:
     method = quantization.mapping().get("quant_method")
     block = quantization.mapping().get("weight_block_size")
     if not isinstance(method, str):
-        raise quantization.wrong("quant_method", "known are gptq, awq, fp8 (blocks)")
+        raise quantization.wrong("quant_method", "known are gptq, awq, fp8 (blocks), mxfp4")
     if isinstance(block, list) and any(isinstance(b, bool) for b in block):
         raise quantization.wrong("weight_block_size", "fp8 is understood with blocks, as [128, 128]")
     return formats.of(quantization.mapping())
@@ -237,9 +238,9 @@ def _runs(layers: list[tuple[str, int, Block]]) -> Iterator[Run]:
 
 
 def _names(kept: str, path: str, linear: Linear) -> bool:
-    """Whether `kept` names the stored linear at `path`, a module above it, or its end: whole segments only."""
+    """Whether `kept` names the stored linear at `path`, a module above it, or its end: whole segments only, `*` for any."""
     stored = linear.fused.name if linear.fused else linear.name
-    return f".{kept}." in f".{path}.{stored}."
+    return fnmatchcase(f".{path}.{stored}.", f"*.{kept}.*")
 
 
 def _join(path: str, name: str) -> str:
@@ -250,7 +251,7 @@ def _rewritten(block: Block, form: Format, dense: tuple[str, ...]) -> Block:
     grain = lcm(*(measure(side) for measure in (form.pack, form.group) for side in ("out", "in")))
 
     def regrain(axis: Axis) -> Axis:
-        return replace(axis, grain=lcm(axis.grain, grain)) if axis.cut == "mlp" else axis
+        return replace(axis, grain=lcm(axis.grain, grain)) if axis.cut in ("mlp", "moe") else axis
 
     def change(path: str, linear: Linear) -> Linear:
         # The dense ones of an MLP too: its linears must agree on where their common axis may be cut.
@@ -265,6 +266,14 @@ def _rewritten(block: Block, form: Format, dense: tuple[str, ...]) -> Block:
 
 
 def _check_stored(linear: Linear, form: Format) -> None:
+    if isinstance(form, Dense):
+        # Packed as gpt-oss is, and unpacked while it is loaded.
+        if not linear.experts or "*" in linear.name:
+            raise ConfigError(
+                f"config.json: quantization_config: mxfp4 is implemented for experts that share a tensor, and {linear.name!r} "
+                "is none; the unquantised checkpoint would work"
+            )
+        return
     if linear.transposed:
         raise ConfigError(
             f"config.json: quantization_config: {form.name} is not implemented for weights stored transposed, as "

@@ -12,6 +12,7 @@ from shardwise.spec.models.gemma import gemma, gemma2, gemma3, gemma3_text
 from shardwise.spec.models.glm4_moe import glm4_moe
 from shardwise.spec.models.gpt2 import gpt2
 from shardwise.spec.models.gpt_neox import gpt_neox
+from shardwise.spec.models.gpt_oss import gpt_oss
 from shardwise.spec.models.granite import granite
 from shardwise.spec.models.llama import llama
 from shardwise.spec.models.mistral import mistral
@@ -32,6 +33,7 @@ MODELS: dict[str, Callable[[Fields], Model]] = {
     "glm4_moe": glm4_moe,
     "gpt2": gpt2,
     "gpt_neox": gpt_neox,
+    "gpt_oss": gpt_oss,
     "granite": granite,
     "kimi_k2": kimi_k2,
     "llama": llama,

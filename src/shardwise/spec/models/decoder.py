@@ -145,10 +145,10 @@ def mlp_axis(width: int) -> Axis:
     return Axis(width, "mlp", unit_grain(width))
 
 
-def layer(shape: Shape, attend: Attending, mlp: Block, scale: float = 1.0) -> Chain:
+def layer(shape: Shape, attend: Attending, mlp: Block, scale: float = 1.0, *, wide: bool = False) -> Chain:
     """Pre-norm: x + scale · attend(norm(x)), then the same with the MLP, or with what stands in its place."""
-    before = Norm("input_layernorm", shape.hidden, shape.eps)
-    after = Norm("post_attention_layernorm", shape.hidden, shape.eps)
+    before = Norm("input_layernorm", shape.hidden, shape.eps, wide=wide)
+    after = Norm("post_attention_layernorm", shape.hidden, shape.eps, wide=wide)
     return Chain((Residual(Chain((before, attend)), scale), Residual(Chain((after, mlp)), scale)))
 
 
