@@ -12,6 +12,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 from shardwise.spec.axes import Axis, Fused, Source, Weight
 from shardwise.spec.formats import Dense, Format, fused_source, stacked
+from shardwise.spec.kept import Kept
 
 
 @runtime_checkable
@@ -154,20 +155,6 @@ class Rope:
     boundary: int | None = None
     halves: bool = True
     wide: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Kept:
-    """What an attention keeps of every token: for each head of axis `kv` one tensor of each of `dims` elements.
-
-    "full" keeps all tokens, "window" the last `window`. "latent" keeps all, but one tensor that every head reads: it is not
-    cut, and a rank without heads has none.
-    """
-
-    kind: Literal["full", "window", "latent"]
-    kv: Axis
-    dims: tuple[int, ...]
-    window: int | None = None
 
 
 @runtime_checkable

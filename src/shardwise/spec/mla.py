@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from shardwise.spec.axes import Weight
-from shardwise.spec.blocks import Block, Kept, Linear, Norm, Rope
+from shardwise.spec.blocks import Block, Linear, Norm, Rope
+from shardwise.spec.kept import Kept
 
 
 @dataclass(frozen=True, slots=True)
