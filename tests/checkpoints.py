@@ -56,6 +56,23 @@ LONG: dict[str, Any] = {
     "original_max_position_embeddings": 32,
 }
 
+TWO_ROPES = {
+    "full_attention": {"rope_type": "linear", "rope_theta": 5000.0, "factor": 2.0},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
+}
+KINDS = ["sliding_attention", "full_attention", "sliding_attention", "sliding_attention"]
+
+
+def _gemma(model_type: str, **changes: Any) -> dict[str, Any]:
+    return {"model_type": model_type, **BASE, "head_dim": 12, "tie_word_embeddings": True, **changes}
+
+
+def _plain(model_type: str, **changes: Any) -> dict[str, Any]:
+    """No grouped heads but by keys of the family's own."""
+    shape = {key: value for key, value in BASE.items() if key not in ("num_key_value_heads", "tie_word_embeddings")}
+    return {"model_type": model_type, **shape, **changes}
+
+
 DEEP: dict[str, Any] = {
     "rope_type": "yarn",
     "rope_theta": 10000.0,
@@ -149,6 +166,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     ),
     "deepseek-v2-lite": _deepseek("deepseek_v2", q_lora_rank=None, rope_parameters=DEEP, n_shared_experts=1),
     "deepseek-v3": _deepseek("deepseek_v3", rope_parameters=DEEP, attention_bias=True, n_group=3, topk_group=2),
+    "deepseek-dense": _deepseek("deepseek_v3", first_k_dense_replace=3, rope_interleave=False, n_group=1, topk_group=1),
     "phi3": _phi3(),
     "phi3-window": _phi3(sliding_window=8),
     "phi3-partial": _phi3(rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}),
@@ -156,10 +174,41 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "phi3-longrope-partial": _phi3(
         hidden_size=128, rope_parameters={**LONG, "partial_rotary_factor": 0.5}, original_max_position_embeddings=32
     ),
+    "gemma": _gemma("gemma", num_key_value_heads=1, head_dim=16),
+    # Scores and logits are bent where they bend most: the caps are far below what this model's scores reach.
+    "gemma2": _gemma("gemma2", num_hidden_layers=3, sliding_window=8, attn_logit_softcapping=2.0, final_logit_softcapping=3.0),
+    "gemma2-full": _gemma("gemma2", sliding_window=128, num_key_value_heads=2, query_pre_attn_scalar=40, attention_bias=True),
+    "gemma3": _gemma("gemma3_text", num_hidden_layers=4, sliding_window=8, rope_parameters=TWO_ROPES, layer_types=KINDS),
+    "gemma3-mqa": _gemma("gemma3_text", num_key_value_heads=1, final_logit_softcapping=3.0),
+    "olmo2": {"model_type": "olmo2", **BASE, "num_key_value_heads": 2},
+    "olmo2-biased": {"model_type": "olmo2", **BASE, "num_key_value_heads": 1, "attention_bias": True, "rms_norm_eps": 1e-2},
+    "olmo3": {
+        "model_type": "olmo3",
+        **BASE,
+        "num_hidden_layers": 4,
+        "sliding_window": 8,
+        "rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32},
+    },
+    "gpt-neox": _plain("gpt_neox", rotary_pct=0.5, rotary_emb_base=500),
+    "gpt-neox-in-turn": _plain("gpt_neox", rotary_pct=1.0, use_parallel_residual=False, attention_bias=False),
+    "falcon-7b": _plain("falcon", bias=True),
+    "falcon-40b": _plain("falcon", new_decoder_architecture=True, num_kv_heads=2),
+    "falcon-11b": _plain("falcon", new_decoder_architecture=True, num_kv_heads=4, num_ln_in_parallel_attn=1),
+    "falcon-in-turn": _plain("falcon", multi_query=False, parallel_attn=False, tie_word_embeddings=False),
     "mixtral": _moe("mixtral", num_local_experts=5, intermediate_size=48),
     "qwen3-moe": _moe("qwen3_moe", num_experts=7, moe_intermediate_size=24, mlp_only_layers=[1], num_hidden_layers=3),
     "qwen2-moe": _moe(
         "qwen2_moe", num_experts=5, moe_intermediate_size=24, shared_expert_intermediate_size=40, norm_topk_prob=True
+    ),
+    # A limit and a window that are often met.
+    "gpt-oss": _moe(
+        "gpt_oss",
+        num_local_experts=5,
+        intermediate_size=48,
+        head_dim=16,
+        sliding_window=8,
+        swiglu_limit=1.2,
+        rope_parameters={"rope_type": "yarn", "rope_theta": 150000.0, "factor": 4.0, "original_max_position_embeddings": 32},
     ),
     "glm4-moe": _glm4(num_nextn_predict_layers=0),
     "glm4-moe-groups": _glm4(
@@ -178,21 +227,18 @@ def build(config: dict[str, Any], folder: Path, *, dtype: torch.dtype = torch.fl
 
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config), dtype=torch.float32)
     generator = torch.Generator().manual_seed(seed)
+    # What Gemma stores of a norm is its distance from one.
+    one = 0.0 if config["model_type"].startswith("gemma") else 1.0
     tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)
             if parameter.ndim == 1:
-                parameter.copy_(noise * 0.3 if name.endswith("bias") else 1 + noise * 0.2)
+                parameter.copy_(noise * 0.3 if name.endswith("bias") else one + noise * 0.2)
             else:
-                parameter.copy_(noise * (0.5 if id(parameter) in tables else 1.3 * _inputs(parameter) ** -0.5))
+                parameter.copy_(noise * (0.5 if id(parameter) in tables else 1.3 * parameter.shape[-1] ** -0.5))
         for name, buffer in model.named_buffers():
             if name.endswith("e_score_correction_bias"):
                 buffer.copy_(torch.randn(buffer.shape, generator=generator) * 0.2)
     model.to(dtype).save_pretrained(folder, **saving)
     return folder
-
-
-def _inputs(parameter: nn.Parameter) -> int:
-    """How many numbers one output sums. transformers stacks experts as [experts, out, in]."""
-    return parameter.shape[-1]

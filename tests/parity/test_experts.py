@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from shardwise.spec import traffic
-from shardwise.spec.blocks import stacks
+from shardwise.spec.moe import stacks
 from tests.checkpoints import FAMILIES
 from tests.group import Group, even, layout_of
 from tests.parity.reference import LIMIT, Reference, Score, chunked, compare
 
 SHARES = {"2": even(2), "3": even(3), "3:1:1": (3.0, 1.0, 1.0), "7": even(7)}
-MIXTURES = ("mixtral", "qwen2-moe", "qwen3-moe", "glm4-moe-groups")
+MIXTURES = ("mixtral", "qwen2-moe", "qwen3-moe", "glm4-moe-groups", "gpt-oss", "deepseek-v2")
 
 Checkpoints = Callable[[str], Path]
 

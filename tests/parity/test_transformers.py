@@ -26,6 +26,7 @@ VARIANTS = (
     "qwen3-biased",
     "phi3-window",
     "phi3-longrope-partial",
+    "deepseek-dense",
 )
 """What is special of these is the same on every rank: two of the degrees are left to the slow tests."""
 

@@ -28,7 +28,7 @@ def cache_of(layout: Layout, rank: int, pages: tuple[int, ...]) -> PagedCache:
 
 @pytest.mark.parametrize("kv_dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("shares", [even(1), (3.0, 1.0, 1.0), even(5), (1.0, 1e-6)], ids=str)
-@pytest.mark.parametrize("name", ["llama", "qwen2-window", "mistral-window", "llama-mqa", "gpt2"])
+@pytest.mark.parametrize("name", ["llama", "qwen2-window", "mistral-window", "llama-mqa", "gpt2", "deepseek-v2"])
 def test_views_are_disjoint_and_use_all(name: str, shares: tuple[float, ...], kv_dtype: str) -> None:
     layout = replace(layout_of(FAMILIES[name], shares), kv_dtype=kv_dtype)
     pages = tuple(3 + 2 * g for g in range(len(layout.cache)))
@@ -86,7 +86,7 @@ def run(group: Group, index: int, ids: list[int], chunk: int) -> torch.Tensor:
     return torch.cat(parts)
 
 
-@pytest.mark.parametrize("name", ["llama", "mistral-window", "qwen2-window", "llama-mqa"])
+@pytest.mark.parametrize("name", ["llama", "mistral-window", "qwen2-window", "llama-mqa", "deepseek-v2"])
 def test_a_page_that_held_infinities_is_as_good_as_new(name: str, checkpoint: Checkpoints) -> None:
     """A request that overflowed leaves NaN in its pages; the next to get them sees none of it, not even behind the mask."""
     folder = checkpoint(name)

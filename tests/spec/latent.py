@@ -26,7 +26,7 @@ YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 
 GROUPS = {"n_group": 4, "topk_group": 2}
 
 LATENT: dict[str, dict[str, Any]] = {
-    "deepseek_v2": {"model_type": "deepseek_v2", **SIZES, **GROUPS, "topk_method": "group_limited_greedy", "mlp_bias": True},
+    "deepseek_v2": {"model_type": "deepseek_v2", **SIZES, **GROUPS, "topk_method": "group_limited_greedy"},
     "deepseek_v2, lite": {
         "model_type": "deepseek_v2",
         **SIZES,

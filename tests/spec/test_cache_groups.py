@@ -7,8 +7,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from shardwise.spec.axes import Axis, split
-from shardwise.spec.blocks import Kept, attentions
+from shardwise.spec.blocks import attentions
 from shardwise.spec.blocks import layer_blocks as blocks_of
+from shardwise.spec.kept import Kept
 from shardwise.spec.layout import PAGE_TOKENS, CacheGroup
 from tests.spec.models_by_hand import lay, model
 

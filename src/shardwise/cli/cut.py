@@ -6,20 +6,20 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from math import prod
-from types import UnionType
 from typing import Any
 
 from shardwise.spec import traffic
 from shardwise.spec.axes import BITS, Axis
 from shardwise.spec.blocks import (
-    MLA,
     MLP,
     Attending,
     Attention,
     Block,
+    HeadsNorm,
     Linear,
     Model,
     Norm,
+    Sum,
     Table,
     attentions,
     parameters,
@@ -28,6 +28,7 @@ from shardwise.spec.blocks import (
 )
 from shardwise.spec.layout import Layout, Shares
 from shardwise.spec.mesh import Mesh
+from shardwise.spec.mla import MLA
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +155,7 @@ def tree(layout: Layout) -> Iterator[Branch]:
 # --- walking --------------------------------------------------------------------------------------------------------------
 
 
-def _first(model: Model, kind: type | UnionType) -> Any:
+def _first(model: Model, kind: type) -> Any:
     """The first block of a kind in any layer, or None."""
     nodes = (node for run in model.runs for _, node in walk(run.block))
     return next((node for node in nodes if isinstance(node, kind)), None)
@@ -221,7 +222,8 @@ def _branch(layout: Layout, block: Block, depth: int) -> Branch | None:
     if isinstance(block, Linear):
         shape = f"{block.inp.size} -> {block.out.size}" + (" + bias" if block.bias else "") + (", tied" if block.tied else "")
         how = _how(block.out, block.inp) + (f", {block.format.name}" if block.format.name != "dense" else "")
-        reduced = "all-reduce" if layout.cut(block.inp) else "all-gather" if block is layout.model.head.linear else ""
+        sums = layout.cut(block.inp) and not block.partial
+        reduced = "all-reduce" if sums else "all-gather" if block is layout.model.head.linear else ""
         return Branch(depth, block.name, shape, how, reduced if layout.mesh.tp > 1 else "")
     if isinstance(block, Table):
         cut = layout.cut(block.rows)
@@ -229,6 +231,11 @@ def _branch(layout: Layout, block: Block, depth: int) -> Branch | None:
         return Branch(depth, block.name, f"{block.rows.size} x {block.size}", how, "all-reduce" if cut else "")
     if isinstance(block, Norm):
         return Branch(depth, block.name, f"{block.size}", "whole on every rank")
+    if isinstance(block, Sum):
+        return Branch(depth, "side by side", "", "", "all-reduce" if any(layout.cut(end.inp) for end in block.ends) else "")
+    if isinstance(block, HeadsNorm):
+        reduced = "all-reduce" if layout.cut(block.q) else ""
+        return Branch(depth, "q_norm, k_norm", f"{block.q.size}, {block.k.size}", "by heads, over all of them", reduced)
     if isinstance(block, Attention):
         window = f"sees the last {block.window} tokens" if block.window else ""
         return Branch(depth, block.name, f"{block.heads} heads, {block.kv_heads} KV, of {block.dim}", window)

@@ -9,9 +9,10 @@ from typing import Literal
 from shardwise.engine.devices import available_bytes, gpus
 from shardwise.errors import CapacityError, UserError
 from shardwise.spec.axes import BITS
-from shardwise.spec.blocks import MLA, Attention, Linear, walk
+from shardwise.spec.blocks import Attention, Linear, walk
 from shardwise.spec.layout import PAGE_TOKENS, Layout, Shares
 from shardwise.spec.mesh import Mesh
+from shardwise.spec.mla import MLA
 
 STEP_TOKENS = {"cpu": 512, "cuda": 2048}
 """Unless told, the most tokens of one step: bounds the memory of activations, and how long a decode waits for a prompt."""
@@ -148,7 +149,7 @@ def _attention_bytes(layout: Layout, attention: Attention, rank: int, tokens: in
     queries, kv = layout.heads(attention, at)
     copies = len(kv) + (0 if layout.even_groups(attention, at) else len(queries))
     reach = context if attention.window is None else min(context, attention.window + tokens + 2 * PAGE_TOKENS)
-    scores = 0 if attention.softcap is None else 2 * 4 * tokens * len(queries)
+    scores = 0 if attention.softcap is None and not attention.sinks else 2 * 4 * tokens * len(queries)
     return gathered * 2 * copies * attention.dim * item + reach * (tokens * (1 + item) + scores)
 
 

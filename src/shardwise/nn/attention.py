@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from shardwise.nn.batch import Rank, Reach
 from shardwise.nn.linear import Linear
-from shardwise.nn.norm import Norm
+from shardwise.nn.norm import HeadsNorm, Norm
 from shardwise.nn.rope import Angles, rotate
 from shardwise.nn.state import State
 from shardwise.spec import blocks
@@ -27,6 +27,8 @@ class Attention(nn.Module):
         self.o = Linear(block.o, f"{path}.{block.o.name}", rank, tensors)
         self.q_norm = Norm(block.q_norm, f"{path}.{block.q_norm.name}", rank, tensors) if block.q_norm else None
         self.k_norm = Norm(block.k_norm, f"{path}.{block.k_norm.name}", rank, tensors) if block.k_norm else None
+        self.heads_norm = HeadsNorm(block.heads_norm, path, rank, tensors) if block.heads_norm else None
+        self.sinks = tensors[f"{path}.sinks"] if block.sinks else None  # [own query heads]
         self.block = block
         queries, kv = rank.layout.heads(block, rank.at)
         self.heads, self.kv_heads = len(queries), len(kv)
@@ -39,14 +41,19 @@ class Attention(nn.Module):
 
     def forward(self, x: torch.Tensor, state: State) -> torch.Tensor:
         x = self.comm.enter(x, site="attn_in")
-        if not self.heads:
-            return self.o(x.new_zeros(len(x), 0))
         dim = self.block.dim
+        if not self.heads:
+            none = x.new_zeros(len(x), 0, dim)
+            if self.heads_norm is not None:
+                self.heads_norm(none, none)
+            return self.o(none.flatten(1))
         q = self.q(x).view(-1, self.heads, dim)
         k = self.k(x).view(-1, self.kv_heads, dim)
         v = self.v(x).view(-1, self.kv_heads, dim)
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
+        if self.heads_norm is not None:
+            q, k = self.heads_norm(q, k)
         if self.block.rope:
             angles: Angles = state.angles[self.block.rope]
             q, k = rotate(q, angles, self.block.rope.halves), rotate(k, angles, self.block.rope.halves)
@@ -64,12 +71,42 @@ class Attention(nn.Module):
         v = values[reach.table].flatten(1, 2)
         if self.readers is not None:
             k, v = k.index_select(2, self.readers), v.index_select(2, self.readers)
+        q, k, v = q.transpose(1, 2), k.to(q.dtype).transpose(1, 2), v.to(q.dtype).transpose(1, 2)
+        if self.block.softcap is not None or self.sinks is not None:
+            return masked(q, k, v, reach.mask, self.block.scale, self.block.softcap, self.sinks).transpose(1, 2)
         seen = functional.scaled_dot_product_attention(
-            q.transpose(1, 2),
-            k.to(q.dtype).transpose(1, 2),
-            v.to(q.dtype).transpose(1, 2),
+            q,
+            k,
+            v,
             attn_mask=reach.mask,
             scale=self.block.scale,
             enable_gqa=self.readers is None and self.heads != self.kv_heads,
         )
         return seen.transpose(1, 2)
+
+
+def masked(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    mask: torch.Tensor,
+    scale: float,
+    softcap: float | None,
+    sinks: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Attention whose scores torch's kernels cannot make, softmax in float32: all scores are held at once.
+
+    q [sequences, heads, queries, dim]; k and v [sequences, kv heads, keys, dim], each KV head read by equally many heads, in
+    order; mask [sequences, 1, queries, keys]; sinks [heads]. The shape of q comes back.
+    """
+    readers = q.unflatten(1, (k.shape[1], -1))  # [sequences, kv heads, readers, queries, dim]
+    scores = readers @ k[:, :, None].transpose(-1, -2) * scale
+    if softcap is not None:
+        scores = (scores / softcap).tanh() * softcap
+    wide = scores.float().masked_fill(~mask[:, None], float("-inf"))
+    if sinks is not None:
+        # One more key for every query, seen by all and worth nothing.
+        sink = sinks.float().view(readers.shape[1], -1, 1, 1)  # [kv heads, readers, 1, 1]
+        wide = torch.cat((wide, sink.expand(*wide.shape[:-1], 1)), -1)
+    weights = wide.softmax(-1)[..., : k.shape[2]]
+    return (weights.to(v.dtype) @ v[:, :, None]).flatten(1, 2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,7 +18,8 @@ from shardwise.nn.norm import Norm
 from shardwise.nn.rope import Rope
 from shardwise.nn.state import Cache, State
 from shardwise.nn.table import Embedding, Head
-from shardwise.spec import blocks, moe
+from shardwise.spec import blocks, mla, moe
+from shardwise.spec.traffic import BRANCHES
 
 Tensors = Mapping[str, torch.Tensor]
 """A rank's weights by their full names: views of its arena."""
@@ -60,12 +62,27 @@ class Residual(nn.Module):
         return x + (y if self.scale == 1.0 else y * self.scale)
 
 
+class Sum(nn.Module):
+    """The sum of what each branch makes of the same x, and over ranks where the branches left that to it."""
+
+    def __init__(self, block: blocks.Sum, path: str, rank: Rank, tensors: Tensors) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList(build(b, path, rank, tensors) for b in block.branches)
+        self.comm, self.cut = rank.comm, any(rank.layout.cut(end.inp) for end in block.ends)
+
+    def forward(self, x: torch.Tensor, state: State) -> torch.Tensor:
+        parts: list[torch.Tensor] = [branch(x, state) for branch in self.branches]
+        y = functools.reduce(torch.add, parts)
+        return self.comm.all_reduce(y, site=BRANCHES) if self.cut else y
+
+
 MODULES: dict[type, Any] = {
     blocks.Chain: Chain,
+    blocks.Sum: Sum,
     blocks.Residual: Residual,
     blocks.Norm: NormStep,
     blocks.Attention: Attention,
-    blocks.MLA: MLA,
+    mla.MLA: MLA,
     blocks.MLP: MLP,
     moe.MoE: MoE,
 }

@@ -23,17 +23,16 @@ class Linear(nn.Module):
             raise NotImplementedError(f"{path}: format {block.format.name} is described but not computed yet")
         name = block.tied or f"{path}.weight"
         self.weight = tensors[name]
-        self.bias = tensors[f"{path}.bias"] if block.bias else None
-        self.site = SITES[block.inp.cut] if block.inp.cut and rank.layout.cut(block.inp) else None
+        cut = rank.layout.cut(block.inp)
+        self.site = SITES[block.inp.cut] if block.inp.cut and cut and not block.partial else None
+        # Of a sum that is finished elsewhere, the first rank's part alone has the bias.
+        biased = block.bias and not (cut and block.partial and rank.at.tp)
+        self.bias = tensors[f"{path}.bias"] if biased else None
         self.comm = rank.comm
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.site is None:
             return functional.linear(x, self.weight, self.bias)
-        y = self.comm.all_reduce(self.part(x), site=self.site)
+        y = self.comm.all_reduce(functional.linear(x, self.weight), site=self.site)
         # The bias is added once, to the finished sum; every rank holds all of it.
         return y if self.bias is None else y + self.bias
-
-    def part(self, x: torch.Tensor) -> torch.Tensor:
-        """This rank's part of the sum, without the bias."""
-        return functional.linear(x, self.weight)

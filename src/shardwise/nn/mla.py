@@ -19,13 +19,13 @@ from shardwise.nn.linear import Linear
 from shardwise.nn.norm import Norm
 from shardwise.nn.rope import rotate
 from shardwise.nn.state import State
-from shardwise.spec import blocks
+from shardwise.spec import mla
 
 
 class MLA(nn.Module):
     """[tokens, hidden] to [tokens, hidden]; writes the tokens' latents, then reads all that a query may see."""
 
-    def __init__(self, block: blocks.MLA, path: str, rank: Rank, tensors: Mapping[str, torch.Tensor]) -> None:
+    def __init__(self, block: mla.MLA, path: str, rank: Rank, tensors: Mapping[str, torch.Tensor]) -> None:
         super().__init__()
         self.q_a = Linear(block.q_a, f"{path}.{block.q_a.name}", rank, tensors) if block.q_a else None
         self.q_norm = Norm(block.q_norm, f"{path}.{block.q_norm.name}", rank, tensors) if block.q_norm else None

@@ -34,13 +34,7 @@ class MLP(nn.Module):
         self.comm = rank.comm
 
     def forward(self, x: torch.Tensor, state: State) -> torch.Tensor:
-        return self.down(self._inner(self.comm.enter(x, site="mlp_in")))
-
-    def part(self, x: torch.Tensor) -> torch.Tensor:
-        """What this rank adds to the sum over ranks, for one who takes it together with other parts."""
-        return self.down.part(self._inner(x))
-
-    def _inner(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.comm.enter(x, site="mlp_in")
         if self.gate is None:
-            return self.activation(self.up(x))
-        return self.activation(self.gate(x)) * self.up(x)
+            return self.down(self.activation(self.up(x)))
+        return self.down(self.activation(self.gate(x)) * self.up(x))

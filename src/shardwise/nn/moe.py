@@ -17,7 +17,7 @@ from shardwise.nn.mlp import ACTIVATIONS, MLP
 from shardwise.nn.state import State
 from shardwise.spec import blocks, moe
 from shardwise.spec.formats import Dense
-from shardwise.spec.traffic import SITES, summed
+from shardwise.spec.traffic import SITES
 
 Tensors = Mapping[str, torch.Tensor]
 
@@ -77,7 +77,7 @@ class MoE(nn.Module):
         for linear in (block.gate, block.up, block.down):
             if not isinstance(linear.format, Dense):
                 raise NotImplementedError(f"{path}: format {linear.format.name} is described but not computed yet")
-        assert block.down.experts is not None and not (block.shared and block.shared.down.bias)
+        assert block.down.experts is not None and (block.shared is None or block.shared.down.partial)
         self.router = Router(block.router, _join(path, block.router.name), tensors)
         self.gate, self.gate_bias = _stack(block.gate, path, tensors)  # [own experts, own rows, hidden]
         self.up, self.up_bias = _stack(block.up, path, tensors)
@@ -88,29 +88,23 @@ class MoE(nn.Module):
         self.act = _activation(block.activation)
         self.weighs_inputs = block.weighs_inputs
         self.own = rank.layout.span(block.down.experts, rank.at)
-        # A bias belongs to a whole sum: where an expert's rows are cut, it is added once, after the ranks' parts.
-        self.late_bias = self.down_bias is not None and rank.layout.cut(block.down.inp)
-        self.site = SITES["expert"] if summed(block, rank.layout) else None
+        # Where an expert's rows are cut, the first rank's part alone has the bias of their sum.
+        self.biased = self.down_bias is not None and not (rank.layout.cut(block.down.inp) and rank.at.tp)
+        self.site = SITES["expert"] if block.summed(rank.layout.cut) else None
         self.comm = rank.comm
 
     def forward(self, x: torch.Tensor, state: State) -> torch.Tensor:
         weights, chosen = self.router(x)
-        entered = self.comm.enter(x, site="moe_in")
-        y = self._routed(entered, self.comm.enter(weights, site="moe_in"), chosen)
+        y = self._routed(self.comm.enter(x, site="moe_in"), self.comm.enter(weights, site="moe_in"), chosen)
         if self.shared is not None:
-            part = self.shared.part(entered)
+            part = self.shared(x, state)
             y = y + (part if self.shared_gate is None else functional.linear(x, self.shared_gate).sigmoid() * part)
-        if self.site is not None:
-            y = self.comm.all_reduce(y, site=self.site)
-        if self.late_bias and self.down_bias is not None:
-            spread = weights.new_zeros(len(x), self.router.block.experts).scatter_(1, chosen, weights)
-            y = y + spread.to(x.dtype) @ self.down_bias
-        return y
+        return y if self.site is None else self.comm.all_reduce(y, site=self.site)
 
     def _routed(self, x: torch.Tensor, weights: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
         """This rank's part of the sum over each token's experts."""
         y = torch.zeros_like(x)
-        if not self.own or not self.gate.shape[1]:
+        if not (self.own and (self.gate.shape[1] or self.biased)):
             return y
         top = chosen.shape[1]
         # Places in [tokens · top], expert by expert, tokens in order.
@@ -131,7 +125,7 @@ class MoE(nn.Module):
         x = x * weights.to(x.dtype) if self.weighs_inputs else x
         gate = functional.linear(x, self.gate[index], None if self.gate_bias is None else self.gate_bias[index])
         up = functional.linear(x, self.up[index], None if self.up_bias is None else self.up_bias[index])
-        bias = None if self.down_bias is None or self.late_bias else self.down_bias[index]
+        bias = self.down_bias[index] if self.down_bias is not None and self.biased else None
         y = functional.linear(self.act(gate, up), self.down[index], bias)
         return y if self.weighs_inputs else y * weights
 

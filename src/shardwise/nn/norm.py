@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from shardwise.nn.batch import Rank
 from shardwise.spec import blocks
+from shardwise.spec.traffic import HEADS_NORM
 
 
 class Norm(nn.Module):
@@ -21,10 +22,36 @@ class Norm(nn.Module):
         self.rms = block.kind == "rms"
         self.weight = tensors[f"{path}.weight"]
         self.bias = tensors[f"{path}.bias"] if block.bias else None
+        self.offset, self.wide = block.offset, block.wide
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if not self.rms:
             return functional.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
         wide = x.float()
         wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
-        return self.weight * wide.to(x.dtype)
+        weight = self.weight.float() if self.wide else self.weight
+        if self.offset:
+            weight = weight + self.offset
+        return (weight * (wide if self.wide else wide.to(x.dtype))).to(x.dtype)
+
+
+class HeadsNorm(nn.Module):
+    """q [tokens, own query heads, dim] and k [tokens, own KV heads, dim], each normed over all heads of all ranks."""
+
+    def __init__(self, block: blocks.HeadsNorm, path: str, rank: Rank, tensors: Mapping[str, torch.Tensor]) -> None:
+        super().__init__()
+        self.block, self.comm = block, rank.comm
+        self.q, self.k = tensors[f"{path}.q_norm.weight"], tensors[f"{path}.k_norm.weight"]
+        self.cut = rank.layout.cut(block.q)
+        # Held by several ranks, a KV head is counted by the first of them: its elements are the last of that rank's own.
+        self.counted = len(rank.layout.counted(block.k, rank.at))
+
+    def forward(self, q: torch.Tensor, k: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        wide_q, wide_k = q.flatten(1).float(), k.flatten(1).float()
+        counted = wide_k[:, wide_k.shape[1] - self.counted :]
+        squares = torch.stack((wide_q.square().sum(-1), counted.square().sum(-1)), -1)  # [tokens, 2]
+        if self.cut:
+            squares = self.comm.all_reduce(squares, site=HEADS_NORM)
+        wide_q = wide_q * torch.rsqrt(squares[:, :1] / self.block.q.size + self.block.eps)
+        wide_k = wide_k * torch.rsqrt(squares[:, 1:] / self.block.k.size + self.block.eps)
+        return (self.q * wide_q).to(q.dtype).view_as(q), (self.k * wide_k).to(k.dtype).view_as(k)

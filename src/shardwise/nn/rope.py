@@ -9,7 +9,7 @@ from shardwise.nn.batch import Batch
 from shardwise.spec import blocks
 
 Angles = tuple[torch.Tensor, torch.Tensor]
-"""cos and sin, each [tokens, 1, dim], in the dtype of the model."""
+"""cos and sin, each [tokens, 1, dim], in the dtype of the model, or in float32 where the rope is `wide`."""
 
 
 class Rope(nn.Module):
@@ -26,6 +26,8 @@ class Rope(nn.Module):
         angles = batch.positions[:, None].float() * steps  # [tokens, dim / 2]
         both = torch.cat((angles, angles), -1) if self.block.halves else angles.repeat_interleave(2, -1)
         cos, sin = both.cos() * scale, both.sin() * scale
+        if self.block.wide:
+            dtype = torch.float32
         return cos.to(dtype)[:, None], sin.to(dtype)[:, None]
 
     def _steps(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor | float]:
@@ -59,5 +61,5 @@ def rotate(x: torch.Tensor, angles: Angles, halves: bool) -> torch.Tensor:
         other = torch.cat((-b, a), -1)
     else:
         other = torch.stack((-turned[..., 1::2], turned[..., ::2]), -1).flatten(-2)
-    turned = turned * cos + other * sin
+    turned = (turned * cos + other * sin).to(x.dtype)
     return torch.cat((turned, rest), -1) if rest.shape[-1] else turned

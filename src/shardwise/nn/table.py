@@ -46,7 +46,7 @@ class Embedding(nn.Module):
         self.tokens = Table(block.tokens, _join(path, block.tokens.name), rank, tensors)
         positions = block.positions
         self.positions = Table(positions, _join(path, positions.name), rank, tensors) if positions else None
-        self.scale = block.scale
+        self.scale = torch.tensor(block.scale, dtype=rank.dtype).item() if block.rounded else block.scale
 
     def forward(self, ids: torch.Tensor, batch: Batch) -> torch.Tensor:
         x = self.tokens(ids)
@@ -62,11 +62,13 @@ class Head(nn.Module):
         super().__init__()
         self.norm = Norm(block.norm, _join(path, block.norm.name), rank, tensors)
         self.linear = Linear(block.linear, _join(path, block.linear.name), rank, tensors)
-        self.scale = block.scale
+        self.scale, self.softcap = block.scale, block.softcap
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         logits = self.linear(self.norm(x)).float()
-        return logits if self.scale == 1.0 else logits * self.scale
+        if self.scale != 1.0:
+            logits = logits * self.scale
+        return logits if self.softcap is None else (logits / self.softcap).tanh() * self.softcap
 
 
 def _join(path: str, name: str) -> str:

@@ -218,7 +218,7 @@ def _missing(names: list[str], checkpoint: Checkpoint) -> CheckpointError:
 
 def _check_unread(model: Model, names: list[str], checkpoint: Checkpoint) -> None:
     """A tensor that nothing reads means that the model would not be the one that was trained."""
-    unread = [name for name in names if not name.endswith(model.ignored) and not name.startswith(model.unused)]
+    unread = [name for name in names if not (name.endswith(model.ignored) or name.startswith(model.foreign))]
     if unread:
         shown = ", ".join(unread[:3]) + (f" and {len(unread) - 3} more" if len(unread) > 3 else "")
         raise CheckpointError(

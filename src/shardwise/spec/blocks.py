@@ -11,7 +11,8 @@ from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from shardwise.spec.axes import Axis, Fused, Source, Weight
-from shardwise.spec.formats import Dense, Format, fused_source
+from shardwise.spec.formats import Dense, Format, fused_source, stacked
+from shardwise.spec.kept import Kept
 
 
 @runtime_checkable
@@ -31,10 +32,10 @@ class Linear:
     """y = x · Wᵀ + b. Column-parallel where `out` is cut, row-parallel where `inp` is: nothing else decides it.
 
     `fused`: stored inside a wider tensor. `transposed`: stored as [inp, out]. `tied`: the absolute name of the weight that
-    it shares with an embedding table. `experts`: not one linear but one for each expert, stacked along that axis. They are
-    one weight, whichever way they are stored, because an axis can be cut and a list of names cannot: each in a tensor of its
-    own (the name then has a `*` for the expert's number, and `fused` is the other way in which they may be stored), or all
-    in one tensor, `fused`.
+    it shares with an embedding table. `partial`: where `inp` is cut, the sum over ranks is left to a block above. `experts`:
+    not one linear but one for each expert, stacked along that axis. They are one weight, however they are stored, because an
+    axis can be cut and a list of names cannot: each in a tensor of its own (the name then has a `*` for the expert's number,
+    and `fused` is the other way in which they may be stored), or all in one tensor, `fused`.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Linear:
     fused: Fused | None = None
     transposed: bool = False
     tied: str | None = None
+    partial: bool = False
     experts: Axis | None = None
 
     def children(self) -> tuple[Block, ...]:
@@ -52,7 +54,10 @@ class Linear:
 
     def own_weights(self) -> Iterator[Weight]:
         for weight, out_axis in self._single_weights():
-            yield self._stack(weight, out_axis) if self.experts else replace(weight, source=self._source(weight, out_axis))
+            if self.experts:
+                yield stacked(weight, self.experts, out_axis, self.name, self.fused, self._turned(weight))
+            else:
+                yield replace(weight, source=self._source(weight, out_axis))
 
     def _single_weights(self) -> Iterator[tuple[Weight, int]]:
         yield from self.format.weights(self.name, self.out, self.inp)
@@ -64,33 +69,25 @@ class Linear:
             return replace(fused_source(weight, out_axis, self.name, self.fused), transposed=self._turned(weight))
         return Source(weight.name, transposed=True) if self._turned(weight) else None
 
-    def _stack(self, weight: Weight, out_axis: int) -> Weight:
-        """The same tensor of all experts. In one tensor, it is called as the linear is, and its bias with `_bias` behind."""
-        assert self.experts is not None and out_axis >= 0
-        per = weight.per and (1, *weight.per)
-        stack = replace(weight, axes=(self.experts, *weight.axes), per=per)
-        ends = {f"{self.name}.weight": "", f"{self.name}.bias": "_bias"}
-        if self.fused is None or weight.name not in ends:
-            return stack
-        # Packed ones are rows of outputs, whichever way the dense ones stand.
-        packed = weight.source.packed if weight.source else None
-        turned = self._turned(weight) and not packed
-        source = Source(self.fused.name + ends[weight.name], turned, self.fused, out_axis + 1, packed)
-        return replace(stack, also=source) if "*" in self.name else replace(stack, source=source)
-
     def _turned(self, weight: Weight) -> bool:
         return self.transposed and len(weight.axes) == 2
 
 
 @dataclass(frozen=True, slots=True)
 class Norm:
-    """RMS or layer norm over the last `size` elements. Never cut."""
+    """RMS or layer norm over the last `size` elements. Never cut.
+
+    `offset` is added to the weight: Gemma stores how far it is from one. `wide`: an RMS norm's weight is applied in float32,
+    before rounding to the model's dtype (Gemma, OLMo), and not after it (Llama).
+    """
 
     name: str
     size: int
     eps: float
     kind: Literal["rms", "layer"] = "rms"
     bias: bool = False
+    offset: float = 0.0
+    wide: bool = False
 
     def children(self) -> tuple[Block, ...]:
         return ()
@@ -99,6 +96,27 @@ class Norm:
         yield Weight(f"{self.name}.weight", (Axis(self.size),))
         if self.bias:
             yield Weight(f"{self.name}.bias", (Axis(self.size),))
+
+
+@dataclass(frozen=True, slots=True)
+class HeadsNorm:
+    """RMS norms over all query heads together and over all KV heads together (OLMo-2), each weight cut with its heads.
+
+    A rank has only its part of the sums of squares: both travel in one small sum over ranks, in which a KV head that several
+    ranks hold counts once. Weights are applied in float32.
+    """
+
+    q: Axis
+    k: Axis
+    eps: float
+    name: str = ""
+
+    def children(self) -> tuple[Block, ...]:
+        return ()
+
+    def own_weights(self) -> Iterator[Weight]:
+        yield Weight("q_norm.weight", (self.q,))
+        yield Weight("k_norm.weight", (self.k,))
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +141,8 @@ class Rope:
 
     `frequencies` are the dim / 2 angular steps per position. `long` replaces them for sequences of more than `boundary`
     tokens (longrope). `dynamic` is NTK scaling by length past `boundary`, as (base, factor). `scale` multiplies cos and sin.
-    `halves`: element i is paired with i + dim / 2 (Llama), else with its neighbour (GPT-J).
+    `halves`: element i is paired with i + dim / 2 (Llama), else with its neighbour (GPT-J). `wide`: cos and sin stay float32
+    and the rotation is rounded once, after it (OLMo).
     Sources: RoFormer (arXiv 2104.09864), YaRN (2309.00071), LongRoPE (2402.13753), Llama 3.1's rule as in transformers.
     """
 
@@ -135,25 +154,34 @@ class Rope:
     dynamic: tuple[float, float] | None = None
     boundary: int | None = None
     halves: bool = True
+    wide: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Kept:
-    """What an attention keeps of every token: for each head of axis `kv` one tensor of each of `dims` elements.
+@runtime_checkable
+class Attending(Block, Protocol):
+    """What turns a token's hidden state by what it sees of the tokens before it: `Attention`, and `mla.MLA`."""
 
-    "full" keeps all tokens, "window" the last `window`. "latent" keeps all, but one tensor that every head reads: it is not
-    cut, and a rank without heads has none.
-    """
+    @property
+    def heads(self) -> int: ...
 
-    kind: Literal["full", "window", "latent"]
-    kv: Axis
-    dims: tuple[int, ...]
-    window: int | None = None
+    @property
+    def kv_heads(self) -> int: ...
+
+    @property
+    def rope(self) -> Rope | None: ...
+
+    @property
+    def kept(self) -> Kept: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Attention:
-    """Causal attention with `heads` query heads over `kv_heads` KV heads of `dim`. `window` None sees everything."""
+    """Causal attention with `heads` query heads over `kv_heads` KV heads of `dim`. `window` None sees everything.
+
+    q and k are normed head by head (`q_norm`, `k_norm`), or all heads together (`heads_norm`). `softcap` c bends a score s to
+    c · tanh(s / c) (Gemma-2, arXiv 2408.00118). `sinks`: a score a head that takes part in the softmax and adds nothing
+    (gpt-oss). `chunked`: a query sees no farther back than the last multiple of `window` (Llama 4).
+    """
 
     name: str
     q: Linear
@@ -168,6 +196,10 @@ class Attention:
     window: int | None = None
     q_norm: Norm | None = None
     k_norm: Norm | None = None
+    heads_norm: HeadsNorm | None = None
+    softcap: float | None = None
+    sinks: bool = False
+    chunked: bool = False
 
     @property
     def kept(self) -> Kept:
@@ -175,61 +207,12 @@ class Attention:
         return Kept("full" if self.window is None else "window", self.k.out, (self.dim, self.dim), self.window)
 
     def children(self) -> tuple[Block, ...]:
-        norms = tuple(n for n in (self.q_norm, self.k_norm) if n)
+        norms = tuple(n for n in (self.q_norm, self.k_norm, self.heads_norm) if n)
         return (self.q, self.k, self.v, *norms, self.o)
 
     def own_weights(self) -> Iterator[Weight]:
-        return iter(())
-
-
-@dataclass(frozen=True, slots=True)
-class MLA:
-    """Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434, section 2.1): all heads read one latent a token.
-
-    `kv_a` makes a latent of `kv_norm.size` elements, and `rope.dim` more that are turned and go to every head's key as they
-    are; `kv_b` makes `nope_dim` elements of key and `v_dim` of value out of the latent for each head. `q` makes `nope_dim` +
-    `rope.dim` elements for each head, out of the hidden state, or of a latent of its own by `q_a` and `q_norm`. What makes a
-    latent is not cut; what makes heads is, head by head, and the axes of q, kv_b and o differ in grain alone.
-    """
-
-    name: str
-    q: Linear
-    kv_a: Linear
-    kv_norm: Norm
-    kv_b: Linear
-    o: Linear
-    heads: int
-    nope_dim: int
-    v_dim: int
-    scale: float
-    rope: Rope
-    q_a: Linear | None = None
-    q_norm: Norm | None = None
-
-    @property
-    def kv_heads(self) -> int:
-        """As many as query heads: each would have keys of its own, were they ever made."""
-        return self.heads
-
-    @property
-    def window(self) -> int | None:
-        return None
-
-    @property
-    def kept(self) -> Kept:
-        """The normed latent and the turned part of the keys, in one tensor."""
-        return Kept("latent", self.q.out, (self.kv_norm.size + self.rope.dim,))
-
-    def children(self) -> tuple[Block, ...]:
-        blocks = (self.q_a, self.q_norm, self.q, self.kv_a, self.kv_norm, self.kv_b, self.o)
-        return tuple(b for b in blocks if b)
-
-    def own_weights(self) -> Iterator[Weight]:
-        return iter(())
-
-
-Attending = Attention | MLA
-"""What turns a token's hidden state by what it sees of the tokens before it."""
+        if self.sinks:
+            yield Weight(f"{self.name}.sinks", (Axis(self.heads, "q", 1, self.heads // self.kv_heads),))
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,12 +262,38 @@ class Residual:
 
 
 @dataclass(frozen=True, slots=True)
+class Sum:
+    """The sum of what each branch makes of the same x: attention and MLP side by side.
+
+    A branch may leave its sum over ranks to this one (`partial` linears): then all of them do, and one sum serves all.
+    """
+
+    branches: tuple[Block, ...]
+    name: str = ""
+
+    @property
+    def ends(self) -> tuple[Linear, ...]:
+        """The linears below whose sums over ranks are taken here."""
+        return tuple(node for _, node in walk(self) if isinstance(node, Linear) and node.partial)
+
+    def children(self) -> tuple[Block, ...]:
+        return self.branches
+
+    def own_weights(self) -> Iterator[Weight]:
+        return iter(())
+
+
+@dataclass(frozen=True, slots=True)
 class Embedding:
-    """Token vectors times `scale`, plus learned position vectors where there is a table of them."""
+    """Token vectors times `scale`, plus learned position vectors where there is a table of them.
+
+    `rounded`: the scale is first rounded to the dtype that the model runs in (Gemma).
+    """
 
     tokens: Table
     positions: Table | None = None
     scale: float = 1.0
+    rounded: bool = False
     name: str = ""
 
     def children(self) -> tuple[Block, ...]:
@@ -296,11 +305,12 @@ class Embedding:
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """logits = linear(norm(x)) · scale."""
+    """logits = linear(norm(x)) · scale, then bent to c · tanh(logits / c) where there is a `softcap` c."""
 
     norm: Norm
     linear: Linear
     scale: float = 1.0
+    softcap: float | None = None
     name: str = ""
 
     def children(self) -> tuple[Block, ...]:
@@ -325,7 +335,8 @@ class Model:
     """A whole network. `context` is the most tokens a sequence may have; `dtype` the one the checkpoint was saved in.
 
     `prefix`: a checkpoint may store every name below it ("transformer."). `ignored`: stored tensors that hold no parameter
-    (masks, rotary tables), as suffixes. `unused`: prefixes of those that plain decoding does not read (multi-token prediction).
+    (masks, rotary tables), as suffixes. `foreign`: tensors of what is not run (a vision tower, multi-token prediction), by how
+    their names begin.
     """
 
     architecture: str
@@ -338,7 +349,7 @@ class Model:
     dtype: str
     prefix: str = ""
     ignored: tuple[str, ...] = ()
-    unused: tuple[str, ...] = ()
+    foreign: tuple[str, ...] = ()
 
     @property
     def layers(self) -> int:
@@ -371,12 +382,6 @@ def attentions(block: Block) -> Iterator[Attending]:
     return (node for _, node in walk(block) if isinstance(node, Attending))
 
 
-def stacks(model: Model) -> Iterator[Linear]:
-    """Every distinct stack of experts' linears; none in a dense model."""
-    nodes = (node for run in model.runs for _, node in walk(run.block))
-    return (node for node in nodes if isinstance(node, Linear) and node.experts)
-
-
 def layer_blocks(model: Model) -> Iterator[tuple[str, Block]]:
     """(path, block) of every layer, in order."""
     for run in model.runs:
@@ -403,6 +408,15 @@ def parameters(model: Model) -> int:
     total = count(model.embed) + sum(run.count * count(run.block) for run in model.runs) + count(model.head)
     tied = model.head.linear.tied
     return total - (model.head.linear.out.size * model.head.linear.inp.size if tied else 0)
+
+
+def joined(*branches: Block) -> Sum:
+    """The sum of branches, reduced once for all of them: whatever contracts a cut axis leaves that to the sum."""
+
+    def change(_: str, linear: Linear) -> Linear:
+        return replace(linear, partial=linear.inp.cut is not None)
+
+    return Sum(tuple(rewrite(branch, change) for branch in branches))
 
 
 def rewrite(block: Any, change: Callable[[str, Linear], Linear], prefix: str = "") -> Any:

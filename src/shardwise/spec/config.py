@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from difflib import get_close_matches
+from fnmatch import fnmatchcase
 from itertools import groupby
 from math import lcm
 from typing import Any
@@ -17,16 +18,16 @@ from shardwise.errors import ConfigError
 from shardwise.spec import formats
 from shardwise.spec.axes import Axis
 from shardwise.spec.blocks import Block, Linear, Model, Run, rewrite, walk
-from shardwise.spec.formats import Format
-from shardwise.spec.models import MODELS
+from shardwise.spec.formats import Dense, Format
+from shardwise.spec.models import MODELS, MULTIMODAL, REFUSED
 from shardwise.spec.models.fields import Fields, refuse_unread, shown
+from shardwise.spec.models.kinds import FULL
 
 __all__ = ["Fields", "read_model"]
 
 NO = (False,)  # and 0, which equals it
 ONE = (1,)
 NONE: tuple[object, ...] = ()
-FULL = "full_attention"
 
 NEUTRAL: tuple[tuple[str, tuple[object, ...]], ...] = (
     # Attention: what it sees, and how scores are made.
@@ -35,6 +36,7 @@ NEUTRAL: tuple[tuple[str, tuple[object, ...]], ...] = (
     ("sliding_window_pattern", NONE),
     ("attention_chunk_size", NONE),
     ("full_attention_interval", ONE),
+    ("index_*", NONE),
     ("attn_temperature_tuning", NO),
     ("query_pre_attn_scalar", NONE),
     ("scale_attn_weights", ONE),
@@ -54,6 +56,7 @@ NEUTRAL: tuple[tuple[str, tuple[object, ...]], ...] = (
     ("add_cross_attention", NO),
     ("cross_attention_hidden_size", NONE),
     ("is_encoder_decoder", NO),
+    ("use_bidirectional_attention", NO),
     ("pruned_heads", ({},)),
     # Positions.
     ("rope_scaling", ({},)),
@@ -61,6 +64,7 @@ NEUTRAL: tuple[tuple[str, tuple[object, ...]], ...] = (
     ("partial_rotary_factor", ONE),
     ("rotary_pct", ONE),
     ("rotary_dim", NONE),
+    ("rotary_emb_base", NONE),
     ("rope_interleave*", NO),
     ("rope_local_base_freq", NONE),
     ("use_mrope", NO),
@@ -139,26 +143,31 @@ def read_model(config: Mapping[str, Any]) -> Model:
     fields = Fields(config)
     name = _architecture(fields)
     model = MODELS[name](fields)
-    _check_layer_types(fields)
     quantization = fields.section("quantization_config")
-    refuse_unread(fields, NEUTRAL, f"model_type {name!r}")
+    for part in (fields, fields.section("text_config")):
+        _check_layer_types(part)
+        refuse_unread(part, NEUTRAL, f"model_type {name!r}")
     return _quantized(model, quantization) if quantization.mapping() else model
 
 
 def _architecture(fields: Fields) -> str:
     """The `model_type`, if it is known and has the head of a language model."""
-    if fields.has("text_config"):
-        raise fields.wrong("text_config", "nested configs (multimodal models) are not implemented; a text model's would work")
     name = fields.mapping().get("model_type")
+    if fields.has("text_config") and name not in MULTIMODAL:
+        works = f"nested configs are implemented for {', '.join(MULTIMODAL)} alone; a text model's would work"
+        raise fields.wrong("text_config", works)
     known = ", ".join(sorted(MODELS))
     if not isinstance(name, str):
         raise ConfigError(f"config.json: model_type is {shown(name)}; known are {known}")
+    if name in REFUSED:
+        raise ConfigError(f"config.json: model_type {shown(name)} is not implemented: {REFUSED[name]}; known are {known}")
     if name not in MODELS:
         near = get_close_matches(name, MODELS, n=3, cutoff=0.5)
         hint = f"nearest: {', '.join(near)}; " if near else ""
         raise ConfigError(f"config.json: model_type {shown(name)} is not implemented; {hint}known are {known}")
     classes = fields.names("architectures")
-    if classes and not any(c.endswith(("ForCausalLM", "LMHeadModel")) for c in classes):
+    heads = ("ForCausalLM", "LMHeadModel", *(("ForConditionalGeneration",) if name in MULTIMODAL else ()))
+    if classes and not any(c.endswith(heads) for c in classes):
         raise fields.wrong("architectures", "only language models (...ForCausalLM, GPT2LMHeadModel) are implemented")
     return name
 
@@ -214,7 +223,7 @@ def _read_format(quantization: Fields) -> Format:
     method = quantization.mapping().get("quant_method")
     block = quantization.mapping().get("weight_block_size")
     if not isinstance(method, str):
-        raise quantization.wrong("quant_method", "known are gptq, awq, fp8 (blocks)")
+        raise quantization.wrong("quant_method", "known are gptq, awq, fp8 (blocks), mxfp4")
     if isinstance(block, list) and any(isinstance(b, bool) for b in block):
         raise quantization.wrong("weight_block_size", "fp8 is understood with blocks, as [128, 128]")
     return formats.of(quantization.mapping())
@@ -229,9 +238,9 @@ def _runs(layers: list[tuple[str, int, Block]]) -> Iterator[Run]:
 
 
 def _names(kept: str, path: str, linear: Linear) -> bool:
-    """Whether `kept` names the stored linear at `path`, a module above it, or its end: whole segments only."""
+    """Whether `kept` names the stored linear at `path`, a module above it, or its end: whole segments only, `*` for any."""
     stored = linear.fused.name if linear.fused else linear.name
-    return f".{kept}." in f".{path}.{stored}."
+    return fnmatchcase(f".{path}.{stored}.", f"*.{kept}.*")
 
 
 def _join(path: str, name: str) -> str:
@@ -242,7 +251,7 @@ def _rewritten(block: Block, form: Format, dense: tuple[str, ...]) -> Block:
     grain = lcm(*(measure(side) for measure in (form.pack, form.group) for side in ("out", "in")))
 
     def regrain(axis: Axis) -> Axis:
-        return replace(axis, grain=lcm(axis.grain, grain)) if axis.cut == "mlp" else axis
+        return replace(axis, grain=lcm(axis.grain, grain)) if axis.cut in ("mlp", "moe") else axis
 
     def change(path: str, linear: Linear) -> Linear:
         # The dense ones of an MLP too: its linears must agree on where their common axis may be cut.
@@ -257,6 +266,14 @@ def _rewritten(block: Block, form: Format, dense: tuple[str, ...]) -> Block:
 
 
 def _check_stored(linear: Linear, form: Format) -> None:
+    if isinstance(form, Dense):
+        # Packed as gpt-oss is, and unpacked while it is loaded.
+        if not linear.experts or "*" in linear.name:
+            raise ConfigError(
+                f"config.json: quantization_config: mxfp4 is implemented for experts that share a tensor, and {linear.name!r} "
+                "is none; the unquantised checkpoint would work"
+            )
+        return
     if linear.transposed:
         raise ConfigError(
             f"config.json: quantization_config: {form.name} is not implemented for weights stored transposed, as "

@@ -147,6 +147,21 @@ def fused_source(weight: Weight, out_axis: int, name: str, fused: Fused) -> Sour
     return Source(f"{fused.name}{weight.name.removeprefix(name)}", fused=fused, axis=out_axis)
 
 
+def stacked(weight: Weight, experts: Axis, out_axis: int, name: str, fused: Fused | None, transposed: bool) -> Weight:
+    """The same tensor of a linear `name`, for all experts. A `*` in the name: each is stored apart, or all inside `fused`.
+
+    One tensor of all experts is called as `fused` is, and that of their biases has `_bias` behind. Packed tensors are rows of
+    outputs, whichever way the dense ones stand.
+    """
+    stack = replace(weight, axes=(experts, *weight.axes), per=weight.per and (1, *weight.per))
+    ends = {f"{name}.weight": "", f"{name}.bias": "_bias"}
+    if fused is None or weight.name not in ends:
+        return stack
+    packed = weight.source.packed if weight.source else None
+    source = Source(fused.name + ends[weight.name], transposed and not packed, fused, out_axis + 1, packed)
+    return replace(stack, also=source) if "*" in name else replace(stack, source=source)
+
+
 def of(quantization: Mapping[str, Any]) -> Format:
     """The format that a config's `quantization_config` names."""
     method = str(quantization.get("quant_method", "")).lower()

@@ -13,9 +13,11 @@ from math import prod
 
 from shardwise.errors import LayoutError
 from shardwise.spec.axes import BITS, Axis, Weight, split
-from shardwise.spec.blocks import Attending, Block, Kept, Model, attentions, layer_blocks, stacks, weights
+from shardwise.spec.blocks import Attending, Block, Model, attentions, layer_blocks, weights
 from shardwise.spec.boxes import Box, atoms, intersect, subtract
+from shardwise.spec.kept import Kept
 from shardwise.spec.mesh import Coords, Mesh
+from shardwise.spec.moe import stacks
 
 ALIGN_BYTES = 64
 """Every tensor starts on a cache line of its rank's arena."""
@@ -205,6 +207,11 @@ class Layout:
     def heads(self, attention: Attending, at: Coords) -> tuple[range, range]:
         """The query heads and the KV heads that the rank at `at` computes."""
         return cut_heads(attention.kv_heads, attention.heads // attention.kv_heads, self.shares.attention)[at.tp]
+
+    def counted(self, axis: Axis, at: Coords) -> range:
+        """What the rank at `at` adds to a sum over all of a cut axis: the elements that it holds and no rank before it does."""
+        own, before = self.span(axis, at), self.spans(axis)[: at.ep if axis.cut == "expert" else at.tp]
+        return range(min(max([own.start, *(r.stop for r in before)]), own.stop), own.stop)
 
     def kv_of_queries(self, attention: Attending, at: Coords) -> tuple[int, ...]:
         """For each query head of the rank at `at`, the index among its own KV heads of the one that it reads."""

@@ -5,12 +5,12 @@ Beside `blocks`, which holds all other kinds: a router is data, so one module co
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 from shardwise.spec.axes import Axis, Source, Weight
-from shardwise.spec.blocks import MLP, Block, Linear
+from shardwise.spec.blocks import MLP, Block, Linear, Model, walk
 
 Score = Literal["softmax", "softmax_of_top", "sigmoid"]
 
@@ -81,8 +81,9 @@ class ClampedSwiglu:
 class MoE:
     """The sum over a token's experts of weight · down(act(gate(x)) · up(x)), plus what all tokens share.
 
-    `gate`, `up` and `down` are stacks (`Linear.experts`). `weighs_inputs`: the weight multiplies the expert's input (Llama 4).
-    `shared` is an expert that every token visits, times sigmoid(`shared_gate`(x)) where there is one (Qwen2-MoE).
+    `gate`, `up` and `down` are stacks (`Linear.experts`), `down` and that of `shared` are `partial`. `weighs_inputs`: the
+    weight multiplies the expert's input (Llama 4). `shared` is an expert that every token visits, times
+    sigmoid(`shared_gate`(x)) where there is one (Qwen2-MoE).
     All parts are summed at once: one reduction, whatever is cut.
     """
 
@@ -96,9 +97,20 @@ class MoE:
     shared_gate: Linear | None = None
     weighs_inputs: bool = False
 
+    def summed(self, cut: Callable[[Axis], bool]) -> bool:
+        """Whether ranks hold parts of the whole sum, by a layout's `cut`."""
+        axes = (self.down.experts, self.down.inp, self.shared.down.inp if self.shared else None)
+        return any(axis is not None and cut(axis) for axis in axes)
+
     def children(self) -> tuple[Block, ...]:
         parts = (self.router, self.gate, self.up, self.down, self.shared, self.shared_gate)
         return tuple(part for part in parts if part)
 
     def own_weights(self) -> Iterator[Weight]:
         return iter(())
+
+
+def stacks(model: Model) -> Iterator[Linear]:
+    """Every distinct stack of experts' linears; none in a dense model."""
+    nodes = (node for run in model.runs for _, node in walk(run.block))
+    return (node for node in nodes if isinstance(node, Linear) and node.experts)

@@ -11,12 +11,18 @@ from dataclasses import dataclass
 from math import prod
 
 from shardwise.spec.axes import BITS
-from shardwise.spec.blocks import Block, Linear, Model, Table
+from shardwise.spec.blocks import Block, HeadsNorm, Linear, Model, Sum, Table
 from shardwise.spec.layout import Layout
 from shardwise.spec.moe import MoE
 
 SITES = {"q": "attn_out", "mlp": "mlp_down", "moe": "moe_out", "expert": "moe_out", "vocab": "embed"}
 """The place in the model where the sum over a cut family is taken: the label of its collective."""
+
+HEADS_NORM = "qk_norm"
+"""Where a norm over all heads sums its squares."""
+
+BRANCHES = "branches"
+"""Where branches that stand side by side are summed over ranks, all at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,20 +93,16 @@ def _scores(parts: int, pieces: Sequence[tuple[int, int]]) -> Iterator[Call]:
 
 
 def _reduces(block: Block, layout: Layout, tokens: int) -> Iterator[Call]:
-    if isinstance(block, MoE):
-        # Its linears' parts are added up before they are summed, so there is one call and none of theirs.
-        if summed(block, layout):
-            yield Call("all_reduce", SITES["expert"], (tokens, block.down.out.size), layout.dtype)
-        return
-    if isinstance(block, Table) and layout.cut(block.rows):
-        yield Call("all_reduce", SITES[block.rows.cut or ""], (tokens, block.size), layout.dtype)
-    if isinstance(block, Linear) and layout.cut(block.inp):
-        yield Call("all_reduce", SITES[block.inp.cut or ""], (tokens, block.out.size), layout.dtype)
+    """The sums over ranks of a block, those of its children before its own."""
     for child in block.children():
         yield from _reduces(child, layout, tokens)
-
-
-def summed(block: MoE, layout: Layout) -> bool:
-    """Whether the ranks hold parts of what this mixture of experts computes."""
-    axes = (block.down.experts, block.down.inp, block.shared.down.inp if block.shared else None)
-    return any(axis is not None and layout.cut(axis) for axis in axes)
+    if isinstance(block, Table) and layout.cut(block.rows):
+        yield Call("all_reduce", SITES[block.rows.cut or ""], (tokens, block.size), layout.dtype)
+    elif isinstance(block, Linear) and layout.cut(block.inp) and not block.partial:
+        yield Call("all_reduce", SITES[block.inp.cut or ""], (tokens, block.out.size), layout.dtype)
+    elif isinstance(block, HeadsNorm) and layout.cut(block.q):
+        yield Call("all_reduce", HEADS_NORM, (tokens, 2), "float32")
+    elif isinstance(block, Sum) and any(layout.cut(end.inp) for end in block.ends):
+        yield Call("all_reduce", BRANCHES, (tokens, block.ends[0].out.size), layout.dtype)
+    elif isinstance(block, MoE) and block.summed(layout.cut):
+        yield Call("all_reduce", SITES["expert"], (tokens, block.down.out.size), layout.dtype)

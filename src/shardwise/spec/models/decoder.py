@@ -5,7 +5,7 @@ A family's function reads its own keys, builds a layer out of these, and changes
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Literal, TypeVar
@@ -31,7 +31,8 @@ from shardwise.spec.blocks import (
 )
 from shardwise.spec.models.fields import Fields
 
-K = TypeVar("K", bound=Hashable)
+K = TypeVar("K")
+
 Activation = Literal["silu", "gelu", "gelu_tanh", "relu"]
 
 ACTIVATIONS: dict[str, Activation] = {
@@ -144,15 +145,15 @@ def mlp_axis(width: int) -> Axis:
     return Axis(width, "mlp", unit_grain(width))
 
 
-def layer(shape: Shape, attend: Attending, mlp: Block, scale: float = 1.0) -> Chain:
+def layer(shape: Shape, attend: Attending, mlp: Block, scale: float = 1.0, *, wide: bool = False) -> Chain:
     """Pre-norm: x + scale · attend(norm(x)), then the same with the MLP, or with what stands in its place."""
-    before = Norm("input_layernorm", shape.hidden, shape.eps)
-    after = Norm("post_attention_layernorm", shape.hidden, shape.eps)
+    before = Norm("input_layernorm", shape.hidden, shape.eps, wide=wide)
+    after = Norm("post_attention_layernorm", shape.hidden, shape.eps, wide=wide)
     return Chain((Residual(Chain((before, attend)), scale), Residual(Chain((after, mlp)), scale)))
 
 
 def runs(name: str, kinds: Iterable[K], build: Callable[[K], Block]) -> tuple[Run, ...]:
-    """Consecutive layers of one kind as one run each (a window, as a rule); `build` is asked once for each distinct kind."""
+    """Consecutive layers of one kind (a window, a name) as one run each; `build` is asked once for each distinct kind."""
     found: list[Run] = []
     blocks: dict[K, Block] = {}
     start = 0
@@ -178,18 +179,25 @@ def decoder(
     *,
     embedding_scale: float = 1.0,
     logits_scale: float = 1.0,
+    tied: bool = False,
+    final: Norm | None = None,
+    names: tuple[str, str] = ("model.embed_tokens", "lm_head"),
 ) -> Model:
-    """The model around the layers: token table, final norm, and a head that may be tied to the table."""
-    size = fields.integer("vocab_size", most=2**28)
-    vocab, table = Axis(size, "vocab", unit_grain(size)), "model.embed_tokens"
-    tied = fields.flag("tie_word_embeddings", False)
-    head = Linear("lm_head", vocab, Axis(shape.hidden), tied=f"{table}.weight" if tied else None)
-    tokens = Table(table, vocab, shape.hidden, ("lm_head.weight",) if tied else ())
+    """The model around the layers: token table, final norm, and a head that may be tied to the table.
+
+    `tied` is what the family takes where `tie_word_embeddings` is absent; `final` the norm, if it is not Llama's; `names`
+    are those of table and head.
+    """
+    size, (table, head_name) = fields.integer("vocab_size", most=2**28), names
+    vocab = Axis(size, "vocab", unit_grain(size))
+    tied = fields.flag("tie_word_embeddings", tied)
+    head = Linear(head_name, vocab, Axis(shape.hidden), tied=f"{table}.weight" if tied else None)
+    tokens = Table(table, vocab, shape.hidden, (f"{head_name}.weight",) if tied else ())
     return Model(
         architecture=architecture,
         embed=Embedding(tokens, scale=embedding_scale),
         runs=layers,
-        head=Head(Norm("model.norm", shape.hidden, shape.eps), head, logits_scale),
+        head=Head(final or Norm("model.norm", shape.hidden, shape.eps), head, logits_scale),
         vocab=size,
         hidden=shape.hidden,
         context=reach(shape.context, layers),

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 from shardwise.spec.axes import Axis
-from shardwise.spec.blocks import MLA, MLP, Block, Chain, Linear, Model, Norm
+from shardwise.spec.blocks import Block, Chain, Linear, Model, Norm
+from shardwise.spec.mla import MLA
 from shardwise.spec.models.decoder import ACTIVATIONS, Shape, decoder, gated_mlp, layer, read_shape, runs
-from shardwise.spec.models.experts import experts_of, groups_of, stored_apart, top_of
+from shardwise.spec.models.experts import experts_of, groups_of, shared_expert, stored_apart, top_of
 from shardwise.spec.models.fields import Fields
 from shardwise.spec.models.rope import rope, score_scale
 from shardwise.spec.moe import MoE, Router
@@ -23,6 +24,7 @@ def deepseek_v2(fields: Fields) -> Model:
     """As transformers' modeling_deepseek_v2, which never norms the weights of experts."""
     shape = read_shape(fields, dim=1)  # heads have widths of their own: see latent_attention
     attend = latent_attention(fields, shape, halves=False)
+    attend = replace(attend, rope=replace(attend.rope, wide=True))
     experts = experts_of(fields, "n_routed_experts", 64)
     grouped = fields.choice("topk_method", {"greedy": False, "group_limited_greedy": True}, "greedy")
     fields.choice("scoring_func", {"softmax": True}, "softmax")
@@ -38,9 +40,8 @@ def deepseek_v2(fields: Fields) -> Model:
         scale=fields.number("routed_scaling_factor", 1.0),
         precise=True,
     )
-    bias = fields.flag("mlp_bias", False)
-    moe = _moe(fields, shape, router, width=1407, shared=2, bias=bias)
-    return _model(fields, "deepseek_v2", shape, attend, gated_mlp(fields, shape, bias=bias), moe, dense=0)
+    moe = _moe(fields, shape, router, width=1407, shared=2)
+    return _model(fields, "deepseek_v2", shape, attend, moe, dense=0)
 
 
 def deepseek_v3(fields: Fields, name: str = "deepseek_v3") -> Model:
@@ -63,12 +64,12 @@ def deepseek_v3(fields: Fields, name: str = "deepseek_v3") -> Model:
         scale=fields.number("routed_scaling_factor", 2.5),
         precise=True,
     )
-    moe = _moe(fields, shape, router, width=2048, shared=1, bias=False)
-    model = _model(fields, name, shape, attend, gated_mlp(fields, shape, bias=False), moe, dense=3)
+    moe = _moe(fields, shape, router, width=2048, shared=1)
+    model = _model(fields, name, shape, attend, moe, dense=3)
     # The layers of multi-token prediction stand behind the last one. They draft, and plain decoding has no use for them:
     # transformers ignores their tensors too, though by DeepSeek-V3's own number ("model.layers.61.").
     more = fields.integer("num_nextn_predict_layers", 1, least=0, most=64)
-    return replace(model, unused=tuple(f"model.layers.{shape.layers + i}." for i in range(more)))
+    return replace(model, foreign=tuple(f"model.layers.{shape.layers + i}." for i in range(more)))
 
 
 def kimi_k2(fields: Fields) -> Model:
@@ -76,21 +77,21 @@ def kimi_k2(fields: Fields) -> Model:
     return deepseek_v3(fields, "kimi_k2")
 
 
-def _moe(fields: Fields, shape: Shape, router: Router, *, width: int, shared: int, bias: bool) -> MoE:
+def _moe(fields: Fields, shape: Shape, router: Router, *, width: int, shared: int) -> MoE:
     """Routed experts and shared ones; the latter are one MLP as wide as all of them. `width` and `shared` are defaults."""
     width = fields.integer("moe_intermediate_size", width, most=2**28)
     stacks = stored_apart(router.experts, shape.hidden, width, PARTS, "experts.gate_up_proj", "experts.down_proj")
     inner = width * fields.integer("n_shared_experts", shared, most=2**10)
-    always = gated_mlp(fields, shape, bias=bias, inner=inner, name="shared_experts")
+    always = shared_expert(fields, shape, "shared_experts", inner)
     return MoE("mlp", router, *stacks, fields.choice("hidden_act", ACTIVATIONS, "silu"), always)
 
 
-def _model(fields: Fields, name: str, shape: Shape, attend: MLA, mlp: MLP, moe: MoE, *, dense: int) -> Model:
+def _model(fields: Fields, name: str, shape: Shape, attend: MLA, moe: MoE, *, dense: int) -> Model:
     """Dense layers, `dense` where the config does not say how many, then mixtures."""
     dense = fields.integer("first_k_dense_replace", dense, least=0)
     if fields.integer("moe_layer_freq", 1) != 1:
         raise fields.wrong("moe_layer_freq", "implemented are mixtures in every layer after the dense ones: 1 would work")
-    blocks: dict[bool, Block] = {True: moe, False: mlp}
+    blocks: dict[bool, Block] = {True: moe, False: gated_mlp(fields, shape, bias=False)}
 
     def build(mixed: bool) -> Chain:
         return layer(shape, attend, blocks[mixed])

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 from shardwise.spec.axes import Axis, Fused, unit_grain
-from shardwise.spec.blocks import Linear
+from shardwise.spec.blocks import MLP, Linear
+from shardwise.spec.models.decoder import Shape, gated_mlp
 from shardwise.spec.models.fields import Fields
 from shardwise.spec.moe import Groups
 
@@ -32,8 +34,37 @@ def stored_apart(experts: int, hidden: int, width: int, parts: tuple[str, str, s
     return (
         Linear(gate, inner, outer, fused=Fused(pair, 0, width, width), experts=count),
         Linear(up, inner, outer, fused=Fused(pair, width, width, width), experts=count),
-        Linear(last, outer, inner, fused=Fused(down, 0, hidden, hidden), experts=count),
+        Linear(last, outer, inner, fused=Fused(down, 0, hidden, hidden), partial=True, experts=count),
     )
+
+
+def stored_together(
+    experts: int,
+    hidden: int,
+    width: int,
+    pair: str,
+    down: str,
+    *,
+    bias: bool = False,
+    transposed: bool = False,
+    in_turn: bool = False,
+) -> Stacks:
+    """All experts in two tensors, `pair` [experts, 2 · width, hidden] and `down` [experts, hidden, width]. `transposed`: their
+    last two axes are swapped. Gate rows come before up rows, or a gate row and an up row `in_turn`."""
+    count, inner, outer = expert_axis(experts), moe_axis(width), Axis(hidden)
+    first, second = (Fused(pair, i, 1, 2) if in_turn else Fused(pair, i * width, width, width) for i in (0, 1))
+    whole = Fused(down, 0, hidden, hidden)
+    return (
+        Linear("experts.gate_proj", inner, outer, bias, fused=first, transposed=transposed, experts=count),
+        Linear("experts.up_proj", inner, outer, bias, fused=second, transposed=transposed, experts=count),
+        Linear("experts.down_proj", outer, inner, bias, fused=whole, transposed=transposed, partial=True, experts=count),
+    )
+
+
+def shared_expert(fields: Fields, shape: Shape, name: str, width: int) -> MLP:
+    """An MLP for every token, whose sum over ranks is taken with the experts'."""
+    mlp = gated_mlp(fields, shape, bias=False, inner=width, name=name)
+    return replace(mlp, down=replace(mlp.down, partial=True))
 
 
 def experts_of(fields: Fields, key: str, default: int) -> int:

@@ -36,6 +36,7 @@ class Fields:
         self._values = values
         self._path = path
         self._read: set[str] = set()
+        self._sections: dict[str, Fields] = {}
 
     def has(self, key: str) -> bool:
         """Whether the key is there and not null. Does not count as reading it."""
@@ -122,11 +123,19 @@ class Fields:
         return tuple(value)
 
     def section(self, key: str) -> Fields:
-        """The object at `key` as fields of its own; empty where it is absent."""
+        """The object at `key` as fields of its own, the same ones each time; empty where it is absent."""
+        if key in self._sections:
+            return self._sections[key]
         value = self._value(key, {})
         if not isinstance(value, Mapping) or not all(isinstance(k, str) for k in value):
             raise self.wrong(key, "it must be an object, or null")
-        return Fields(value, f"{self._path}{key}.")
+        return self._sections.setdefault(key, Fields(value, f"{self._path}{key}."))
+
+    def supposing(self, absent: Mapping[str, Any]) -> Fields:
+        """The same fields, with values for keys that are not there. What is read of one counts as read of the other."""
+        found = Fields({**absent, **self._values}, self._path)
+        found._read, found._sections = self._read, self._sections
+        return found
 
     def mapping(self) -> Mapping[str, Any]:
         """All keys with their values, unchecked."""

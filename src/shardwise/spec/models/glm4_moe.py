@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from shardwise.spec.blocks import Attention, Block, Chain, Model, Norm
 from shardwise.spec.models.decoder import ACTIVATIONS, Shape, attention, decoder, gated_mlp, layer, read_shape, runs
-from shardwise.spec.models.experts import experts_of, groups_of, stored_apart, top_of
+from shardwise.spec.models.experts import experts_of, groups_of, shared_expert, stored_apart, top_of
 from shardwise.spec.models.fields import Fields
 from shardwise.spec.models.rope import rope
 from shardwise.spec.moe import MoE, Router
@@ -27,9 +27,9 @@ def glm4_moe(fields: Fields) -> Model:
         return layer(shape, attend, blocks[kind])
 
     more = fields.integer("num_nextn_predict_layers", 1, least=0, most=64)
-    unused = tuple(f"model.layers.{shape.layers + i}." for i in range(more))
+    foreign = tuple(f"model.layers.{shape.layers + i}." for i in range(more))
     model = decoder(fields, "glm4_moe", shape, runs("model.layers", (i >= dense for i in range(shape.layers)), build))
-    return replace(model, unused=unused)
+    return replace(model, foreign=foreign)
 
 
 def _normed(attend: Attention, shape: Shape) -> Attention:
@@ -55,5 +55,5 @@ def _moe(fields: Fields, shape: Shape) -> MoE:
         precise=True,
     )
     inner = width * fields.integer("n_shared_experts", 1, most=2**10)
-    shared = gated_mlp(fields, shape, bias=False, inner=inner, name="shared_experts")
+    shared = shared_expert(fields, shape, "shared_experts", inner)
     return MoE("mlp", router, *stacks, fields.choice("hidden_act", ACTIVATIONS, "silu"), shared)

@@ -8,6 +8,7 @@ from shardwise.errors import ConfigError
 from shardwise.spec.blocks import Chain, Model, Norm
 from shardwise.spec.models.decoder import Shape, attention, decoder, gated_mlp, layer, read_shape, runs, window_of
 from shardwise.spec.models.fields import Fields
+from shardwise.spec.models.kinds import SLIDING, layer_kinds
 from shardwise.spec.models.rope import rope
 
 
@@ -44,18 +45,12 @@ def windows(fields: Fields, shape: Shape) -> tuple[int | None, ...]:
     stated = None if fields.states("sliding_window") else 4096
     window = window_of(fields, "sliding_window", shape.context, stated)
     first = fields.integer("max_window_layers", 28, least=0)
-    kinds = fields.names("layer_types")
+    kinds = layer_kinds(fields, shape.layers)
     if not kinds:
         return tuple(window if used and i >= first else None for i in range(shape.layers))
-    if len(kinds) != shape.layers:
-        raise fields.wrong("layer_types", f"it has {len(kinds)} entries for {shape.layers} layers")
-    for i, kind in enumerate(kinds):
-        if kind not in ("full_attention", "sliding_attention"):
-            raise ConfigError(
-                f"config.json: layer_types[{i}] is {kind!r}; implemented are full_attention and sliding_attention"
-            )
-        if kind == "sliding_attention" and not (used and fields.has("sliding_window")):
-            raise ConfigError(
-                f"config.json: layer_types[{i}] is {kind!r} without use_sliding_window true and a sliding_window in tokens"
-            )
-    return tuple(window if kind == "sliding_attention" else None for kind in kinds)
+    if SLIDING in kinds and not (used and fields.has("sliding_window")):
+        raise ConfigError(
+            f"config.json: layer_types[{kinds.index(SLIDING)}] is {SLIDING!r} without use_sliding_window true and a "
+            "sliding_window in tokens"
+        )
+    return tuple(window if kind == SLIDING else None for kind in kinds)

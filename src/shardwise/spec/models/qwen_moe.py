@@ -8,7 +8,7 @@ from dataclasses import replace
 from shardwise.spec.axes import Axis
 from shardwise.spec.blocks import Attention, Block, Chain, Linear, Model, Norm
 from shardwise.spec.models.decoder import ACTIVATIONS, Shape, attention, decoder, gated_mlp, layer, read_shape, runs, window_of
-from shardwise.spec.models.experts import experts_of, stored_apart, top_of
+from shardwise.spec.models.experts import experts_of, shared_expert, stored_apart, top_of
 from shardwise.spec.models.fields import Fields
 from shardwise.spec.models.rope import rope
 from shardwise.spec.moe import MoE, Router
@@ -24,7 +24,7 @@ def qwen2_moe(fields: Fields) -> Model:
     fields.optional_integer("sliding_window", least=0)
     moe = _moe(fields, shape, experts=60, top=4, width=1408)
     inner = fields.integer("shared_expert_intermediate_size", 5632, most=2**28)
-    shared = gated_mlp(fields, shape, bias=False, inner=inner, name="shared_expert")
+    shared = shared_expert(fields, shape, "shared_expert", inner)
     moe = replace(moe, shared=shared, shared_gate=Linear("shared_expert_gate", Axis(1), Axis(shape.hidden)))
     return _model(fields, "qwen2_moe", shape, moe, lambda: attention(shape, turn, None, qkv_bias=bias, o_bias=False))
 

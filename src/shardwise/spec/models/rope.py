@@ -14,6 +14,7 @@ from struct import pack, unpack
 from shardwise.errors import ConfigError
 from shardwise.spec.blocks import Rope
 from shardwise.spec.models.fields import Fields, shown
+from shardwise.spec.models.kinds import FULL, SLIDING
 
 KINDS: Mapping[str, str] = {kind: kind for kind in ("default", "linear", "dynamic", "yarn", "longrope", "llama3")}
 """Spelling in a config to kind. A family that has fewer, or other spellings, passes its own."""
@@ -56,14 +57,53 @@ def rope(
     be 1. `theta` and `original` are the family's defaults for `rope_theta` and `original_max_position_embeddings`.
     Raises ConfigError for an unknown kind or key.
     """
-    section = _section(fields)
+    section, theta = stated(fields), fields.number("rope_theta", theta, above=1)
+    factor = _factor(fields, section, partial, part)
+    return rope_of(fields, section, dim, theta, kinds=kinds, factor=factor, original=original)
+
+
+def layer_ropes(fields: Fields, dim: int, *, full: float, sliding: float, local: str | None) -> dict[str, Rope]:
+    """The rotary embeddings of full and of sliding layers, by kind: v5's `rope_parameters` has a section for each.
+
+    Before v5 `rope_scaling` was of the full layers, as `rope_theta` was; sliding ones turn as they are by the base at key
+    `local`, which a family without such a key (None) has fixed. `full` and `sliding` are the bases where none is given.
+    """
+    old, new = fields.section("rope_scaling"), fields.section("rope_parameters")
+    if old.mapping() and new.mapping():
+        raise fields.wrong("rope_scaling", "and rope_parameters is there too; give the latter alone")
+    theta = fields.number("rope_theta", full, above=1)
+    if local is None and theta != sliding and not new.mapping():
+        raise fields.wrong("rope_theta", f"sliding layers have {sliding:g} whatever it is; rope_parameters would work")
+    found = {}
+    for kind, section, base in (
+        (FULL, new.section(FULL) if new.mapping() else old, theta),
+        (SLIDING, new.section(SLIDING), fields.number(local, sliding, above=1) if local else sliding),
+    ):
+        _factor(fields, section, False, 1.0)
+        found[kind] = rope_of(fields, section, dim, base)
+    if new.unread():
+        raise new.wrong(new.unread()[0][0], f"this architecture has a section for {FULL} and one for {SLIDING}")
+    return found
+
+
+def rope_of(
+    fields: Fields,
+    section: Fields,
+    dim: int,
+    theta: float,
+    *,
+    kinds: Mapping[str, str] = KINDS,
+    factor: float = 1.0,
+    original: int | None = None,
+) -> Rope:
+    """The rotary embedding that `section` describes, of the first `factor` of heads of `dim`; base `theta` unless it says."""
     for key, _ in section.unread():
         if section.has(key) and key not in KEYS:
             raise section.wrong(key, f"not a known rotary setting; known are {', '.join(KEYS)}")
     spelled = "type" if section.has("type") and not section.has("rope_type") else "rope_type"
     kind = section.choice(spelled, kinds, "default")
-    base = section.number("rope_theta", fields.number("rope_theta", theta, above=1), above=1)
-    rotated = int(dim * _factor(fields, section, partial, part))
+    base = section.number("rope_theta", theta, above=1)
+    rotated = int(dim * factor)
     if rotated < 2 or rotated % 2:
         raise ConfigError(f"config.json: {rotated} elements of a head of {dim} would be rotated; it must be even, from 2")
     context = fields.integer("max_position_embeddings")
@@ -77,14 +117,15 @@ def score_scale(fields: Fields) -> float:
 
     As transformers' yarn_apply_mscale (modeling_deepseek_v3): by `mscale_all_dim`, for every kind but the default one.
     """
-    section = _section(fields)
+    section = stated(fields)
     weight = section.number("mscale_all_dim", 0.0, least=0, most=1e6)
     if not weight or section.mapping().get("rope_type", section.mapping().get("type", "default")) == "default":
         return 1.0
     return _temperature(section.number("factor", least=TINY, most=1e9), weight) ** 2
 
 
-def _section(fields: Fields) -> Fields:
+def stated(fields: Fields) -> Fields:
+    """The section that says how positions are scaled, under its old name or its new one; empty where there is none."""
     old, new = fields.section("rope_scaling"), fields.section("rope_parameters")
     if old.mapping() and new.mapping() and old.mapping() != new.mapping():
         raise ConfigError(
