@@ -84,7 +84,8 @@ def test_routers_are_transformers(name: str, dtype: torch.dtype) -> None:
     with torch.inference_mode():
         weights, chosen = Router(block, "gate", tensors)(x)
         _, their_weights, their_chosen = theirs(x)
-    ours, others = (torch.zeros(200, EXPERTS).scatter(1, i, w.float()) for i, w in ((chosen, weights), (their_chosen, their_weights)))
+    pairs = (chosen, weights), (their_chosen, their_weights)
+    ours, others = (torch.zeros(200, EXPERTS).scatter(1, experts, each.float()) for experts, each in pairs)
     assert torch.equal(ours != 0, others != 0)
     assert weights.dtype == their_weights.dtype
     torch.testing.assert_close(ours, others, rtol=0 if block.rounded else 1e-6, atol=0)
@@ -133,11 +134,7 @@ def test_any_cut_is_the_definition(block: Block, shares: tuple[float, ...], expe
     """Also where ranks hold no rows, no experts, or rows but not the first ones, to whose rank the biases belong."""
     body = layer(attention(8, 8, 1, 8, fmt=Dense()), block, 8)
     layout = replace(lay(around((Run("layers", 0, 1, body),), 8, 13), shares), expert_parallel=expert_parallel)
-    whole = {
-        f"mlp.{weight.name}": noise(*weight.shape)
-        for part in block.children()
-        for weight in part.own_weights()
-    }
+    whole = {f"mlp.{weight.name}": noise(*weight.shape) for part in block.children() for weight in part.own_weights()}
     x = noise(11, 8)
 
     def work(rank: Any) -> torch.Tensor:
