@@ -243,7 +243,8 @@ def _branch(layout: Layout, block: Block, depth: int) -> Branch | None:
         reduced = "all-reduce" if layout.cut(block.q) else ""
         return Branch(depth, "q_norm, k_norm", f"{block.q.size}, {block.k.size}", "by heads, over all of them", reduced)
     if isinstance(block, Attention):
-        window = f"sees the last {block.window} tokens" if block.window else ""
+        back = "back to a multiple of" if block.chunked else "the last"
+        window = f"sees {back} {block.window} tokens" if block.window else ""
         return Branch(depth, block.name, f"{block.heads} heads, {block.kv_heads} KV, of {block.dim}", window)
     if isinstance(block, MoE):
         how = "whole experts" if layout.expert_parallel else "a part of every expert" if layout.mesh.tp > 1 else ""

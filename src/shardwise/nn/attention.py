@@ -57,6 +57,8 @@ class Attention(nn.Module):
         if self.block.rope:
             angles: Angles = state.angles[self.block.rope]
             q, k = rotate(q, angles, self.block.rope.halves), rotate(k, angles, self.block.rope.halves)
+        if self.block.temperature:
+            q = q * warmth(state.batch.positions, self.block.temperature).to(q.dtype)
         keys, values, group = state.cache.layer(self.layer)
         batch = state.batch.groups[group]
         keys[batch.begun], values[batch.begun] = 0, 0
@@ -83,6 +85,12 @@ class Attention(nn.Module):
             enable_gqa=self.readers is None and self.heads != self.kv_heads,
         )
         return seen.transpose(1, 2)
+
+
+def warmth(positions: torch.Tensor, of: blocks.Temperature) -> torch.Tensor:
+    """What queries at `positions` [tokens] are multiplied by, [tokens, 1, 1]."""
+    steps = torch.floor((positions.float() + 1) / of.every)
+    return (torch.log1p(steps) * of.scale + 1)[:, None, None]
 
 
 def masked(

@@ -74,7 +74,7 @@ class Linear:
 
 @dataclass(frozen=True, slots=True)
 class Norm:
-    """RMS or layer norm over the last `size` elements. Never cut.
+    """RMS or layer norm over the last `size` elements, or "l2": an RMS norm without a weight. Never cut.
 
     `offset` is added to the weight: Gemma stores how far it is from one. `wide`: an RMS norm's weight is applied in float32,
     before rounding to the model's dtype (Gemma, OLMo), and not after it (Llama).
@@ -83,7 +83,7 @@ class Norm:
     name: str
     size: int
     eps: float
-    kind: Literal["rms", "layer"] = "rms"
+    kind: Literal["rms", "layer", "l2"] = "rms"
     bias: bool = False
     offset: float = 0.0
     wide: bool = False
@@ -92,7 +92,8 @@ class Norm:
         return ()
 
     def own_weights(self) -> Iterator[Weight]:
-        yield Weight(f"{self.name}.weight", (Axis(self.size),))
+        if self.kind != "l2":
+            yield Weight(f"{self.name}.weight", (Axis(self.size),))
         if self.bias:
             yield Weight(f"{self.name}.bias", (Axis(self.size),))
 
@@ -157,12 +158,22 @@ class Rope:
 
 
 @dataclass(frozen=True, slots=True)
+class Temperature:
+    """Queries at position p times 1 + `scale` · log(1 + floor((p + 1) / `every`)), for softmaxes over long contexts
+    (arXiv 2501.19399, as Llama 4 has it)."""
+
+    every: int
+    scale: float
+
+
+@dataclass(frozen=True, slots=True)
 class Attention:
     """Causal attention with `heads` query heads over `kv_heads` KV heads of `dim`. `window` None sees everything.
 
     q and k are normed head by head (`q_norm`, `k_norm`), or all heads together (`heads_norm`). `softcap` c bends a score s to
     c · tanh(s / c) (Gemma-2, arXiv 2408.00118). `sinks`: a score a head that takes part in the softmax and adds nothing
     (gpt-oss). `chunked`: a query sees no farther back than the last multiple of `window` (Llama 4).
+    `temperature` grows queries with their position.
     """
 
     name: str
@@ -182,6 +193,7 @@ class Attention:
     softcap: float | None = None
     sinks: bool = False
     chunked: bool = False
+    temperature: Temperature | None = None
 
     def children(self) -> tuple[Block, ...]:
         norms = tuple(n for n in (self.q_norm, self.k_norm, self.heads_norm) if n)

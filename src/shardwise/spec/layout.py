@@ -94,13 +94,15 @@ class Copy:
 class CacheGroup:
     """Layers that share one page table: equal window, KV heads and dim. `layers` are indices of the whole model.
 
-    `window` None keeps every token; else a sequence needs pages for the last `window` tokens and the chunk in work.
+    `window` None keeps every token; else a sequence needs pages for the last `window` tokens and the chunk in work. `chunked`:
+    a query sees no farther back than the last multiple of `window`, which is never farther.
     """
 
     window: int | None
     kv: Axis
     dim: int
     layers: tuple[int, ...]
+    chunked: bool = False
 
     def pages(self, context: int, chunk: int) -> int:
         """Pages that one sequence of up to `context` tokens needs, computed in chunks of up to `chunk`."""
@@ -292,11 +294,11 @@ class Layout:
     @cached_property
     def cache(self) -> tuple[CacheGroup, ...]:
         """The groups of layers that share a page table, in order of their first layer."""
-        found: dict[tuple[int | None, Axis, int], list[int]] = {}
+        found: dict[tuple[int | None, Axis, int, bool], list[int]] = {}
         for i, (_, block) in enumerate(layer_blocks(self.model)):
             for attention in attentions(block):
-                found.setdefault((attention.window, attention.k.out, attention.dim), []).append(i)
-        return tuple(CacheGroup(window, kv, dim, tuple(layers)) for (window, kv, dim), layers in found.items())
+                found.setdefault((attention.window, attention.k.out, attention.dim, attention.chunked), []).append(i)
+        return tuple(CacheGroup(window, kv, dim, tuple(layers), how) for (window, kv, dim, how), layers in found.items())
 
     def token_bytes(self, group: CacheGroup, rank: int) -> int:
         """Bytes that one cached token takes of `rank` in `group`: keys and values of the stage's layers."""
