@@ -92,9 +92,15 @@ def masked(
     q [sequences, heads, queries, dim]; k and v [sequences, kv heads, keys, dim], each KV head read by equally many heads, in
     order; mask [sequences, 1, queries, keys]. The shape of q comes back.
     """
-    readers = q.unflatten(1, (k.shape[1], -1))  # [sequences, kv heads, readers, queries, dim]
-    scores = readers @ k[:, :, None].transpose(-1, -2) * scale
+    queries = q.shape[2]
+    grouped = q.unflatten(1, (k.shape[1], -1)).flatten(2, 3)  # [sequences, kv heads, readers · queries, dim]
+    # One step a line: two sets of scores are alive at a time, never three.
+    scores = grouped @ k.transpose(-1, -2)
+    scores = scores * (scale if softcap is None else scale / softcap)
     if softcap is not None:
-        scores = (scores / softcap).tanh() * softcap
-    weights = scores.float().masked_fill(~mask[:, None], float("-inf")).softmax(-1)
-    return (weights.to(v.dtype) @ v[:, :, None]).flatten(1, 2)
+        scores = scores.tanh()
+        scores = scores * softcap
+    scores = scores.float().unflatten(2, (-1, queries))  # [sequences, kv heads, readers, queries, keys]
+    scores = scores.masked_fill(~mask[:, None], float("-inf"))
+    scores = scores.softmax(-1)
+    return (scores.to(v.dtype).flatten(2, 3) @ v).unflatten(2, (-1, queries)).flatten(1, 2)
