@@ -158,6 +158,20 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "gemma2-full": _gemma("gemma2", sliding_window=128, num_key_value_heads=2, query_pre_attn_scalar=40, attention_bias=True),
     "gemma3": _gemma("gemma3_text", num_hidden_layers=4, sliding_window=8, rope_parameters=TWO_ROPES, layer_types=KINDS),
     "gemma3-mqa": _gemma("gemma3_text", num_key_value_heads=1, final_logit_softcapping=3.0),
+    # A multimodal checkpoint, of which the text part is run.
+    "gemma3-vision": {
+        "model_type": "gemma3",
+        "text_config": _gemma("gemma3_text", sliding_window=8, layer_types=KINDS[:2]),
+        "vision_config": {
+            "hidden_size": 16,
+            "intermediate_size": 16,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "image_size": 28,
+            "patch_size": 14,
+        },
+        "mm_tokens_per_image": 1,
+    },
     "olmo2": {"model_type": "olmo2", **BASE, "num_key_value_heads": 2},
     "olmo2-biased": {"model_type": "olmo2", **BASE, "num_key_value_heads": 1, "attention_bias": True, "rms_norm_eps": 1e-2},
     "olmo3": {

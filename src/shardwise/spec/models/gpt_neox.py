@@ -42,7 +42,7 @@ def _rope(fields: Fields, dim: int) -> Rope:
     theta = section.number("rope_theta", fields.number("rotary_emb_base", 10000.0, above=1), above=1)
     for key, wanted in (("rope_theta", theta), ("partial_rotary_factor", factor)):
         if fields.number(key, wanted) != wanted:
-            raise fields.wrong(key, f"this architecture reads rotary_emb_base and rotary_pct, which make it {wanted:g}")
+            raise fields.wrong(key, f"rotary_emb_base and rotary_pct make it {wanted:g}, which would work")
     return rope_of(fields, section, dim, theta, factor=factor)
 
 
