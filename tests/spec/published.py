@@ -56,6 +56,7 @@ PUBLISHED = {
     "gpt-oss-120b": 116_829_156_672,  # hub, which counts what its blocks and scales stand for
     "gpt-oss-20b": 20_914_757_184,  # hub
     "gpt-oss-20b-hf-clone": 20_914_757_184,  # hub
+    "granite-3.1-1b-a400m-instruct": 1_334_628_352,  # module
     "gpt2-xl": 1_557_611_200,  # hub
     "mediatek/Qwen2-1.5B-Instruct": 1_543_714_304,  # hub
     "mediatek/Qwen2-7B-Instruct": 7_615_616_512,  # hub
