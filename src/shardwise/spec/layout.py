@@ -45,8 +45,8 @@ class Shares:
 
     def family(self, cut: str) -> tuple[float, ...]:
         """The proportions by which the axes of a family are cut."""
-        by = {"q": self.attention, "kv": self.attention, "vocab": self.vocab}
-        return by.get(cut, self.mlp)  # "mlp", "moe" and "expert"
+        attention, mlp = self.attention, self.mlp
+        return {"q": attention, "kv": attention, "mlp": mlp, "moe": mlp, "expert": mlp, "vocab": self.vocab}[cut]
 
     def check(self, degree: int) -> None:
         """Raises LayoutError unless there is one positive, finite share a rank."""
