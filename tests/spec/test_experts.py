@@ -108,13 +108,8 @@ def test_experts_are_dealt_once():
 
 def test_quantised_experts_are_stacked_too():
     """FP8 in blocks, as Qwen3-30B-A3B-FP8 stores it: a byte a number, and four for each block of every expert."""
-    config = SMALL | {
-        "model_type": "qwen3_moe",
-        "num_experts": 6,
-        "moe_intermediate_size": 32,
-        "hidden_size": 48,
-        "head_dim": 8,
-    }
+    sizes = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+    config = SMALL | {"model_type": "qwen3_moe", "head_dim": 8} | sizes
     fp8 = {"quant_method": "fp8", "weight_block_size": [16, 16], "modules_to_not_convert": ["lm_head", "model.layers.0.mlp"]}
     model = read_model(config | {"quantization_config": fp8})
     found = {w.name: w for w in model_weights(model) if "experts" in w.name}
