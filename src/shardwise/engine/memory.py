@@ -13,6 +13,7 @@ from shardwise.spec.blocks import Attention, Linear, walk
 from shardwise.spec.layout import PAGE_TOKENS, Layout, Shares
 from shardwise.spec.mesh import Mesh
 from shardwise.spec.mla import MLA
+from shardwise.spec.moe import MoE
 
 CHUNK_TOKENS = 512
 """The most tokens of a prompt in one forward: bounds the memory of activations."""
@@ -66,7 +67,7 @@ def activation_bytes(layout: Layout, rank: int, context: int) -> int:
     """What one forward needs beside weights and cache: hidden states and the widest linear's outputs of a chunk, one layer's
     gathered keys and values with their mask, and the logits of one row with what sampling makes of them."""
     tokens, item = min(CHUNK_TOKENS, context), BITS[layout.dtype] // 8
-    widest, gathered = 0, 0
+    widest, gathered, states = 0, 0, 6
     for block in {id(run.block): run.block for run in layout.model.runs}.values():
         for _, node in walk(block):
             if isinstance(node, Linear):
@@ -75,8 +76,11 @@ def activation_bytes(layout: Layout, rank: int, context: int) -> int:
                 gathered = max(gathered, _attention_bytes(layout, node, rank, tokens, context))
             elif isinstance(node, MLA):
                 gathered = max(gathered, _latent_bytes(layout, node, rank, tokens, context))
+            elif isinstance(node, MoE):
+                # All tokens may go to one expert: its inputs, its outputs and these weighed, beside the sum.
+                states = 10
     # Norms are computed in float32, whatever the dtype; sampling works on float64 and int64 rows of the vocabulary.
-    return 4 * tokens * (6 * layout.model.hidden + 3 * widest) + gathered + 16 * item * layout.model.vocab
+    return 4 * tokens * (states * layout.model.hidden + 3 * widest) + gathered + 16 * item * layout.model.vocab
 
 
 def _attention_bytes(layout: Layout, attention: Attention, rank: int, tokens: int, context: int) -> int:

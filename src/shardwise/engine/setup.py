@@ -41,6 +41,7 @@ class Options:
     max_model_len: int | None = None
     threads: int | None = None
     revision: str | None = None
+    expert_parallel: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +99,7 @@ def resolve(options: Options) -> Setup:
 
 
 def layout_of(options: Options, model: Model) -> Layout:
-    """How `model` is cut and held by what the options say: degree, shares, dtype."""
+    """How `model` is cut and held by what the options say: degree, shares, whole experts or parts of all, dtype."""
     _known("--dtype", options.dtype, DTYPES)
     tp = options.tp if options.tp is not None else len(options.shares or (1.0,))
     if tp < 1:
@@ -106,7 +107,7 @@ def layout_of(options: Options, model: Model) -> Layout:
     dtype = model.dtype if options.dtype == "auto" else options.dtype
     # Shares are made for a degree that can be cut; a higher one is the layout's to refuse.
     shares = Shares.of(options.shares) if options.shares else Shares.even(min(tp, model.heads + 1))
-    return Layout(model, Mesh(tp=tp), shares, dtype, dtype)
+    return Layout(model, Mesh(tp=tp), shares, dtype, dtype, options.expert_parallel)
 
 
 def _known(flag: str, value: str, choices: tuple[str, ...]) -> None:
