@@ -33,6 +33,14 @@ SPARE_BYTES = 64 * 2**10
 """What a rank may hold besides weights and cache: rope frequencies and the like."""
 
 
+TWO = ["attn_out", "mlp_down"]
+LAYER_SITES = {
+    **{name: ["qk_norm", *TWO] for name in ("olmo2", "olmo2-biased", "olmo3")},
+    **{name: ["branches"] for name in ("gpt-neox", "falcon-7b", "falcon-40b", "falcon-11b")},
+}
+"""The sums over ranks of a layer, where they are not one of the attention and one of the MLP."""
+
+
 def tensors(root: object) -> Iterator[tuple[str, torch.Tensor]]:
     """(where, tensor) of every tensor that can be reached from `root`, each object visited once."""
     seen: set[int] = set()
@@ -87,7 +95,7 @@ def test_bytes_and_traffic(
     with Group(layout, folder, sequences=2) as group:
         kv = [layout.kv_bytes(rank, group.pages) for rank in range(len(shares))]
         arenas = [layout.arena_bytes(rank) for rank in range(len(shares))]
-        check_traffic(group)
+        check_traffic(group, name)
         spares = []
         for rank, runner in enumerate(group.runners):
             alive = storages(runner)
@@ -99,7 +107,7 @@ def test_bytes_and_traffic(
     figures("bytes besides weights and cache", most=float(max(spares)), layouts=1)
 
 
-def check_traffic(group: Group) -> None:
+def check_traffic(group: Group, name: str) -> None:
     """Prefill of several, a chunk that draws nothing, and decode: the calls of every rank, one by one."""
     layout = group.layout
     one, two = group.request(0), group.request(1)
@@ -110,7 +118,8 @@ def check_traffic(group: Group) -> None:
     check_step(group, 1, 1, two.take(draw=GREEDY, wants=0))
     sites = [c.site for c in group.comms[0].calls if c.op == "all_reduce" and c.site != "embed"]
     mixed = [any(isinstance(node, MoE) for _, node in walk(block)) for _, block in layer_blocks(layout.model)]
-    wanted = [site for moe in mixed for site in ("attn_out", "moe_out" if moe else "mlp_down")]
+    usual = [site for moe in mixed for site in ("attn_out", "moe_out" if moe else "mlp_down")]
+    wanted = LAYER_SITES[name] * layout.model.layers if name in LAYER_SITES else usual
     assert sites == (wanted if layout.mesh.tp > 1 else [])
 
 

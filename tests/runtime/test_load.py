@@ -91,7 +91,9 @@ def test_no_range_of_another_rank_is_read(name: str, checkpoint: Checkpoints) ->
                 copied += 4 * prod(len(r) for r in read.stored)
                 touched[read.tensor.name][tuple(slice(r.start, r.stop, r.step) for r in read.stored)] += 1
         assert copied == layout.weight_bytes(rank)
-    assert all((times > 0).all() for times in touched.values()), "every stored element is someone's"
+    for name, times in touched.items():
+        # A vision tower is not read at all.
+        assert (times == 0).all() if name.startswith(layout.model.foreign) else (times > 0).all(), name
     assert sum(int(times.sum()) for times in touched.values()) * 4 == sum(layout.weight_bytes(rank) for rank in range(3))
 
 

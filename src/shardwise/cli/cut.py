@@ -247,9 +247,10 @@ def _branch(layout: Layout, block: Block, depth: int) -> Branch | None:
         return Branch(depth, "side by side", "", "", "all-reduce" if any(layout.cut(end.inp) for end in block.ends) else "")
     if isinstance(block, HeadsNorm):
         reduced = "all-reduce" if layout.cut(block.q) else ""
-        return Branch(depth, "q_norm, k_norm", f"{block.q.size}, {block.k.size}", "by heads, over all of them", reduced)
+        return Branch(depth, "q_norm, k_norm", f"{block.q.size}, {block.k.size}", "by heads", reduced)
     if isinstance(block, Attention):
-        window = f"sees the last {block.window} tokens" if block.window else ""
+        back = "back to a multiple of" if block.chunked else "the last"
+        window = f"sees {back} {block.window} tokens" if block.window else ""
         return Branch(depth, block.name, f"{block.heads} heads, {block.kv_heads} KV, of {block.dim}", window)
     if isinstance(block, MLA):
         widths = f"{block.nope_dim} + {block.rope.dim}"

@@ -9,7 +9,7 @@ import torch
 
 from shardwise.nn.batch import Batch, GroupBatch, Rank
 from shardwise.sched.step import Item, Step
-from shardwise.spec.layout import PAGE_TOKENS
+from shardwise.spec.layout import PAGE_TOKENS, CacheGroup
 
 ToTensor = Callable[[np.ndarray], torch.Tensor]
 
@@ -33,12 +33,12 @@ def batch(step: Step, rank: Rank) -> tuple[torch.Tensor, Batch]:
     positions = np.concatenate([np.arange(item.start, item.start + len(item.tokens)) for item in items])
     known = np.repeat(np.asarray([item.known for item in items], np.int64), lengths)
     sampled = np.concatenate([np.arange(end - item.rows, end) for item, end in zip(items, ends, strict=True)])
-    groups = tuple(_group(items, g, group.window, longest, tensor) for g, group in enumerate(rank.layout.cache))
+    groups = tuple(_group(items, g, group, longest, tensor) for g, group in enumerate(rank.layout.cache))
     return tensor(tokens), Batch(tensor(positions), tensor(known), tensor(rows), tensor(flat), tensor(sampled), groups)
 
 
-def _group(items: tuple[Item, ...], g: int, window: int | None, longest: int, tensor: ToTensor) -> GroupBatch:
-    """The slots, page tables and mask of cache group `g`."""
+def _group(items: tuple[Item, ...], g: int, group: CacheGroup, longest: int, tensor: ToTensor) -> GroupBatch:
+    """The slots, page tables and mask of cache group number `g`."""
     most = max(len(item.pages[g].ids) for item in items)
     table = np.zeros((len(items), most), np.int64)
     first = np.empty((len(items), 1, 1), np.int64)
@@ -59,6 +59,6 @@ def _group(items: tuple[Item, ...], g: int, window: int | None, longest: int, te
         queries[s, : len(item.tokens), 0] += np.arange(len(item.tokens))
     keys = first + np.arange(most * PAGE_TOKENS)
     mask = keys <= queries
-    if window is not None:
-        mask &= keys > queries - window
+    if group.window is not None:
+        mask &= keys >= queries // group.window * group.window if group.chunked else keys > queries - group.window
     return GroupBatch(tensor(np.concatenate(slots)), tensor(np.asarray(begun, np.int64)), tensor(table), tensor(mask[:, None]))

@@ -103,6 +103,11 @@ class CacheGroup:
         """None keeps every token; else a sequence needs pages for the last `window` tokens and the chunk in work."""
         return self.kept.window
 
+    @property
+    def chunked(self) -> bool:
+        """Whether a query sees no farther back than the last multiple of `window`, which is never farther."""
+        return self.kept.kind == "chunked"
+
     def pages(self, context: int, chunk: int) -> int:
         """Pages that one sequence of up to `context` tokens needs, computed in chunks of up to `chunk`."""
         tokens = context if self.window is None else min(context, self.window + chunk + PAGE_TOKENS)
