@@ -79,6 +79,37 @@ def _plain(model_type: str, **changes: Any) -> dict[str, Any]:
     return {"model_type": model_type, **shape, **changes}
 
 
+DEEP: dict[str, Any] = {
+    "rope_type": "yarn",
+    "rope_theta": 10000.0,
+    "factor": 4.0,
+    "original_max_position_embeddings": 32,
+    "mscale": 0.7,
+    "mscale_all_dim": 0.9,
+}
+"""YaRN as DeepSeek has it, which scales the scores too. Published configs have both scales alike, and cos and sin are left."""
+
+
+def _deepseek(kind: str, **changes: Any) -> dict[str, Any]:
+    """Heads of 12 + 8 elements of key and 10 of value; two of three layers are mixtures."""
+    return {
+        "model_type": kind,
+        **BASE,
+        "num_hidden_layers": 3,
+        "num_key_value_heads": 8,
+        "q_lora_rank": 28,
+        "kv_lora_rank": 24,
+        "qk_nope_head_dim": 12,
+        "qk_rope_head_dim": 8,
+        "v_head_dim": 10,
+        "first_k_dense_replace": 1,
+        "n_routed_experts": 9,
+        "num_experts_per_tok": 3,
+        "moe_intermediate_size": 24,
+        **changes,
+    }
+
+
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": _llama(),
     "llama-tied": _llama(tie_word_embeddings=True),
@@ -145,6 +176,12 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "bos_token_id": None,
         "eos_token_id": None,
     },
+    "deepseek-v2": _deepseek(
+        "deepseek_v2", topk_method="group_limited_greedy", n_group=3, topk_group=2, routed_scaling_factor=4.0
+    ),
+    "deepseek-v2-lite": _deepseek("deepseek_v2", q_lora_rank=None, rope_parameters=DEEP, n_shared_experts=1),
+    "deepseek-v3": _deepseek("deepseek_v3", rope_parameters=DEEP, attention_bias=True, n_group=3, topk_group=2),
+    "deepseek-dense": _deepseek("deepseek_v3", first_k_dense_replace=3, rope_interleave=False, n_group=1, topk_group=1),
     "phi3": _phi3(),
     "phi3-window": _phi3(sliding_window=8),
     "phi3-partial": _phi3(rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}),

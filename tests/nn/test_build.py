@@ -11,6 +11,7 @@ from shardwise.nn.batch import Rank
 from shardwise.nn.build import build
 from shardwise.spec import blocks
 from shardwise.spec.axes import Axis
+from shardwise.spec.rewrite import joined
 from shardwise.spec.traffic import BRANCHES
 from tests.checkpoints import FAMILIES
 from tests.group import even, layout_of
@@ -25,7 +26,7 @@ def mlp(name: str) -> blocks.MLP:
 
 
 @pytest.mark.parametrize("shares", [even(1), even(2), (3.0, 1.0, 1.0), (1e-6, 1.0, 1.0)], ids=str)
-@pytest.mark.parametrize("make", [blocks.joined, lambda *branches: blocks.Sum(branches)], ids=["joined", "apart"])
+@pytest.mark.parametrize("make", [joined, lambda *branches: blocks.Sum(branches)], ids=["joined", "apart"])
 def test_branches_are_summed(make: type[blocks.Sum], shares: tuple[float, ...]) -> None:
     layout = layout_of(FAMILIES["llama"], shares)
     block = make(mlp("one"), mlp("two"))
@@ -44,7 +45,7 @@ def test_branches_are_summed(make: type[blocks.Sum], shares: tuple[float, ...]) 
         return build(block, "", spied, tensors)(x, None), [call.site for call in comm.calls]
 
     want = sum(functional.linear(functional.relu(x @ ups[n].t()), downs[n], biases[n]) for n in ups)
-    sites = [BRANCHES] if make is blocks.joined else ["mlp_down", "mlp_down"]
+    sites = [BRANCHES] if make is joined else ["mlp_down", "mlp_down"]
     for found, calls in each(layout, work):
         assert torch.allclose(found, want, atol=1e-4)
         assert calls == (sites if len(shares) > 1 else [])

@@ -19,7 +19,7 @@ from tests.group import Group, even, layout_of
 from tests.parity.reference import LIMIT, Reference, Score, chunked, compare
 
 SHARES = {"2": even(2), "3": even(3), "3:1:1": (3.0, 1.0, 1.0), "7": even(7)}
-MIXTURES = ("mixtral", "qwen2-moe", "qwen3-moe", "glm4-moe-groups", "gpt-oss", "llama4")
+MIXTURES = ("mixtral", "qwen2-moe", "qwen3-moe", "glm4-moe-groups", "gpt-oss", "llama4", "deepseek-v2")
 
 Checkpoints = Callable[[str], Path]
 

@@ -26,6 +26,7 @@ VARIANTS = (
     "qwen3-biased",
     "phi3-window",
     "phi3-longrope-partial",
+    "deepseek-dense",
     "gemma2-full",
     "gemma3-vision",
     "gpt-neox-in-turn",

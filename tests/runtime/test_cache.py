@@ -28,7 +28,7 @@ def cache_of(layout: Layout, rank: int, pages: tuple[int, ...]) -> PagedCache:
 
 @pytest.mark.parametrize("kv_dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("shares", [even(1), (3.0, 1.0, 1.0), even(5), (1.0, 1e-6)], ids=str)
-@pytest.mark.parametrize("name", ["llama", "qwen2-window", "mistral-window", "llama-mqa", "gpt2"])
+@pytest.mark.parametrize("name", ["llama", "qwen2-window", "mistral-window", "llama-mqa", "gpt2", "deepseek-v2"])
 def test_views_are_disjoint_and_use_all(name: str, shares: tuple[float, ...], kv_dtype: str) -> None:
     layout = replace(layout_of(FAMILIES[name], shares), kv_dtype=kv_dtype)
     pages = tuple(3 + 2 * g for g in range(len(layout.cache)))
@@ -37,16 +37,40 @@ def test_views_are_disjoint_and_use_all(name: str, shares: tuple[float, ...], kv
         assert cache.arena.nbytes == layout.kv_bytes(rank, pages)
         spans = []
         for layer in range(layout.model.layers):
-            keys, values, group = cache.layer(layer)
-            for part in (keys, values):
-                heads = len(layout.span(layout.cache[group].kv, layout.mesh.coords(rank))) // layout.cache[group].dim
-                assert part.shape == (pages[group], PAGE_TOKENS, heads, layout.cache[group].dim)
+            tensors, group = cache.layer(layer)
+            kept = layout.kept(layout.cache[group], layout.mesh.coords(rank))
+            for part, (heads, dim) in zip(tensors, kept, strict=True):
+                assert part.shape == (pages[group], PAGE_TOKENS, heads, dim)
                 assert part.dtype == getattr(torch, kv_dtype) and part.is_contiguous()
                 spans.append((part.data_ptr(), part.data_ptr() + part.nbytes))
             assert layer in layout.cache[group].layers
         used = sorted(span for span in spans if span[0] < span[1])
         assert all(end == start for (_, end), (start, _) in pairwise(used))
         assert sum(end - start for start, end in used) == cache.arena.nbytes
+
+
+@pytest.mark.parametrize("group", [0, 1])
+def test_copied_pages_are_whole_in_every_layer_of_their_group_and_nothing_else_moves(group: int) -> None:
+    """Page 1 becomes page 0 while 0 becomes 3 and 4: what was there before is what is copied."""
+    layout = layout_of(FAMILIES["qwen2-window"], (3.0, 1.0, 1.0))
+    for rank in range(3):
+        cache = cache_of(layout, rank, (5, 6))
+        cache.arena.copy_(torch.randint(0, 100, cache.arena.shape, generator=torch.Generator().manual_seed(rank)))
+        before = {layer: [t.clone() for t in cache.layer(layer)[0]] for layer in range(layout.model.layers)}
+        cache.copy(group, [1, 0, 0], [0, 3, 4])
+        for layer, old in before.items():
+            found, own = cache.layer(layer)
+            places = [1, 1, 2, 0, 0, 5] if own == group else [0, 1, 2, 3, 4, 5]
+            for now, then in zip(found, old, strict=True):
+                assert torch.equal(now.view(torch.uint8), then.view(torch.uint8)[places[: len(then)]])
+    assert {cache.layer(layer)[1] for layer in before} == {0, 1}
+
+
+@pytest.mark.parametrize(("sources", "targets"), [([0, 1], [2]), ([0, 1], [2, 2]), ([], [1])], ids=str)
+def test_pages_are_copied_one_to_one(sources: list[int], targets: list[int]) -> None:
+    cache = cache_of(layout_of(FAMILIES["llama"], even(1)), 0, (5,))
+    with pytest.raises(ValueError, match="one target for each source, and none twice"):
+        cache.copy(0, sources, targets)
 
 
 def tokens(length: int, seed: int) -> list[int]:
@@ -62,7 +86,7 @@ def run(group: Group, index: int, ids: list[int], chunk: int) -> torch.Tensor:
     return torch.cat(parts)
 
 
-@pytest.mark.parametrize("name", ["llama", "mistral-window", "qwen2-window", "llama-mqa"])
+@pytest.mark.parametrize("name", ["llama", "mistral-window", "qwen2-window", "llama-mqa", "deepseek-v2"])
 def test_a_page_that_held_infinities_is_as_good_as_new(name: str, checkpoint: Checkpoints) -> None:
     """A request that overflowed leaves NaN in its pages; the next to get them sees none of it, not even behind the mask."""
     folder = checkpoint(name)

@@ -7,9 +7,12 @@ from __future__ import annotations
 # it. "module": the count of transformers' module, where the Hub's has the tied head twice or could not be looked up;
 # TestAsTransformers holds all of them against transformers' modules besides. Of a multimodal model: its text part.
 PUBLISHED = {
+    "DeepSeek-R1": 671_026_419_200,  # as the model that it was made from
+    "DeepSeek-V3": 671_026_419_200,  # module; the paper's 671 B, without the layer of multi-token prediction
     "Devstral-Small-2507": 23_572_403_200,  # index
     # hub, which has 110_468_824_832, less the layer of multi-token prediction with its own embedding and head
     "GLM-4.5-Air": 106_852_251_264,
+    "Kimi-K2-Instruct": 1_026_408_232_448,  # module; catalogues have 1026.5 B, with the 62 M scales of its FP8 blocks
     "Llama-2-13b-chat--RUTERGPT13B": 13_015_864_320,  # index, less its 40 stored rotary tables
     "Llama-2-70b--lzlv_70b": 68_976_648_192,  # hub
     "Llama-2-70B-neuron": 68_976_648_192,  # hub

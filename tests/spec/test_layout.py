@@ -12,17 +12,16 @@ from itertools import pairwise
 from math import gcd, lcm, prod
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shardwise.errors import LayoutError
 from shardwise.spec import formats
 from shardwise.spec.axes import BITS, Axis, Weight
 from shardwise.spec.blocks import Chain, Model, Run, attentions, model_weights, parameters
-from shardwise.spec.blocks import layer_blocks as blocks_of
 from shardwise.spec.config import read_model
 from shardwise.spec.formats import AWQ, GPTQ, Dense, FP8Block
-from shardwise.spec.layout import ALIGN_BYTES, PAGE_TOKENS, Shares, cut_heads
+from shardwise.spec.layout import ALIGN_BYTES, Shares, cut_heads
 from shardwise.spec.mesh import Coords
 from tests.spec.models_by_hand import FORMATS, Counted, Experts, around, attention, lay, layer, mlp, model
 
@@ -324,71 +323,6 @@ def test_equal_layers_are_summed_once():
     layout = lay(of, (1.0,) * 8, pp=4)
     layout.arena_bytes(31)
     assert len(fmt.asked) == 4 + 3 * 256, "the last stage has sparse layers alone"
-
-
-# --- the cache --------------------------------------------------------------------------------------------------------
-
-
-def test_layers_of_one_window_share_a_page_table():
-    of = model(6, 3, 4, layers=7, windows=(32, 32, None))
-    layout = lay(of)
-    kv = Axis(12, "kv", 4, 2)
-    assert [(g.window, g.kv, g.dim, g.layers) for g in layout.cache] == [
-        (32, kv, 4, (0, 1, 3, 4, 6)),
-        (None, kv, 4, (2, 5)),
-    ]
-    assert [len(lay(model(layers=5)).cache), lay(model(layers=5)).cache[0].layers] == [1, (0, 1, 2, 3, 4)]
-
-
-@pytest.mark.parametrize(("shares", "pp"), [*DEGREES, ((1.0,) * 5, 2)])
-def test_cache_bytes_are_those_of_the_kv_heads_held(shares, pp):
-    layout = lay(model(14, 2, 4, layers=7, windows=(32, 32, None)), shares, pp=pp)
-    for rank in range(layout.mesh.size):
-        at = layout.mesh.coords(rank)
-        expected = [0, 0]
-        for i, (_, block) in enumerate(blocks_of(layout.model)):
-            attend = next(attentions(block))
-            if i in layout.stages[at.pp]:
-                held = len(layout.heads(attend, at)[1])
-                expected[attend.window is None] += 2 * held * 4 * 2  # keys and values, of 4, in bfloat16
-        assert [layout.token_bytes(group, rank) for group in layout.cache] == expected
-        assert layout.kv_bytes_per_token(rank) == sum(expected)
-        assert layout.kv_bytes(rank, (3, 5)) == PAGE_TOKENS * (3 * expected[0] + 5 * expected[1])
-
-
-def test_replicated_kv_heads_cost_cache():
-    of = model(14, 2, 4, layers=1)
-    whole = lay(of).kv_bytes_per_token(0)
-    assert whole == 2 * 2 * 4 * 2
-    for degree, copies in ((1, 2), (2, 2), (3, 4), (5, 6), (7, 8), (14, 14)):
-        layout = lay(of, (1.0,) * degree)
-        assert sum(map(layout.kv_bytes_per_token, range(degree))) == copies * whole // 2
-
-
-@settings(max_examples=150, deadline=None)
-@given(st.integers(1, 200), st.integers(1, 200), st.integers(1, 60), st.lists(st.integers(1, 60), min_size=1))
-@example(200, 2, 1, [1])  # two tokens on either side of a page's end
-def test_pages_suffice_for_every_step_and_waste_at_most_two(context, window, chunk, chunks):
-    full, slid = lay(model(layers=2, windows=(None, window))).cache
-    assert full.pages(context, chunk) * PAGE_TOKENS - context in range(PAGE_TOKENS)
-    start, most = 0, 0
-    sizes = [min(c, chunk) for c in chunks] + [chunk] * context
-    for size in sizes:
-        stop = min(start + size, context)
-        if start >= stop:
-            break
-        seen = range(max(0, start - window + 1), stop)  # what the queries of this chunk read, themselves included
-        most = max(most, len({position // PAGE_TOKENS for position in seen}))
-        start = stop
-    assert most <= slid.pages(context, chunk) <= full.pages(context, chunk)
-    assert slid.pages(context, chunk) <= (window + chunk) // PAGE_TOKENS + 2
-
-
-def test_pages_of_a_layout():
-    layout = lay(model(layers=3, windows=(32, 32, None)))
-    assert layout.kv_pages(100, 16) == (4, 7)
-    assert layout.kv_pages(17, 16) == (2, 2)
-    assert layout.kv_pages(16, 16) == (1, 1)
 
 
 # --- refusals ---------------------------------------------------------------------------------------------------------

@@ -17,10 +17,11 @@ import pytest
 from shardwise.errors import ConfigError
 from shardwise.spec.axes import BITS, Axis, Fused, Source
 from shardwise.spec.binding import names
-from shardwise.spec.blocks import MLP, Linear, attentions, layer_blocks, model_weights, parameters, walk
+from shardwise.spec.blocks import MLP, Attention, Linear, attentions, layer_blocks, model_weights, parameters, walk
 from shardwise.spec.config import read_model
 from shardwise.spec.models import MODELS, MULTIMODAL
 from shardwise.spec.moe import MoE
+from tests.spec.latent import LATENT
 from tests.spec.published import CHANGES, INDEXES, OTHER_INDEXES, PUBLISHED
 
 SMALL = {
@@ -81,6 +82,7 @@ TINY = {
     "glm4_moe": SMALL
     | {"model_type": "glm4_moe", "n_routed_experts": 8, "moe_intermediate_size": 24, "attention_bias": True,
        "first_k_dense_replace": 2, "n_group": 4, "topk_group": 2, "num_experts_per_tok": 3},
+    **LATENT,
     "gpt2": GPT2,
     "gpt2, narrow and untied": GPT2 | {"n_inner": 72, "tie_word_embeddings": False, "scale_attn_weights": False},
 }  # fmt: skip
@@ -173,6 +175,10 @@ class TestPublished:
         assert accepted == (set(PUBLISHED) - set(CHANGES)) | same
 
 
+WHOLE = ("shared_expert_gate", "q_a_proj", "kv_a_proj_with_mqa")
+"""Linears that are not cut: of one output, or of a latent."""
+
+
 class TestFamilies:
     """What every tree must keep to, so that layout, loader and modules can rely on it."""
 
@@ -180,7 +186,7 @@ class TestFamilies:
     def test_axes(self, name):
         model = read_model(TINY[name])
         for _, block in layer_blocks(model):
-            for attention in attentions(block):
+            for attention in (node for _, node in walk(block) if isinstance(node, Attention)):
                 group = attention.heads // attention.kv_heads
                 q = Axis(attention.heads * attention.dim, "q", attention.dim, group)
                 kv = Axis(attention.kv_heads * attention.dim, "kv", attention.dim, group)
@@ -189,7 +195,7 @@ class TestFamilies:
             for _, node in walk(block):
                 if isinstance(node, Linear):
                     cut = [node.out.cut, node.inp.cut]
-                    assert cut.count(None) == (2 if node.out.size == 1 else 1)
+                    assert cut.count(None) == (2 if node.name in WHOLE else 1)
         table, head = model.embed.tokens, model.head.linear
         assert head.out == table.rows == Axis(96, "vocab")
         assert head.tied in (None, f"{table.name}.weight")
@@ -273,12 +279,14 @@ def transformers():
 
 
 def reference(transformers, config):
-    """transformers' module for the config, on no device: shapes without memory."""
+    """transformers' module for the config, on no device: shapes without memory. Kimi-K2 is a DeepSeek-V3 there."""
     import torch
+
+    name = {"kimi_k2": "deepseek_v3"}.get(config["model_type"], config["model_type"])
 
     arguments = {key: value for key, value in config.items() if key not in ("model_type", "auto_map", "quantization_config")}
     with torch.device("meta"):
-        found = transformers.AutoConfig.for_model(config["model_type"], **json.loads(json.dumps(arguments)))
+        found = transformers.AutoConfig.for_model(name, **json.loads(json.dumps(arguments)))
         return transformers.AutoModelForCausalLM.from_config(found)
 
 
@@ -320,7 +328,10 @@ class TestAsTransformers:
             theirs = module.get_submodule(f"{model.prefix}{path}.{ours.name}")
             scale = theirs.inv_norm_factor if name.startswith("falcon") else theirs.scaling
             assert ours.scale == pytest.approx(scale, rel=1e-12)
-            assert ours.dim == (theirs.head_size if name.startswith("gpt_neox") else theirs.head_dim)
+            if isinstance(ours, Attention):
+                assert ours.dim == (theirs.head_size if name.startswith("gpt_neox") else theirs.head_dim)
+            else:
+                assert ours.nope_dim + ours.rope.dim == theirs.qk_head_dim
             if name.startswith(("qwen2", "qwen3", "gemma2", "gemma3", "olmo3")) and name != "qwen2_moe":
                 assert ours.window == theirs.sliding_window
 
@@ -366,9 +377,11 @@ class TestAsTransformers:
     def test_defaults_are_transformers(self, transformers, model_type):
         """A config that states the sizes alone means what transformers takes it to mean."""
         sizes = GPT2 if model_type == "gpt2" else SMALL | {"model_type": model_type, "pad_token_id": 0}
+        if model_type in ("deepseek_v2", "deepseek_v3", "kimi_k2"):
+            sizes |= {"num_key_value_heads": 6, "num_experts_per_tok": 8}
         if model_type in MULTIMODAL:
             sizes = {"model_type": model_type, "text_config": SMALL}
         filled = reference(transformers, sizes).config.to_dict()
         if model_type in MULTIMODAL and "text_config" not in filled:
             filled = {"model_type": model_type, "text_config": filled}
-        assert read_model(sizes) == read_model({**filled, "architectures": None, "dtype": None})
+        assert read_model(sizes) == read_model({**filled, "model_type": model_type, "architectures": None, "dtype": None})

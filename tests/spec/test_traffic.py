@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 
 from shardwise.spec import traffic
-from shardwise.spec.blocks import MLP, Attention, Chain, HeadsNorm, Linear, Residual, joined
+from shardwise.spec.blocks import MLP, Attention, Chain, HeadsNorm, Linear, Residual
+from shardwise.spec.rewrite import joined
 from shardwise.spec.traffic import Call
 from tests.spec.models_by_hand import lay, model
 

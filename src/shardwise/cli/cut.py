@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Any
 
 from shardwise.spec import traffic
 from shardwise.spec.axes import BITS, Axis
 from shardwise.spec.blocks import (
     MLP,
+    Attending,
     Attention,
     Block,
     HeadsNorm,
@@ -26,6 +28,7 @@ from shardwise.spec.blocks import (
 )
 from shardwise.spec.layout import Layout, Shares
 from shardwise.spec.mesh import Mesh
+from shardwise.spec.mla import MLA
 from shardwise.spec.moe import MoE, Router
 
 
@@ -48,7 +51,8 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """What is cut: the first attention, MLP and mixture of experts of the model stand for all. An absent one has size 0."""
+    """What is cut: the first attention, MLP and mixture of experts of the model stand for all. An absent one has size 0, as KV
+    heads where attention is latent."""
 
     heads: int
     kv_heads: int
@@ -89,10 +93,10 @@ class Branch:
 
 
 def sizes(model: Model) -> Sizes:
-    attention, mlp, moe = _first(model, Attention), _first(model, MLP), _first(model, MoE)
+    attention, mlp, moe = _first(model, Attending), _first(model, MLP), _first(model, MoE)
     return Sizes(
         attention.heads if attention else 0,
-        attention.kv_heads if attention else 0,
+        attention.kv_heads if isinstance(attention, Attention) else 0,
         mlp.up.out.size if mlp else 0,
         moe.router.experts if moe else 0,
         moe.up.out.size if moe else 0,
@@ -103,10 +107,12 @@ def sizes(model: Model) -> Sizes:
 def parts(layout: Layout) -> tuple[Part, ...]:
     """Every rank's part, in order."""
     model = layout.model
-    attention, mlp, moe = _first(model, Attention), _first(model, MLP), _first(model, MoE)
+    attention, mlp, moe = _first(model, Attending), _first(model, MLP), _first(model, MoE)
     ranks = range(layout.mesh.size)
     at = [layout.mesh.coords(rank) for rank in ranks]
     heads = [layout.heads(attention, at[rank]) if attention else (range(0), range(0)) for rank in ranks]
+    if isinstance(attention, MLA):
+        heads = [(q, range(0)) for q, _ in heads]
     holders = Counter(head for _, kv in heads for head in kv)
     return tuple(
         Part(
@@ -189,7 +195,7 @@ def _pieces(model: Model) -> Iterator[tuple[Block, int]]:
 def _uncut_bytes(layout: Layout, block: Block) -> int:
     """Bytes of the weights that every rank holds whole."""
     found = (w for w in weights(block) if not any(layout.cut(axis) for axis in w.axes))
-    return sum(w.elements * BITS[w.dtype or layout.dtype] // 8 for w in found)
+    return sum(prod(w.shape) * BITS[w.dtype or layout.dtype] // 8 for w in found)
 
 
 def _kinds(model: Model) -> dict[tuple[str, Block], list[int]]:
@@ -246,6 +252,9 @@ def _branch(layout: Layout, block: Block, depth: int) -> Branch | None:
         back = "back to a multiple of" if block.chunked else "the last"
         window = f"sees {back} {block.window} tokens" if block.window else ""
         return Branch(depth, block.name, f"{block.heads} heads, {block.kv_heads} KV, of {block.dim}", window)
+    if isinstance(block, MLA):
+        widths = f"{block.nope_dim} + {block.rope.dim}"
+        return Branch(depth, block.name, f"{block.heads} heads of {widths}, one latent of {block.kv_norm.size}", "")
     if isinstance(block, MoE):
         how = "whole experts" if layout.expert_parallel else "a part of every expert" if layout.mesh.tp > 1 else ""
         count, top = block.router.experts, block.router.top

@@ -177,12 +177,13 @@ def summary(layout: Layout, sums: Totals, ranks: Sequence[Part], g: Glyphs) -> I
     def line(name: str, text: str) -> Text:
         return Text.assemble((name.ljust(12), DIM), text)
 
+    latent = any(group.kept.kind == "latent" for group in layout.cache)
     yield line("parameters", f"{sums.parameters:,} ({short(sums.parameters)})".replace(",", " "))
     yield line("weights", f"{size_of(sums.whole_bytes)}, held by the ranks together: {size_of(sums.held_bytes)}")
     if layout.mesh.tp > 1:
         again = sums.held_bytes - sums.whole_bytes
         yield line("held again", f"{size_of(again)}, {100 * again / sums.whole_bytes:.2g}% of the model")
-        uncut = "norms, routers, position tables, biases after a row cut"
+        uncut = "norms, routers, position tables, biases after a row cut" + (", what makes latents" if latent else "")
         yield line("", f"{size_of(sums.uncut_bytes):>10}  whole on every rank: {uncut}")
         if sums.shared_bytes:
             why = (
@@ -194,6 +195,8 @@ def summary(layout: Layout, sums: Totals, ranks: Sequence[Part], g: Glyphs) -> I
         yield line("balance", f"the heaviest rank holds {sums.imbalance:.3f} {g.times} the mean")
     heaviest = max(part.kv_token_bytes for part in ranks)
     cache = f", at most {size_of(heaviest)} of it on a rank" if layout.mesh.tp > 1 else ""
+    if latent:
+        cache += " (latents, which all heads read)"
     yield line("KV cache", f"{size_of(sums.kv_token_bytes)} a token{cache}; context {layout.model.context}")
     calls = sum(count for *_, count in sums.collectives)
     if calls:

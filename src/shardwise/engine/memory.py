@@ -12,6 +12,7 @@ from shardwise.spec.axes import BITS
 from shardwise.spec.blocks import Attention, Linear, walk
 from shardwise.spec.layout import PAGE_TOKENS, Layout, Shares
 from shardwise.spec.mesh import Mesh
+from shardwise.spec.mla import MLA
 from shardwise.spec.moe import MoE
 
 CHUNK_TOKENS = 512
@@ -73,6 +74,8 @@ def activation_bytes(layout: Layout, rank: int, context: int) -> int:
                 widest = max(widest, len(layout.span(node.out, layout.mesh.coords(rank))))
             elif isinstance(node, Attention):
                 gathered = max(gathered, _attention_bytes(layout, node, rank, tokens, context))
+            elif isinstance(node, MLA):
+                gathered = max(gathered, _latent_bytes(layout, node, rank, tokens, context))
             elif isinstance(node, MoE):
                 # All tokens may go to one expert: its inputs, its outputs and these weighed, beside the sum.
                 states = 10
@@ -89,6 +92,16 @@ def _attention_bytes(layout: Layout, attention: Attention, rank: int, tokens: in
     reach = context if attention.window is None else min(context, attention.window + tokens + 2 * PAGE_TOKENS)
     scores = 0 if attention.softcap is None and not attention.sinks else 2 * 4 * tokens * len(queries)
     return reach * (2 * copies * attention.dim * item + tokens * (1 + item) + scores)
+
+
+def _latent_bytes(layout: Layout, attention: MLA, rank: int, tokens: int, context: int) -> int:
+    """Gathered latents of one layer and the mask, as above; the chunk's queries in the space of the latents: made, joined
+    with their turned part, put into rows, and what they read. For 16-bit numbers torch's CPU kernel packs keys and values
+    anew for each head that reads them."""
+    item, [width] = BITS[layout.dtype] // 8, attention.kept.dims
+    heads = len(layout.heads(attention, layout.mesh.coords(rank))[0])
+    packed = 2 * heads if item < 4 else 0
+    return context * ((2 + packed) * width * item + tokens * (1 + item)) + 5 * tokens * heads * width * item
 
 
 def _last(holds: Callable[[int], bool], low: int, high: int) -> int:

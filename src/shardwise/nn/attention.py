@@ -59,7 +59,7 @@ class Attention(nn.Module):
             q, k = rotate(q, angles, self.block.rope.halves), rotate(k, angles, self.block.rope.halves)
         if self.block.temperature:
             q = q * warmth(state.batch.positions, self.block.temperature).to(q.dtype)
-        keys, values, group = state.cache.layer(self.layer)
+        (keys, values), group = state.cache.layer(self.layer)
         batch = state.batch.groups[group]
         keys[batch.begun], values[batch.begun] = 0, 0
         keys.view(-1, self.kv_heads, dim)[batch.slots] = k.to(keys.dtype)

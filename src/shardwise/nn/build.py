@@ -11,13 +11,14 @@ from torch import nn
 
 from shardwise.nn.attention import Attention
 from shardwise.nn.batch import Batch, Rank
+from shardwise.nn.mla import MLA
 from shardwise.nn.mlp import MLP
 from shardwise.nn.moe import MoE
 from shardwise.nn.norm import Norm
 from shardwise.nn.rope import Rope
 from shardwise.nn.state import Cache, State
 from shardwise.nn.table import Embedding, Head
-from shardwise.spec import blocks, moe
+from shardwise.spec import blocks, mla, moe
 from shardwise.spec.traffic import BRANCHES
 
 Tensors = Mapping[str, torch.Tensor]
@@ -81,6 +82,7 @@ MODULES: dict[type, Any] = {
     blocks.Residual: Residual,
     blocks.Norm: NormStep,
     blocks.Attention: Attention,
+    mla.MLA: MLA,
     blocks.MLP: MLP,
     moe.MoE: MoE,
 }

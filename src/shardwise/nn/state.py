@@ -14,10 +14,11 @@ from shardwise.spec import blocks
 
 
 class Cache(Protocol):
-    """Where keys and values live."""
+    """Where the pages live."""
 
-    def layer(self, index: int) -> tuple[torch.Tensor, torch.Tensor, int]:
-        """(keys, values, cache group) of a layer; keys and values are [pages, PAGE_TOKENS, own kv heads, dim]."""
+    def layer(self, index: int) -> tuple[tuple[torch.Tensor, ...], int]:
+        """(tensors, cache group) of a layer. The tensors are what its attention keeps of a token, keys and values or one
+        latent, each [pages, PAGE_TOKENS, own heads of it, dim]."""
         ...
 
 

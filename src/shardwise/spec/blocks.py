@@ -6,12 +6,13 @@ nesting (`Residual`, `Sum`), not flags. A weight's axes say how it may be cut; n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, fields, is_dataclass, replace
-from typing import Any, Literal, Protocol, runtime_checkable
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Literal, Protocol, runtime_checkable
 
 from shardwise.spec.axes import Axis, Fused, Source, Weight
 from shardwise.spec.formats import Dense, Format, fused_source, stacked
+from shardwise.spec.kept import Kept
 
 
 @runtime_checkable
@@ -157,6 +158,23 @@ class Rope:
     wide: bool = False
 
 
+@runtime_checkable
+class Attending(Block, Protocol):
+    """What turns a token's hidden state by what it sees of the tokens before it: `Attention`, and `mla.MLA`."""
+
+    @property
+    def heads(self) -> int: ...
+
+    @property
+    def kv_heads(self) -> int: ...
+
+    @property
+    def rope(self) -> Rope | None: ...
+
+    @property
+    def kept(self) -> Kept: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Temperature:
     """Queries at position p times 1 + `scale` · log(1 + floor((p + 1) / `every`)), for softmaxes over long contexts
@@ -194,6 +212,12 @@ class Attention:
     sinks: bool = False
     chunked: bool = False
     temperature: Temperature | None = None
+
+    @property
+    def kept(self) -> Kept:
+        """Keys and values, as wide as each other."""
+        kind: Literal["full", "window", "chunked"] = "full" if self.window is None else "chunked" if self.chunked else "window"
+        return Kept(kind, self.k.out, (self.dim, self.dim), self.window)
 
     def children(self) -> tuple[Block, ...]:
         norms = tuple(n for n in (self.q_norm, self.k_norm, self.heads_norm) if n)
@@ -366,9 +390,9 @@ def weights(block: Block, prefix: str = "") -> Iterator[Weight]:
             yield replace(weight, name=tied, source=None) if tied else weight.prefixed(path)
 
 
-def attentions(block: Block) -> Iterator[Attention]:
-    """Every attention below `block`, in order."""
-    return (node for _, node in walk(block) if isinstance(node, Attention))
+def attentions(block: Block) -> Iterator[Attending]:
+    """Every attention below `block`, of either kind, in order."""
+    return (node for _, node in walk(block) if isinstance(node, Attending))
 
 
 def layer_blocks(model: Model) -> Iterator[tuple[str, Block]]:
@@ -397,30 +421,6 @@ def parameters(model: Model) -> int:
     total = count(model.embed) + sum(run.count * count(run.block) for run in model.runs) + count(model.head)
     tied = model.head.linear.tied
     return total - (model.head.linear.out.size * model.head.linear.inp.size if tied else 0)
-
-
-def joined(*branches: Block) -> Sum:
-    """The sum of branches, reduced once for all of them: whatever contracts a cut axis leaves that to the sum."""
-
-    def change(_: str, linear: Linear) -> Linear:
-        return replace(linear, partial=linear.inp.cut is not None)
-
-    return Sum(tuple(rewrite(branch, change) for branch in branches))
-
-
-def rewrite(block: Any, change: Callable[[str, Linear], Linear], prefix: str = "") -> Any:
-    """The same tree with every linear replaced by change(path, linear): how formats are put on a model."""
-    if isinstance(block, Linear):
-        return change(".".join(p for p in (prefix, block.name) if p), block)
-    below = ".".join(p for p in (prefix, getattr(block, "name", "")) if p)
-    changed = {}
-    for f in fields(block):
-        value = getattr(block, f.name)
-        if isinstance(value, tuple) and value and is_dataclass(value[0]):
-            changed[f.name] = tuple(rewrite(v, change, below) for v in value)
-        elif isinstance(value, Block):
-            changed[f.name] = rewrite(value, change, below)
-    return replace(block, **changed) if changed else block
 
 
 def ropes(model: Model) -> tuple[Rope, ...]:

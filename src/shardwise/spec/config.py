@@ -17,11 +17,12 @@ from typing import Any
 from shardwise.errors import ConfigError
 from shardwise.spec import formats
 from shardwise.spec.axes import Axis
-from shardwise.spec.blocks import Block, Linear, Model, Run, attentions, rewrite, walk
+from shardwise.spec.blocks import Block, Linear, Model, Run, walk
 from shardwise.spec.formats import Dense, Format
-from shardwise.spec.models import MODELS, MULTIMODAL
+from shardwise.spec.models import MODELS, MULTIMODAL, REFUSED
 from shardwise.spec.models.fields import Fields, refuse_unread, shown
 from shardwise.spec.models.kinds import FULL
+from shardwise.spec.rewrite import rewrite
 
 __all__ = ["Fields", "read_model"]
 
@@ -36,6 +37,7 @@ NEUTRAL: tuple[tuple[str, tuple[object, ...]], ...] = (
     ("sliding_window_pattern", NONE),
     ("attention_chunk_size", NONE),
     ("full_attention_interval", ONE),
+    ("index_*", NONE),
     ("attn_temperature_tuning", NO),
     ("query_pre_attn_scalar", NONE),
     ("scale_attn_weights", ONE),
@@ -168,6 +170,8 @@ def _architecture(fields: Fields) -> str:
     known = ", ".join(sorted(MODELS))
     if not isinstance(name, str):
         raise ConfigError(f"config.json: model_type is {shown(name)}; known are {known}")
+    if name in REFUSED:
+        raise ConfigError(f"config.json: model_type {shown(name)} is not implemented: {REFUSED[name]}; known are {known}")
     if name not in MODELS:
         near = get_close_matches(name, MODELS, n=3, cutoff=0.5)
         hint = f"nearest: {', '.join(near)}; " if near else ""
@@ -194,11 +198,11 @@ def _quantized(model: Model, quantization: Fields) -> Model:
     """The model with its layers' linears in the stored format; head, tables and the modules that it names stay dense."""
     form = _read_format(quantization)
     pack = lcm(form.pack("out"), form.pack("in"))
-    for attention in (found for run in model.runs for found in attentions(run.block)):
-        if attention.dim % pack:
+    for axis in _head_axes(model):
+        if axis.grain % pack:
             raise ConfigError(
                 f"config.json: quantization_config: {form.name} stores {pack} values in a word, which does not divide heads "
-                f"of {attention.dim}; dense weights would work"
+                f"of {axis.grain}; dense weights would work"
             )
     kept = [name for key in KEPT_DENSE for name in quantization.names(key)]
     blocks: dict[tuple[int, tuple[str, ...]], Block] = {}
@@ -212,6 +216,13 @@ def _quantized(model: Model, quantization: Fields) -> Model:
                 blocks[key] = _rewritten(run.block, form, dense)
             layers.append((run.name, i, blocks[key]))
     return replace(model, runs=tuple(_runs(layers)))
+
+
+def _head_axes(model: Model) -> Iterator[Axis]:
+    """The axes that are cut by heads."""
+    nodes = (node for run in model.runs for _, node in walk(run.block))
+    axes = (axis for node in nodes if isinstance(node, Linear) for axis in (node.out, node.inp))
+    return (axis for axis in axes if axis.cut in ("q", "kv"))
 
 
 def _read_format(quantization: Fields) -> Format:

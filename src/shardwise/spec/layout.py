@@ -13,8 +13,9 @@ from math import prod
 
 from shardwise.errors import LayoutError
 from shardwise.spec.axes import BITS, Axis, Weight, split
-from shardwise.spec.blocks import Attention, Block, Model, attentions, layer_blocks, weights
+from shardwise.spec.blocks import Attending, Block, Model, attentions, layer_blocks, weights
 from shardwise.spec.boxes import Box, atoms, intersect, subtract
+from shardwise.spec.kept import Kept
 from shardwise.spec.mesh import Coords, Mesh
 from shardwise.spec.moe import stacks
 
@@ -92,17 +93,20 @@ class Copy:
 
 @dataclass(frozen=True, slots=True)
 class CacheGroup:
-    """Layers that share one page table: equal window, KV heads and dim. `layers` are indices of the whole model.
+    """Layers that share one page table, for they keep the same of a token. `layers` are indices of the whole model."""
 
-    `window` None keeps every token; else a sequence needs pages for the last `window` tokens and the chunk in work. `chunked`:
-    a query sees no farther back than the last multiple of `window`, which is never farther.
-    """
-
-    window: int | None
-    kv: Axis
-    dim: int
+    kept: Kept
     layers: tuple[int, ...]
-    chunked: bool = False
+
+    @property
+    def window(self) -> int | None:
+        """None keeps every token; else a sequence needs pages for the last `window` tokens and the chunk in work."""
+        return self.kept.window
+
+    @property
+    def chunked(self) -> bool:
+        """Whether a query sees no farther back than the last multiple of `window`, which is never farther."""
+        return self.kept.kind == "chunked"
 
     def pages(self, context: int, chunk: int) -> int:
         """Pages that one sequence of up to `context` tokens needs, computed in chunks of up to `chunk`."""
@@ -205,7 +209,7 @@ class Layout:
         """The logical ranges of a weight that the rank at `at` holds, if its stage has the weight at all."""
         return tuple(self.span(axis, at) for axis in weight.axes)
 
-    def heads(self, attention: Attention, at: Coords) -> tuple[range, range]:
+    def heads(self, attention: Attending, at: Coords) -> tuple[range, range]:
         """The query heads and the KV heads that the rank at `at` computes."""
         return cut_heads(attention.kv_heads, attention.heads // attention.kv_heads, self.shares.attention)[at.tp]
 
@@ -214,12 +218,12 @@ class Layout:
         own, before = self.span(axis, at), self.spans(axis)[: at.ep if axis.cut == "expert" else at.tp]
         return range(min(max([own.start, *(r.stop for r in before)]), own.stop), own.stop)
 
-    def kv_of_queries(self, attention: Attention, at: Coords) -> tuple[int, ...]:
+    def kv_of_queries(self, attention: Attending, at: Coords) -> tuple[int, ...]:
         """For each query head of the rank at `at`, the index among its own KV heads of the one that it reads."""
         q, kv = self.heads(attention, at)
         return tuple(head * attention.kv_heads // attention.heads - kv.start for head in q)
 
-    def even_groups(self, attention: Attention, at: Coords) -> bool:
+    def even_groups(self, attention: Attending, at: Coords) -> bool:
         """Whether the KV heads of the rank at `at` have equally many readers among its query heads, in order. Where a cut runs
         through a KV group they have not, and each query head needs its own copy of what it reads."""
         queries, kv = self.heads(attention, at)
@@ -294,17 +298,23 @@ class Layout:
     @cached_property
     def cache(self) -> tuple[CacheGroup, ...]:
         """The groups of layers that share a page table, in order of their first layer."""
-        found: dict[tuple[int | None, Axis, int, bool], list[int]] = {}
+        found: dict[Kept, list[int]] = {}
         for i, (_, block) in enumerate(layer_blocks(self.model)):
             for attention in attentions(block):
-                found.setdefault((attention.window, attention.k.out, attention.dim, attention.chunked), []).append(i)
-        return tuple(CacheGroup(window, kv, dim, tuple(layers), how) for (window, kv, dim, how), layers in found.items())
+                found.setdefault(attention.kept, []).append(i)
+        return tuple(CacheGroup(kept, tuple(layers)) for kept, layers in found.items())
+
+    def kept(self, group: CacheGroup, at: Coords) -> tuple[tuple[int, int], ...]:
+        """(heads, dim) of each tensor that the rank at `at` keeps of a token, in each of its layers of `group`."""
+        heads = len(self.span(group.kept.kv, at)) // group.kept.kv.grain
+        held = min(heads, 1) if group.kept.kind == "latent" else heads
+        return tuple((held, dim) for dim in group.kept.dims)
 
     def token_bytes(self, group: CacheGroup, rank: int) -> int:
-        """Bytes that one cached token takes of `rank` in `group`: keys and values of the stage's layers."""
+        """Bytes that one cached token takes of `rank` in `group`: what the stage's layers keep of it."""
         at = self.mesh.coords(rank)
         layers = sum(i in self.stages[at.pp] for i in group.layers)
-        return layers * 2 * len(self.span(group.kv, at)) * BITS[self.kv_dtype] // 8
+        return layers * sum(map(prod, self.kept(group, at))) * BITS[self.kv_dtype] // 8
 
     def kv_bytes_per_token(self, rank: int) -> int:
         """Bytes of cache that one more token takes of `rank`, over all groups, before any window is full."""

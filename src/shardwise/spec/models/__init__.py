@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from shardwise.spec.blocks import Model
+from shardwise.spec.models.deepseek import deepseek_v2, deepseek_v3, kimi_k2
 from shardwise.spec.models.falcon import falcon
 from shardwise.spec.models.fields import Fields
 from shardwise.spec.models.gemma import gemma, gemma2, gemma3, gemma3_text
@@ -23,6 +24,8 @@ from shardwise.spec.models.qwen import qwen2, qwen3
 from shardwise.spec.models.qwen_moe import qwen2_moe, qwen3_moe
 
 MODELS: dict[str, Callable[[Fields], Model]] = {
+    "deepseek_v2": deepseek_v2,
+    "deepseek_v3": deepseek_v3,
     "falcon": falcon,
     "gemma": gemma,
     "gemma2": gemma2,
@@ -34,6 +37,7 @@ MODELS: dict[str, Callable[[Fields], Model]] = {
     "gpt_oss": gpt_oss,
     "granite": granite,
     "granitemoe": granitemoe,
+    "kimi_k2": kimi_k2,
     "llama": llama,
     "llama4": llama4,
     "llama4_text": llama4_text,
@@ -47,6 +51,12 @@ MODELS: dict[str, Callable[[Fields], Model]] = {
     "qwen3": qwen3,
     "qwen3_moe": qwen3_moe,
 }
+
+REFUSED = {
+    "deepseek_v32": "its sparse attention, for which an indexer picks tokens, is not",
+    "glm_moe_dsa": "its sparse attention, for which an indexer picks tokens, is not",
+}
+"""Relatives of what is implemented, each with what is missing."""
 
 MULTIMODAL = ("gemma3", "llama4")
 """Those of which the text part alone is run: their config holds it at `text_config`."""

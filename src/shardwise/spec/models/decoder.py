@@ -14,6 +14,7 @@ from shardwise.errors import ConfigError
 from shardwise.spec.axes import Axis, unit_grain
 from shardwise.spec.blocks import (
     MLP,
+    Attending,
     Attention,
     Block,
     Chain,
@@ -144,7 +145,7 @@ def mlp_axis(width: int) -> Axis:
     return Axis(width, "mlp", unit_grain(width))
 
 
-def layer(shape: Shape, attend: Attention, mlp: Block, scale: float = 1.0, *, wide: bool = False) -> Chain:
+def layer(shape: Shape, attend: Attending, mlp: Block, scale: float = 1.0, *, wide: bool = False) -> Chain:
     """Pre-norm: x + scale · attend(norm(x)), then the same with the MLP, or with what stands in its place."""
     before = Norm("input_layernorm", shape.hidden, shape.eps, wide=wide)
     after = Norm("post_attention_layernorm", shape.hidden, shape.eps, wide=wide)

@@ -83,11 +83,14 @@ def top_of(fields: Fields, experts: int, default: int) -> int:
     return top
 
 
-def groups_of(fields: Fields, experts: int, by: Literal["max", "top2"]) -> Groups | None:
-    """DeepSeek's `n_group` and `topk_group`; None where every group may be chosen. Raises ConfigError unless groups are equal,
-    have two experts where two are summed, and those that may be chosen hold as many as a token visits."""
-    count = fields.integer("n_group", 1, most=experts)
-    top = fields.integer("topk_group", 1, most=count)
+def groups_of(fields: Fields, experts: int, by: Literal["max", "top2"], *, count: int = 1, top: int = 1) -> Groups | None:
+    """DeepSeek's `n_group` and `topk_group`, `count` and `top` where they are absent; None where every group may be chosen.
+
+    Raises ConfigError unless groups are equal, have two experts where two are summed, and those that may be chosen hold as
+    many as a token visits.
+    """
+    count = fields.integer("n_group", count, most=experts)
+    top = fields.integer("topk_group", top, most=count)
     size = experts // count
     if experts % count or (by == "top2" and size < 2):
         raise fields.wrong("n_group", f"{experts} experts must fall into equal groups{' of two or more' * (by == 'top2')}")

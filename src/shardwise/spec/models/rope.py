@@ -112,6 +112,18 @@ def rope_of(
     return BUILDERS[kind](_Turn(section, base, rotated, context, before))
 
 
+def score_scale(fields: Fields) -> float:
+    """What multiplies the scale of scores where a family corrects them, and not cos and sin, for a stretched context.
+
+    As transformers' yarn_apply_mscale (modeling_deepseek_v3): by `mscale_all_dim`, for every kind but the default one.
+    """
+    section = stated(fields)
+    weight = section.number("mscale_all_dim", 0.0, least=0, most=1e6)
+    if not weight or section.mapping().get("rope_type", section.mapping().get("type", "default")) == "default":
+        return 1.0
+    return _temperature(section.number("factor", least=TINY, most=1e9), weight) ** 2
+
+
 def stated(fields: Fields) -> Fields:
     """The section that says how positions are scaled, under its old name or its new one; empty where there is none."""
     old, new = fields.section("rope_scaling"), fields.section("rope_parameters")
@@ -195,11 +207,12 @@ def _yarn_scale(section: Fields, factor: float) -> float:
     bottom = section.number("mscale_all_dim", 0.0, least=0, most=1e6)
     if given is not None:
         return given
+    return _temperature(factor, top) / _temperature(factor, bottom) if top and bottom else _temperature(factor, 1.0)
 
-    def scale(weight: float) -> float:
-        return 1.0 if factor <= 1 else 0.1 * weight * math.log(factor) + 1.0
 
-    return scale(top) / scale(bottom) if top and bottom else scale(1.0)
+def _temperature(factor: float, weight: float) -> float:
+    """YaRN's correction of cos and sin for a context stretched by `factor`."""
+    return 1.0 if factor <= 1 else 0.1 * weight * math.log(factor) + 1.0
 
 
 def _longrope(turn: _Turn) -> Rope:
