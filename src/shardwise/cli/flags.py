@@ -93,6 +93,10 @@ def add_model(parser: Parser) -> None:
         "-ts", "--tensor-split", "--shares",
         dest="shares", type=shares, metavar="3,1", help="proportions, one a rank (default: even)",
     )  # fmt: skip
+    cut.add_argument(
+        "--enable-expert-parallel", "--expert-parallel",
+        dest="expert_parallel", action="store_true", help="deal out whole experts (default: every rank has a part of each)",
+    )  # fmt: skip
     cut.add_argument("--dtype", default="auto", help="auto (as saved), float32, bfloat16 or float16 (default: auto)")
     cut.add_argument("--revision", help="branch, tag or commit of a model on the hub")
 
@@ -155,6 +159,7 @@ def options(args: argparse.Namespace) -> Options:
         max_model_len=args.max_model_len,
         threads=args.threads,
         revision=args.revision,
+        expert_parallel=args.expert_parallel,
     )
 
 
