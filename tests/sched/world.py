@@ -13,7 +13,7 @@ from shardwise.sched.events import Emitted, Ended, Event, Scored
 from shardwise.sched.limits import Limits
 from shardwise.sched.scheduler import Guess, Scheduler
 from shardwise.sched.sequence import Request
-from shardwise.sched.step import SCRATCH, Step
+from shardwise.sched.step import SCRATCH, Result, Step
 from tests.sched.fakes import Ranks, Story, need
 
 
@@ -27,7 +27,7 @@ class Client:
     done: list[bool] = field(default_factory=list)
     scored: int = 1
     left: bool = False
-    late: bool = False
+    failed: bool = False
 
     def __post_init__(self) -> None:
         self.told = [0] * self.request.n
@@ -92,11 +92,20 @@ class World:
         self._busy(step)
         return step
 
-    def apply(self) -> None:
-        """The results of the oldest step come."""
+    def apply(self, error: int | None = None) -> None:
+        """The results of the oldest step come; there is an `error` for one of its sequences."""
         number = self.flight.popleft().number
         results = self.ranks.results(number)
+        if error is not None:
+            results = self._failed(results, error)
         self.take(self.scheduler.apply(number, results))
+
+    def _failed(self, results: tuple[Result, ...], error: int) -> tuple[Result, ...]:
+        """The results, one of them an error instead."""
+        failed = results[error % len(results)].sequence
+        for client in self.clients.values():
+            client.failed |= any(story is self.ranks.stories[failed] for story in client.stories)
+        return tuple(Result(r.sequence, error="not a number") if r.sequence == failed else r for r in results)
 
     def drop(self, index: int, computed: int = 0) -> None:
         """The step in flight at `index` and all later ones are lost, `computed` of all of them after their forward was done."""
@@ -114,8 +123,11 @@ class World:
         self.ranks.forget()
         self.flight.clear()
 
-    def drain(self, most: int) -> None:
-        """Runs until every request has ended, in at most `most` steps."""
+    def drain(self) -> None:
+        """Runs until every request has ended: in no more steps than all the tokens that can have to be computed, one a step."""
+        again = 2 + self.limits.preemptions + len(self.limits.turns)
+        work = sum(again * r.n * (len(r.prompt) + r.limit) for r in (client.request for client in self.clients.values()))
+        most = 100 + 2 * work
         while self.scheduler.requests:
             if self.step() is None:
                 self.apply()
@@ -164,7 +176,8 @@ class World:
         if client.left:
             return
         if event.error:
-            need(request.deadline is not None and request.deadline < self.now, "failed", event)
+            late = request.deadline is not None and request.deadline < self.now
+            need(client.failed if event.error == "not a number" else late, "failed", event)
             return
         need(all(client.done) or request.limit == 0, "ended early:", event, client.told)
         need(not request.scored or client.scored == len(request.prompt), "scores", client.scored, request)
