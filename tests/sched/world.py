@@ -84,11 +84,12 @@ class World:
             idle = not self.scheduler.in_flight and self.scheduler.requests
             need(not idle, "nothing is in flight, and nothing runs:", sequences)
         else:
-            stories = {s.number: self.clients[s.request.number].stories[s.choice] for s in sequences}
-            self.ranks.submit(step, stories, self.scheduler.running)
+            known = self.ranks.stories
+            known |= {s.number: self.clients[s.request.number].stories[s.choice] for s in sequences if s.number not in known}
+            self.ranks.submit(step, self.scheduler.running)
             self.flight.append(step)
             self.steps += 1
-            self.trace = hash((self.trace, step))
+            self.trace = hash((self.trace, marks(step)))
         self._busy(step)
         return step
 
@@ -143,7 +144,7 @@ class World:
     def take(self, events: Iterable[Event]) -> None:
         """Events, each of which must be what the client of a request that has not ended waits for."""
         for event in events:
-            self.trace = hash((self.trace, event))
+            self.trace = hash((self.trace, event.request, event.chosen.token if isinstance(event, Emitted) else -1))
             need(event.request in self.clients, "of a request that has ended:", event)
             client = self.clients[event.request]
             match event:
@@ -159,7 +160,7 @@ class World:
 
     def _emitted(self, client: Client, event: Emitted) -> None:
         need(not client.done[event.choice], "after its end:", event)
-        wanted, reason = client.stories[event.choice].told()
+        wanted, reason = client.stories[event.choice].told
         place = client.told[event.choice]
         need(event.chosen.token == wanted[place], f"token {place} is not {wanted[place]}:", event, client.request)
         client.told[event.choice] += 1
@@ -221,3 +222,12 @@ class World:
         head = scheduler.waiting[0]
         pledge = head.preempted < self.limits.preemptions or scheduler.cache.can_pledge(head)
         need(head.sources or not pledge or scheduler._room(head) is None, "there is room for", head)
+
+
+def marks(step: Step) -> int:
+    """A hash of all of a step: of numbers alone, so that it is the same in every process."""
+    items = [
+        (i.sequence, i.tokens, i.start, i.known, i.pages, -1 if i.source is None else i.source, i.targets, i.drawn, i.drafts)
+        for i in step.items
+    ]
+    return hash((step.number, tuple(items), step.copies))
