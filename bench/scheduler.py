@@ -1,4 +1,4 @@
-"""What the scheduler costs a step: CPU microseconds of `step` and of `apply` at 256 running decodes, short and long, and with prefill.
+"""What the scheduler costs a step: CPU microseconds of `step` and `apply` at 256 running decodes, long ones, and prefill.
 
     python bench/scheduler.py [--sequences 256] [--steps 300] [--json FILE]
 

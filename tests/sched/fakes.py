@@ -13,7 +13,6 @@ from functools import cached_property
 from itertools import accumulate
 
 from shardwise.sched.events import Finish
-
 from shardwise.sched.limits import Limits
 from shardwise.sched.sequence import Request, Sequence
 from shardwise.sched.step import SCRATCH, Chosen, Item, Pages, Result, Step
@@ -169,7 +168,7 @@ class Ranks:
             ids = pages.ids
             need(pages.first % PAGE_TOKENS == 0 and pages.first <= seen, "the table begins late", item)
             need(pages.first + len(ids) * PAGE_TOKENS >= stop, "the table ends early", item)
-            need(SCRATCH < min(ids) and max(ids) < count, "SCRATCH, or no page at all", item)
+            need(min(ids) > SCRATCH and max(ids) < count, "SCRATCH, or no page at all", item)
             need(len(set(ids)) == len(ids), "a page twice", item)
         need(item.source is None or not item.tokens, "both ids and a source", item)
         need(not item.drafts or len(item.drawn) == 1, "guesses for several", item)

@@ -54,9 +54,10 @@ class Day:
         self.checked = checked
         windows = [draw.choice([None, None, 20, 33]) for _ in range(draw.choice([1, 1, 2]))]
         turns: tuple[int, ...] = draw.choice([(), (), (), (40,)])
+        tight = draw.random() < 0.5
         limits = Limits(
-            tokens=draw.choice([16, 64, 256]),
-            sequences=draw.choice([4, 16, 32]),
+            tokens=draw.choice([1, 5, 16, 40] if tight else [16, 64, 256]),
+            sequences=draw.choice([1, 3, 6] if tight else [4, 16, 32]),
             flight=draw.randint(1, 3),
             ahead=draw.randint(0, 2),
             preemptions=draw.choice([1, 3, 3]),
@@ -64,10 +65,10 @@ class Day:
             shared=None if turns else draw.choice([None, None, None, 32]),
             prefixes=draw.random() < 0.8,
         )
-        pages = [draw.choice([12, 40, 120]) for _ in windows]
+        pages = [draw.choice([8, 10, 12] if tight else [14, 40, 120]) for _ in windows]
         self.world = World(pages, windows, limits, guess if draw.random() < 0.2 else None, build, checked)
         self.rate = draw.choice([0.1, 0.3, 0.6])
-        self.number = 0
+        self.count = 0
         self.wait = 0.0
         self._born: dict[int, tuple[int, int, int]] = {}
         self._work = Counter[int]()
@@ -76,14 +77,14 @@ class Day:
     def run(self, requests: int) -> Day:
         world, draw = self.world, self.random
         turn = 0
-        while self.number < requests or world.scheduler.requests:
+        while self.count < requests or world.scheduler.requests:
             turn += 1
-            while self.number < requests and len(world.clients) < 60 and draw.random() < self.rate:
+            while self.count < requests and len(world.clients) < 60 and draw.random() < self.rate:
                 self._arrive()
             if draw.random() < 0.1:
                 self._happen()
             if (draw.random() < 0.1 or world.step() is None) and world.flight:
-                world.apply()
+                world.apply(draw.randrange(9) if draw.random() < 0.002 else None)
             if self.checked or turn % 256 == 0:
                 world.check()
             if turn % 64 == 0:
@@ -93,13 +94,15 @@ class Day:
 
     def _arrive(self) -> None:
         draw, world = self.random, self.world
-        self.number += 1
+        self.count += 1
+        # Numbers come again as soon as they are free.
+        number = next(n for n in iter(lambda: draw.randint(1, 99), 0) if n not in world.clients)
         prompt = draw.choice(DOCUMENTS)[: draw.randint(0, 64)] + tuple(draw.choices(range(VOCABULARY), k=draw.randint(1, 8)))
         request = Request(
-            self.number,
+            number,
             prompt,
             limit=draw.choice([0, 1, 4, 12, 40]),
-            n=draw.choice([1, 1, 1, 1, 2, 4]),
+            n=min(draw.choice([1, 1, 1, 1, 2, 4]), world.limits.sequences),
             ends=draw.choice([frozenset[int](), frozenset((3,))]),
             least=draw.choice([0, 2]),
             scored=draw.random() < 0.1,

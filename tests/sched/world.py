@@ -35,7 +35,7 @@ class Client:
 
 
 class World:
-    """`build` makes the scheduler; the tests of planted bugs make another one. `checked`: whether the ranks look at contents."""
+    """`build` makes the scheduler; tests of planted bugs make another one. `checked`: whether ranks look at contents."""
 
     def __init__(
         self,
@@ -77,8 +77,12 @@ class World:
 
     def step(self) -> Step | None:
         """Asks for a step, and hands it to the ranks."""
+        before = {sequence: sequence.preempted for sequence in self.scheduler.running}
         step, events = self.scheduler.step()
         self.take(events)
+        gave_way = [s for s, preempted in before.items() if s.preempted > preempted and not s.running]
+        kept = [s for s in before if s.running and not s.pledged]
+        need(all(s.order > other.order for s in gave_way for other in kept), "an older one gave way:", gave_way)
         sequences = (*self.scheduler.running, *self.scheduler.waiting)
         if step is None:
             idle = not self.scheduler.in_flight and self.scheduler.requests

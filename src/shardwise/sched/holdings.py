@@ -112,6 +112,11 @@ class Holdings:
         sequence.computed = sequence.issued = 0
         sequence.life += 1
 
+    def turn(self, sequence: Sequence) -> None:
+        """The sequence begins anew with the angles of its present length."""
+        self.leave(sequence)
+        sequence.known = sequence.length
+
     def disown(self, sequence: Sequence) -> None:
         """What the sequence has computed, or found, is not to be found any more: it may be wrong."""
         for node in sequence.path:

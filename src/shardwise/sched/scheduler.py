@@ -100,18 +100,8 @@ class Scheduler:
 
     def _sequence(self, request: Request, order: Order, tokens: list[int], known: int) -> Sequence:
         scored = 1 if request.scored and order[2] == 0 else len(request.prompt)
-        return Sequence(
-            number=next(self._numbers),
-            request=request,
-            choice=order[2],
-            order=order,
-            tokens=tokens,
-            tables=self.cache.tables(),
-            known=known,
-            forked=request.n == 1 or order[2] > 0,
-            scored=scored,
-            scoring=scored,
-        )
+        tables, forked = self.cache.tables(), request.n == 1 or order[2] > 0
+        return Sequence(next(self._numbers), request, order[2], order, tokens, tables, known, forked, scored, scored)
 
     def abort(self, request: int) -> tuple[Event, ...]:
         """Ends a request wherever it is. Numbers that are not here, or no longer, are ignored."""
@@ -190,12 +180,8 @@ class Scheduler:
         if self.limits.turns and self.limits.turned(sequence.known, sequence.length):
             if sequence.sources:
                 return 0
-            self._turn(sequence)
+            self.cache.turn(sequence)
         return sequence.goal - sequence.issued
-
-    def _turn(self, sequence: Sequence) -> None:
-        self.cache.leave(sequence)
-        sequence.known = sequence.length
 
     def _issue(self, sequence: Sequence, wanted: int, spare: int, plan: Flight) -> int:
         """Puts up to `wanted` tokens of a sequence into the plan, as many as there are pages for, and up to `spare` guesses.
@@ -290,7 +276,7 @@ class Scheduler:
         if not self._roster.waiting or (sequence := self._roster.waiting[0]).sources:
             return None
         if self.limits.turned(sequence.known, sequence.length):
-            self._turn(sequence)
+            self.cache.turn(sequence)
         last = sequence.preempted >= self.limits.preemptions
         if last and not self.cache.can_pledge(sequence):
             return None

@@ -117,7 +117,7 @@ class Sequence:
         return self.issued if length - len(self.request.prompt) >= self.request.limit else length
 
     def score(self, start: int, stop: int) -> tuple[int, ...]:
-        """The tokens of its prompt whose log-probabilities come with the positions from `start` to `stop`, and did not before."""
+        """The tokens of its prompt whose log-probabilities come with positions `start` to `stop`, and did not before."""
         first, last = max(start + 1, self.scoring), min(stop, len(self.request.prompt) - 1)
         self.scoring = max(self.scoring, last + 1)
         return self.request.prompt[first : last + 1]
