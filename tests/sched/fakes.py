@@ -162,6 +162,7 @@ class Ranks:
     def _shape(self, item: Item) -> None:
         """Page tables reach over all that is written, and all that is seen from there."""
         stop = item.start + item.count
+        need(stop <= self.stories[item.sequence].request.cached, "further than the request ever goes", item)
         need(len(item.pages) == len(self.pages), "a table for each group", item)
         for pages, window, count in zip(item.pages, self.windows, self.pages, strict=True):
             seen = 0 if window is None else max(0, item.start - window + 1)

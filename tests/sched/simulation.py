@@ -53,7 +53,7 @@ class Day:
         self.random = draw = random.Random(seed)
         self.checked = checked
         windows = [draw.choice([None, None, 20, 33]) for _ in range(draw.choice([1, 1, 2]))]
-        turns: tuple[int, ...] = draw.choice([(), (), (), (40,)])
+        turns: tuple[int, ...] = draw.choice([(), (), (), (24,), (40,), (20, 50)])
         tight = draw.random() < 0.5
         limits = Limits(
             tokens=draw.choice([1, 5, 16, 40] if tight else [16, 64, 256]),
@@ -65,7 +65,7 @@ class Day:
             shared=None if turns else draw.choice([None, None, None, 32]),
             prefixes=draw.random() < 0.8,
         )
-        pages = [draw.choice([8, 10, 12] if tight else [14, 40, 120]) for _ in windows]
+        pages = [draw.choice([6, 8, 10] if tight else [14, 40, 120]) for _ in windows]
         self.world = World(pages, windows, limits, guess if draw.random() < 0.2 else None, build, checked)
         self.rate = draw.choice([0.1, 0.3, 0.6])
         self.count = 0
@@ -97,7 +97,9 @@ class Day:
         self.count += 1
         # Numbers come again as soon as they are free.
         number = next(n for n in iter(lambda: draw.randint(1, 99), 0) if n not in world.clients)
-        prompt = draw.choice(DOCUMENTS)[: draw.randint(0, 64)] + tuple(draw.choices(range(VOCABULARY), k=draw.randint(1, 8)))
+        prompt = draw.choice(DOCUMENTS)[: draw.choice([16, 32, 48, draw.randint(1, 64)])]
+        if draw.random() < 0.8:
+            prompt += tuple(draw.choices(range(VOCABULARY), k=draw.randint(1, 8)))
         request = Request(
             number,
             prompt,
@@ -130,11 +132,11 @@ class Day:
         elif what < 0.2 and world.clients:
             number = draw.choice(list(world.clients))
             world.finish(number, draw.randrange(world.clients[number].request.n))
-        elif what < 0.24 and world.flight:
+        elif what < 0.35 and world.flight:
             index = draw.randrange(len(world.flight))
             self._lost += sum(step.tokens for step in list(world.flight)[index:])
             world.drop(index, draw.randint(0, 3))
-        elif what < 0.25:
+        elif what < 0.37:
             self._lost += sum(sequence.issued for sequence in world.scheduler.running)
             world.forget()
 

@@ -80,6 +80,8 @@ class World:
         before = {sequence: sequence.preempted for sequence in self.scheduler.running}
         step, events = self.scheduler.step()
         self.take(events)
+        late = [c.request for c in self.clients.values() if c.request.deadline is not None and c.request.deadline < self.now]
+        need(not late, "their time is up:", late)
         gave_way = [s for s, preempted in before.items() if s.preempted > preempted and not s.running]
         kept = [s for s in before if s.running and not s.pledged]
         need(all(s.order > other.order for s in gave_way for other in kept), "an older one gave way:", gave_way)

@@ -339,14 +339,10 @@ class Scheduler:
             events.append(self._end(request.number))
 
     def _advance(self, part: Part, kept: int) -> None:
-        """The first `kept` tokens of a part are in the cache, for those who shared it from the start too."""
+        """The first `kept` tokens of a part are in the cache."""
         sequence = part.sequence
         if part.guesses:
             sequence.guessing = False
-        if part.forked:
-            for child in part.drawn[1:]:
-                if child.life == 0:
-                    child.computed = part.start + kept
         if part.alive:
             sequence.computed = part.start + kept
             if part.guesses:
