@@ -41,8 +41,8 @@ def rows_of(items: Sequence[Item]) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 class Sampled:
-    """The lead rank's `results`, the tokens that every rank has on its device, each one's calls, and how many rows of top_p
-    needed more than the candidates."""
+    """The lead rank's `results`, the tokens that every rank has on its device, each one's calls, and for how many rows of top_p
+    the candidates were not enough, offer by offer."""
 
     def __init__(self, logits: torch.Tensor, items: Sequence[Item], draws: Sequence[Draw], shares: Sequence[float]) -> None:
         layout = layout_for(logits.shape[1], shares)
@@ -50,7 +50,7 @@ class Sampled:
         batch = Batch(NONE, NONE, NONE, drawn, scored, (), ())
         step = Step(1, tuple(items))
 
-        def work(rank: Rank) -> tuple[tuple[Result, ...], torch.Tensor, list[Call], int]:
+        def work(rank: Rank) -> tuple[tuple[Result, ...], torch.Tensor, list[Call], tuple[int, ...]]:
             comm = Recording(rank.comm)
             parts = Parts(Rank(layout, rank.index, comm, rank.device, rank.dtype, rank.kv_dtype))
             recent = Recent(len(draws), rank.device)

@@ -216,8 +216,8 @@ def test_hardly_any_temperature_is_greedy(temperature: float) -> None:
 # --- what is gathered -------------------------------------------------------------------------------------------------
 
 
-def calls_of(logits: torch.Tensor, asked: list[Draw], *, uncertain: int) -> None:
-    """The calls are those that are predicted, with so many rows whose nucleus was too large."""
+def calls_of(logits: torch.Tensor, asked: list[Draw], *, uncertain: tuple[int, ...]) -> None:
+    """The calls are those that are predicted, with so many rows whose nucleus was too large for each offer."""
     items = [item(draw) for draw in asked]
     found = Sampled(logits, items, asked, (3.0, 1.0, 1.0))
     assert found.uncertain == uncertain
@@ -232,27 +232,31 @@ def calls_of(logits: torch.Tensor, asked: list[Draw], *, uncertain: int) -> None
 
 def test_logits_are_gathered_only_where_the_candidates_are_not_enough() -> None:
     nucleus = replace(FREE, top_p=0.9003)
-    flat, steep = torch.zeros(1, 3000), torch.linspace(300, 0, 3000)[None]
-    calls_of(steep, [nucleus], uncertain=0)
-    calls_of(flat, [nucleus], uncertain=1)
-    calls_of(flat, [replace(nucleus, min_p=1.0, top_p=0.0101)], uncertain=0)  # 31 of 3 000
-    calls_of(flat, [replace(nucleus, top_k=50)], uncertain=0)
-    calls_of(torch.cat((steep, flat, steep, flat)), [nucleus, FREE, replace(nucleus, top_k=FEW + 1), nucleus], uncertain=1)
-    calls_of(flat, [replace(FREE, min_p=0.5)], uncertain=0)
+    flat, wide, steep = torch.zeros(1, 3000), torch.linspace(20, 0, 3000)[None], torch.linspace(300, 0, 3000)[None]
+    calls_of(steep, [nucleus], uncertain=(0, 0))
+    calls_of(wide, [nucleus], uncertain=(1, 0))
+    calls_of(flat, [nucleus], uncertain=(1, 1))
+    calls_of(flat, [replace(nucleus, min_p=1.0, top_p=0.0101)], uncertain=(0, 0))  # 31 of 3 000
+    calls_of(flat, [replace(nucleus, top_k=50)], uncertain=(0, 0))
+    four = torch.cat((steep, flat, wide, flat))
+    calls_of(four, [nucleus, FREE, nucleus, nucleus], uncertain=(2, 1))
+    calls_of(four, [nucleus, FREE, replace(nucleus, top_k=FEW + 1), nucleus], uncertain=(1,))
+    calls_of(flat, [replace(FREE, min_p=0.5)], uncertain=())
+    calls_of(flat[:, :100], [nucleus], uncertain=(0,))  # all there are
 
 
 def test_the_edge_of_the_candidates() -> None:
     """Exactly as many equal ids in the nucleus as each rank offers, and one more."""
     logits = torch.full((1, 3000), -60.0)
-    for count, uncertain in ((FEW - 1, 0), (FEW, 0), (FEW + 1, 1)):
+    for count, uncertain in ((FEW, (0, 0)), (FEW + 1, (1, 0)), (MANY, (1, 0)), (MANY + 1, (1, 1))):
         logits[0, 1000 : 1000 + count] = 1.0
         calls_of(logits, [replace(FREE, top_p=0.9999)], uncertain=uncertain)
 
 
 def test_a_top_k_beyond_the_candidates_gathers_at_once() -> None:
     logits = random_logits(20, MANY * 2)
-    calls_of(logits, [replace(FREE, top_k=MANY + 1, logprobs=0, seed=i) for i in range(20)], uncertain=0)
-    calls_of(logits[:3], [replace(FREE, top_k=MANY, top_p=0.999, temperature=9.0, seed=i) for i in range(3)], uncertain=0)
+    calls_of(logits, [replace(FREE, top_k=MANY + 1, logprobs=0, seed=i) for i in range(20)], uncertain=())
+    calls_of(logits[:3], [replace(FREE, top_k=MANY, top_p=0.999, temperature=9.0, seed=i) for i in range(3)], uncertain=(0,))
 
 
 def test_greedy_rows_gather_two_numbers_a_rank() -> None:

@@ -134,8 +134,8 @@ class Inputs:
                 held, needed = len(item.pages[g].ids), -(-(item.start + item.count - item.pages[g].first) // PAGE_TOKENS)
                 if not needed <= held <= limit:
                     raise ValueError(
-                        f"step {step.number}: sequence {item.sequence} has {held} pages in cache group {g}; it needs {needed}, and "
-                        f"this rank takes up to {limit}"
+                        f"step {step.number}: sequence {item.sequence} has {held} pages in cache group {g}; it needs {needed}, "
+                        f"and this rank takes up to {limit}"
                     )
 
     def _ids(self, made: _Items) -> np.ndarray:
