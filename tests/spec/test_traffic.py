@@ -89,7 +89,7 @@ def test_without_logits_there_is_nothing_to_gather():
 
 
 def test_what_is_made_of_logits_in_the_order_in_which_it_is():
-    rows = Rows(targets=((64, 2), (5, 2)), peaks=4, best=3, candidates=2, offered=8, whole=(8, 1), asked=((6, 0),))
+    rows = Rows(targets=((64, 2), (5, 2)), peaks=4, best=3, candidates=((2, 8), (1, 9)), whole=(8, 1), asked=((6, 0),))
     layout = lay(OF, (1.0, 0.2, 1.0))
     assert list(traffic.of(OF, layout, 7, rows))[len(traffic.of(OF, layout, 7, Rows())) :] == [
         Call("all_gather", "logprobs", (64, 4 * 3), "int64"),
@@ -99,6 +99,7 @@ def test_what_is_made_of_logits_in_the_order_in_which_it_is():
         Call("all_gather", "draw_peaks", (4, 3), "float64"),
         Call("all_gather", "draw_best", (3, 2 * 3), "float64"),
         Call("all_gather", "draw_candidates", (2, 25 * 3), "int64"),
+        Call("all_gather", "draw_candidates", (1, 28 * 3), "int64"),
         Call("all_gather", "draw_whole", (8, 13), "float32"),
         Call("broadcast", "draw_decided", (8,), "int64"),
         Call("all_gather", "draw_whole", (1, 13), "float32"),

@@ -49,7 +49,7 @@ class _Items:
 @dataclass(frozen=True, slots=True)
 class _Tables:
     """The pages of all items in one cache group, one item's after another's: how many each has, where its own begin, and the
-    position at which they begin."""
+    position at which they begin. Pages that an item has for later are left out: they hold what another sequence left there."""
 
     ids: np.ndarray
     counts: np.ndarray
@@ -58,10 +58,12 @@ class _Tables:
 
     @staticmethod
     def of(items: tuple[Item, ...], group: int) -> _Tables:
-        pages = [item.pages[group] for item in items]
-        counts = np.array([len(one.ids) for one in pages], np.int64)
-        ids = np.fromiter(chain.from_iterable(one.ids for one in pages), np.int64, int(counts.sum()))
-        return _Tables(ids, counts, np.cumsum(counts) - counts, np.array([one.first for one in pages], np.int64))
+        firsts = np.array([item.pages[group].first for item in items], np.int64)
+        ends = np.array([item.start + item.count for item in items], np.int64)
+        counts = -(-(ends - firsts) // PAGE_TOKENS)
+        used = [item.pages[group].ids[:count] for item, count in zip(items, counts.tolist(), strict=True)]
+        ids = np.fromiter(chain.from_iterable(used), np.int64, int(counts.sum()))
+        return _Tables(ids, counts, np.cumsum(counts) - counts, firsts)
 
     def padded(self, chosen: np.ndarray, width: int) -> np.ndarray:
         """[chosen items, width]: the pages of each, then its own first one again. What another sequence left in a page could be
@@ -129,10 +131,11 @@ class Inputs:
                 raise ValueError(f"step {step.number} has {count} {what}; this rank takes from 1 to {limit}")
         for g, limit in enumerate(most.pages):
             for item in step.items:
-                if len(item.pages[g].ids) > limit:
+                held, needed = len(item.pages[g].ids), -(-(item.start + item.count - item.pages[g].first) // PAGE_TOKENS)
+                if not needed <= held <= limit:
                     raise ValueError(
-                        f"step {step.number}: sequence {item.sequence} has {len(item.pages[g].ids)} pages in cache group {g}; "
-                        f"this rank takes up to {limit}"
+                        f"step {step.number}: sequence {item.sequence} has {held} pages in cache group {g}; it needs {needed}, "
+                        f"and this rank takes up to {limit}"
                     )
 
     def _ids(self, made: _Items) -> np.ndarray:
