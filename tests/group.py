@@ -15,8 +15,9 @@ import torch
 from shardwise.comm.solo import Recording
 from shardwise.comm.threads import threads
 from shardwise.nn.batch import Rank
+from shardwise.runtime.limits import Buckets, Limits
 from shardwise.runtime.runner import Runner
-from shardwise.sched.step import Draw, Item, Pages, Step
+from shardwise.sched.step import Draw, Item, Pages, Result, Step
 from shardwise.spec.binding import bind
 from shardwise.spec.blocks import ropes
 from shardwise.spec.checkpoint import open_checkpoint, read_json
@@ -26,7 +27,10 @@ from shardwise.spec.mesh import Mesh
 
 T = TypeVar("T")
 
-GREEDY = Draw(temperature=0.0, top_p=1.0, top_k=0, min_p=0.0, seed=0)
+
+
+def greedy(sequence: int = 0) -> Draw:
+    return Draw(sequence, temperature=0.0, seed=0)
 
 
 def layout_of(
@@ -45,10 +49,19 @@ class Group:
     """A context manager. `folder` None means random weights; `sequences` of up to `context` tokens have pages."""
 
     def __init__(
-        self, layout: Layout, folder: Path | None, *, context: int = 128, chunk: int = 64, sequences: int = 1, dtype: Any = None
+        self,
+        layout: Layout,
+        folder: Path | None,
+        *,
+        context: int = 128,
+        chunk: int = 64,
+        sequences: int = 1,
+        buckets: Buckets | None = None,
     ) -> None:
-        self.layout, self.context, self.chunk, self.sequences = layout, context, chunk, sequences
-        self.pages = tuple(n * sequences for n in layout.kv_pages(context, chunk))
+        self.layout, self.sequences = layout, sequences
+        own = layout.kv_pages(context, chunk)
+        self.pages = tuple(1 + count * sequences for count in own)  # one is SCRATCH
+        limits = Limits(context * sequences, 2 * sequences, own)
         size = layout.mesh.size
         self.comms = [Recording(comm) for comm in threads(size, deadline_s=60)]
         self.pool = ThreadPoolExecutor(size)
@@ -60,7 +73,8 @@ class Group:
             """Nobody watches."""
 
         def build(rank: int) -> Runner:
-            return Runner(Rank(layout, rank, self.comms[rank], torch.device("cpu"), *dtypes), self.pages, bound, progress)
+            own = Rank(layout, rank, self.comms[rank], torch.device("cpu"), *dtypes)
+            return Runner(own, self.pages, limits, bound, progress, buckets)
 
         self.runners: list[Runner] = list(self.pool.map(build, range(size)))
 
@@ -98,12 +112,23 @@ class Group:
         )
         return first
 
+    def results(self, step: Step, *draws: Draw) -> tuple[Result, ...]:
+        """What the lead rank answers to a step; the others answer with nothing."""
+
+        def both(runner: Runner) -> tuple[Result, ...]:
+            runner.forward(step)
+            return runner.sample(step.number, draws)
+
+        lead, *others = self.each(both)
+        assert others == [()] * len(others)
+        return lead
+
     def request(self, index: int = 0) -> Request:
         """Sequence `index` of the group, with pages of its own in scrambled order, as after hours of serving."""
         ids = []
         for g, count in enumerate(self.pages):
-            own = count // self.sequences
-            ids.append(tuple(random.Random(g).sample(range(count), count)[index * own : (index + 1) * own]))
+            own = (count - 1) // self.sequences
+            ids.append(tuple(random.Random(g).sample(range(1, count), count - 1)[index * own : (index + 1) * own]))
         return Request(self.layout, index, tuple(ids))
 
 
@@ -119,8 +144,9 @@ class Request:
     computed: int = 0
     known: int = 0
 
-    def take(self, count: int | None = None, *, draw: Draw | None = None, wants: int | None = None) -> Item:
-        """The next `count` tokens not yet computed (None: all) as an item; by default the logits of all of them are wanted."""
+    def take(self, count: int | None = None, *, drawn: bool = False, wants: int | None = None) -> Item:
+        """The next `count` tokens not yet computed (None: all) as an item. It draws the token after them, if `drawn`; else the
+        logits of the last `wants` are wanted, by default of all of them."""
         ends = [rope.boundary for rope in ropes(self.layout.model) if rope.long and rope.boundary]
         if any(self.known <= end < len(self.tokens) for end in ends):
             self.computed = 0  # a long sequence turns all its keys by other angles than a short one
@@ -129,7 +155,10 @@ class Request:
         self.computed = stop
         pages = tuple(self._pages(g, start, stop) for g in range(len(self.ids)))
         new = tuple(self.tokens[start:stop])
-        return Item(self.index, new, start, len(self.tokens), pages, draw, len(new) if wants is None else wants)
+        targets = (0,) * ((0 if drawn else len(new)) if wants is None else wants)
+        return Item(
+            self.index, new, start, len(self.tokens), pages, targets=targets, drawn=(self.index,) if drawn else ()
+        )
 
     def _pages(self, group: int, start: int, stop: int) -> Pages:
         window, ids = self.layout.cache[group].window, self.ids[group]

@@ -18,7 +18,7 @@ FLOORS = (
     ("nn",),
     ("runtime",),
     ("engine",),
-    ("server", "train", "bench"),
+    ("server", "train", "bench", "llm"),
     ("cli", "__main__"),
 )
 """From below to above. The façade `__init__` stands on top of the engine and is imported by no part but the last floor."""
@@ -30,6 +30,7 @@ ARROWS = {
     ("sim", "sched"),
     ("sim", "plan"),
     ("__main__", "cli"),
+    ("__init__", "llm"),
 }
 """Which sibling imports which."""
 

@@ -14,8 +14,11 @@ from shardwise.nn.attention import Attention
 from shardwise.nn.batch import Rank
 from shardwise.nn.build import Decoder
 from shardwise.nn.state import State
-from shardwise.runtime import inputs, load
+from shardwise.runtime import load
 from shardwise.runtime.cache import PagedCache
+from shardwise.runtime.inputs import Inputs
+from shardwise.runtime.limits import Buckets, Limits
+from shardwise.runtime.recent import Recent
 from shardwise.sched.step import Item, Pages, Step
 from shardwise.spec.blocks import attentions, layer_blocks
 from shardwise.spec.layout import Layout
@@ -65,7 +68,7 @@ def test_every_rank_contributes_its_heads(name: str, shares: tuple[float, ...]) 
         module = decoder.layers[0].steps[0].body.steps[1]
         assert isinstance(module, Attention)
         module.block = replace(module.block, rope=None)
-        _, batch = inputs.batch(step, rank)
+        _, batch = Inputs(rank, Limits(20, 1, (2,)), Buckets(), Recent(1, CPU)).batch(step)
         found = module(x, State(batch, cache, {}))
         want = by_definition(module, rank, x, window)
         assert (found - want).abs().max() < 1e-5 * max(1.0, want.abs().max().item())

@@ -18,7 +18,7 @@ STEPS = (1.0, 0.5, 0.1)
 
 def batch(positions: list[int], known: list[int]) -> Batch:
     none = torch.empty(0, dtype=torch.long)
-    return Batch(torch.tensor(positions), torch.tensor(known), none, none, none, ())
+    return Batch(torch.tensor(positions), torch.tensor(known), none, none, none, (), ())
 
 
 @pytest.mark.parametrize("halves", [True, False])

@@ -11,11 +11,12 @@ import torch
 from shardwise.engine.engine import Engine
 from shardwise.engine.setup import Options, resolve
 from shardwise.errors import LayoutError
+from shardwise.runtime.kinds import traffic_rows
 from shardwise.sched.request import SamplingParams
 from shardwise.spec import traffic
 from shardwise.spec.moe import stacks
 from tests.checkpoints import FAMILIES
-from tests.group import Group, even, layout_of
+from tests.group import Group, even, greedy, layout_of
 from tests.parity.reference import LIMIT, Reference, Score, chunked, compare
 
 SHARES = {"2": even(2), "3": even(3), "3:1:1": (3.0, 1.0, 1.0), "7": even(7)}
@@ -45,8 +46,10 @@ def test_whole_experts(
             comm.calls.clear()
         request = group.request(0)
         request.tokens[:] = range(3, 30)
-        group.logits(request.take())
-        assert all(comm.calls == list(traffic.of(layout.model, layout, 27, 27)) for comm in group.comms)
+        item, draw = request.take(drawn=True), greedy(0)
+        group.results(group.step(item), draw)
+        calls = traffic.of(layout.model, layout, 27, traffic_rows((item,), (draw,), layout.model.vocab))
+        assert all(comm.calls == list(calls) for comm in group.comms)
     figures(f"whole experts {name}", worst=score.worst, tokens=score.tokens, ties=score.ties)
     assert score.worst <= LIMIT and score.ties == 0
 
@@ -86,7 +89,7 @@ def test_rank_processes(checkpoint: Checkpoints, references: Callable[..., list[
     with Engine(resolve(options), "processes") as engine:
         assert [ready.weight_bytes for ready in engine.ranks.ready] == [engine.setup.layout.arena_bytes(i) for i in range(3)]
         for want in references("mixtral"):
-            assert tuple(token.id for token in engine.generate(want.prompt, params)) == want.tokens[:16]
+            assert tuple(event.chosen.token for event in engine.generate(want.prompt, params)) == want.tokens[:16]
 
 
 def test_models_without_experts_are_refused(checkpoint: Checkpoints) -> None:

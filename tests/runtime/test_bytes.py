@@ -13,12 +13,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from shardwise.sched.step import Item
+from shardwise.runtime.kinds import traffic_rows
+from shardwise.sched.step import Draw, Item
 from shardwise.spec import traffic
 from shardwise.spec.blocks import layer_blocks, walk
 from shardwise.spec.moe import MoE
 from tests.checkpoints import FAMILIES
-from tests.group import GREEDY, Group, even, layout_of
+from tests.group import Group, even, greedy, layout_of
 
 SHARES = [
     pytest.param(even(1), id="1"),
@@ -108,27 +109,28 @@ def test_bytes_and_traffic(
 
 
 def check_traffic(group: Group, name: str) -> None:
-    """Prefill of several, a chunk that draws nothing, and decode: the calls of every rank, one by one."""
+    """Prefill of several, a chunk that draws nothing, and decode, drawn in every way: the calls of every rank, one by one."""
     layout = group.layout
     one, two = group.request(0), group.request(1)
     one.tokens[:], two.tokens[:] = range(3, 30), range(40, 49)
-    check_step(group, 20 + 9, 1 + 9, one.take(20, draw=GREEDY, wants=0), two.take(draw=GREEDY))
-    check_step(group, 7, 0, one.take(wants=0))
-    two.tokens.append(5)
-    check_step(group, 1, 1, two.take(draw=GREEDY, wants=0))
-    sites = [c.site for c in group.comms[0].calls if c.op == "all_reduce" and c.site != "embed"]
+    check_step(group, 20 + 9, (one.take(20), two.take(drawn=True)), greedy(1))
+    check_step(group, 7, (one.take(wants=0),))
+    for draw in (greedy(1), Draw(1, 1.0, 7), Draw(1, 0.7, 7, min_p=0.1), Draw(1, 1.0, 7, top_p=0.9, logprobs=3)):
+        two.tokens.append(5)
+        check_step(group, 1, (two.take(drawn=True),), draw)
+    sites = [c.site for c in group.comms[0].calls if c.op == "all_reduce" and c.site not in ("embed", "ranks")]
     mixed = [any(isinstance(node, MoE) for _, node in walk(block)) for _, block in layer_blocks(layout.model)]
     usual = [site for moe in mixed for site in ("attn_out", "moe_out" if moe else "mlp_down")]
     wanted = LAYER_SITES[name] * layout.model.layers if name in LAYER_SITES else usual
     assert sites == (wanted if layout.mesh.tp > 1 else [])
 
 
-def check_step(group: Group, tokens: int, rows: int, *items: Item) -> None:
-    """The calls of one step that has `tokens` tokens and computes `rows` rows of logits."""
+def check_step(group: Group, tokens: int, items: tuple[Item, ...], *draws: Draw) -> None:
+    """The calls of one step that has `tokens` tokens."""
     for comm in group.comms:
         comm.calls.clear()
-    step = group.step(*items)
-    group.each(lambda runner: runner.step(step))
+    group.results(group.step(*items), *draws)
+    rows = traffic_rows(items, draws, group.layout.model.vocab)
     wanted = traffic.of(group.layout.model, group.layout, tokens, rows)
     for comm in group.comms:
         assert comm.calls == list(wanted)

@@ -5,20 +5,47 @@ from __future__ import annotations
 import math
 import re
 
+import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shardwise.errors import RequestError
-from shardwise.sched.request import MAX_LOGPROBS, SEEDS, SamplingParams
+from shardwise.sched.checks import shown
+from shardwise.sched.request import (
+    FIELDS,
+    FLAGS,
+    MAX_ALLOWED_IDS,
+    MAX_BAD_WORDS,
+    MAX_BIAS,
+    MAX_BIASES,
+    MAX_CHOICES,
+    MAX_LOGPROBS,
+    MAX_STOP_CHARS,
+    MAX_STOP_IDS,
+    MAX_STOPS,
+    SEEDS,
+    RequestOutputKind,
+    SamplingParams,
+)
 
-REALS = {"temperature": (0, 100), "top_p": (0, 1), "min_p": (0, 1)}
+REALS = {
+    "temperature": (0, 100),
+    "top_p": (0, 1),
+    "min_p": (0, 1),
+    "presence_penalty": (-2, 2),
+    "frequency_penalty": (-2, 2),
+    "repetition_penalty": (0, 100),
+}
+ABOVE = ("top_p", "repetition_penalty")
 WHOLES = {
     "top_k": (-1, 2**31 - 1),
     "min_tokens": (0, 2**31 - 1),
     "max_tokens": (1, 2**31 - 1),
     "seed": (0, SEEDS - 1),
     "logprobs": (0, MAX_LOGPROBS),
+    "prompt_logprobs": (0, MAX_LOGPROBS),
+    "n": (1, MAX_CHOICES),
 }
 NO_NUMBER = [True, False, "1", b"1", [1], (1,), {}, object(), 1j]
 
@@ -38,7 +65,7 @@ def test_defaults_are_valid():
 @given(value=st.floats(allow_nan=True, allow_infinity=True) | st.floats(-1, 2) | st.integers(-3, 200))
 def test_reals(name, value):
     low, high = REALS[name]
-    if math.isfinite(value) and low <= value <= high and not (name == "top_p" and value == 0):
+    if math.isfinite(value) and low <= value <= high and not (name in ABOVE and value == 0):
         assert getattr(SamplingParams(**{name: value}), name) == value
     else:
         refuse(f"{name} is {value!r}; it takes a number", **{name: value})
@@ -49,10 +76,10 @@ def test_ends_of_reals(name):
     low, high = REALS[name]
     for value in (high, float(high), 5e-324):
         SamplingParams(**{name: value})
-    for value in (math.nextafter(high, math.inf), -5e-324, math.nan, math.inf, -math.inf, 1.7e308):
+    for value in (math.nextafter(high, math.inf), math.nextafter(low, -math.inf), math.nan, math.inf, -math.inf, 1.7e308):
         refuse(f"{name} is {value!r}", **{name: value})
-    if name == "top_p":
-        refuse("top_p is 0; it takes a number above 0 to 1", top_p=0)
+    if name in ABOVE:
+        refuse(f"{name} is 0; it takes a number above 0 to {high}", **{name: 0})
     else:
         SamplingParams(**{name: low})
         SamplingParams(**{name: -0.0})
@@ -73,7 +100,7 @@ def test_wholes(name, value):
     if low <= value <= high:
         assert getattr(SamplingParams(**{name: value}, **others), name) == value
     else:
-        refuse(f"{name} is {value}; it takes a whole number from {low} to {high}", **{name: value}, **others)
+        refuse(f"{name} is {shown(value)}; it takes a whole number from {low} to {high}", **{name: value}, **others)
 
 
 @pytest.mark.parametrize("name", WHOLES)
@@ -92,7 +119,7 @@ def test_what_is_no_number_is_refused(name, value):
     refuse(f"{name} is ", **{name: value})
 
 
-@pytest.mark.parametrize("name", [*REALS, "top_k", "min_tokens"])
+@pytest.mark.parametrize("name", [*REALS, *FLAGS, "top_k", "min_tokens", "n", "output_kind"])
 def test_none_where_a_number_must_be(name):
     refuse(f"{name} is None", **{name: None})
 
@@ -111,18 +138,125 @@ def test_no_more_tokens_are_asked_for_than_allowed(least, most):
         refuse(f"min_tokens {least} is above max_tokens {most}", min_tokens=least, max_tokens=most)
 
 
+# --- strings ----------------------------------------------------------------------------------------------------------
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=5)
+
+
 @settings(deadline=None)
-@given(st.lists(st.text(), max_size=4).map(tuple))
+@given(st.lists(TEXT, max_size=4))
 def test_stop_strings_have_characters(stop):
     if all(stop):
-        assert SamplingParams(stop=stop).stop == stop
+        assert SamplingParams(stop=stop).stop == SamplingParams(stop=tuple(stop)).stop == tuple(stop)
     else:
         refuse("it takes a list of strings of at least one character", stop=stop)
 
 
-@settings(deadline=None)
-@given(st.lists(st.text(min_size=1) | st.integers() | st.none(), max_size=4).map(tuple))
-def test_stop_strings_are_strings(stop):
-    assume(not all(isinstance(s, str) for s in stop))
-    refuse("stop is ", stop=stop)
-    refuse("stop is ", stop="END")
+def test_one_stop_string_is_not_its_characters():
+    assert SamplingParams(stop="END").stop == ("END",)
+    assert SamplingParams(stop=None).stop == ()
+    refuse("bad_words is 'END'; it takes a list of strings", bad_words="END")
+
+
+@pytest.mark.parametrize(("name", "most"), [("stop", MAX_STOPS), ("bad_words", MAX_BAD_WORDS)])
+def test_lists_of_strings(name, most):
+    assert getattr(SamplingParams(**{name: ["a"] * most}), name) == ("a",) * most
+    refuse(f"{name} has {most + 1} strings; it takes at most {most}", **{name: ["a"] * (most + 1)})
+    refuse(f"{name}[1] has {MAX_STOP_CHARS + 1} characters", **{name: ["a", "b" * (MAX_STOP_CHARS + 1)]})
+    refuse(f"{name}[0] has half a surrogate pair (U+D800) at character 1", **{name: ["a\ud800"]})
+    for value in (7, {"a"}, {"a": 1}, b"a", [7], [None], ["a", b"b"], [["a"]], iter(["a"])):
+        refuse(f"{name} is ", **{name: value})
+    refuse("it takes a list of strings of at least one character", **{name: [""]})
+
+
+# --- ids --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "most"), [("stop_token_ids", MAX_STOP_IDS), ("allowed_token_ids", MAX_ALLOWED_IDS)])
+def test_lists_of_ids(name, most):
+    assert getattr(SamplingParams(**{name: [3, 1, 3, np.int64(2)]}), name) == (3, 1, 2)
+    refuse(f"{name} has {most + 1} token ids; it takes at most {most}", **{name: range_list(most + 1)})
+    for value in (-1, 2**31, 1.0, "1", True, None, math.nan):
+        refuse(f"{name}[1] is {value!r}; it takes a whole number from 0", **{name: [0, value]})
+    for value in (7, "12", {1}, {1: 2}):
+        refuse(f"{name} is {value!r}; it takes a list of token ids", **{name: value})
+
+
+def range_list(count):
+    return list(range(count))
+
+
+def test_at_least_one_id_is_allowed():
+    assert SamplingParams(stop_token_ids=[]).stop_token_ids == ()
+    refuse("allowed_token_ids is empty", allowed_token_ids=[])
+
+
+def test_biases():
+    assert SamplingParams(logit_bias={5: 1, np.int32(6): np.float32(-100)}).logit_bias == {5: 1.0, 6: -100.0}
+    assert SamplingParams(logit_bias={}).logit_bias is None
+    for value in ([5], "5", 5, {5}):
+        refuse("logit_bias is ", logit_bias=value)
+    for token in (-1, "5", 1.0, True, None, 2**31):
+        refuse(f"a token id of logit_bias is {token!r}", logit_bias={token: 0})
+    for bias in (MAX_BIAS + 1, -100.5, math.nan, math.inf, "1", True, None):
+        refuse(f"logit_bias[5] is {bias!r}; it takes a number from -100 to 100", logit_bias={5: bias})
+    refuse(f"logit_bias has {MAX_BIASES + 1} token ids", logit_bias=dict.fromkeys(range(MAX_BIASES + 1), 0))
+
+
+@pytest.mark.parametrize("name", ["stop_token_ids", "allowed_token_ids", "logit_bias"])
+def test_ids_are_checked_against_the_vocabulary(name):
+    params = SamplingParams(**{name: {9: 1.0} if name == "logit_bias" else [9]})
+    params.check_vocabulary(10)
+    with pytest.raises(RequestError, match=f"{name}: token id 9 is not in this model's vocabulary of 9"):
+        params.check_vocabulary(9)
+
+
+# --- all together -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", FLAGS)
+@pytest.mark.parametrize("value", [0, 1, "yes", "", [], np.int8(1)], ids=repr)
+def test_flags_are_true_or_false(name, value):
+    refuse(f"{name} is {value!r}; it takes True or False", **{name: value})
+
+
+def test_numbers_of_numpy_become_plain_ones():
+    params = SamplingParams(
+        n=np.int64(2),
+        temperature=np.float32(0.5),
+        top_p=np.float64(0.9),
+        top_k=np.uint8(5),
+        seed=np.int32(7),
+        logprobs=np.int16(1),
+    )
+    assert params == SamplingParams(n=2, temperature=0.5, top_p=0.9, top_k=5, seed=7, logprobs=1)
+    assert all(
+        type(getattr(params, name)) in (int, float) for name in ("n", "temperature", "top_p", "top_k", "seed", "logprobs")
+    )
+    refuse("temperature is ", temperature=np.float32("nan"))
+    refuse("n is ", n=np.bool_(True))
+    refuse("temperature is ", temperature=np.array(1.0))
+
+
+def test_nothing_is_generated_only_to_score():
+    assert SamplingParams(max_tokens=0, prompt_logprobs=0).max_tokens == 0
+    refuse("max_tokens is 0; it takes a whole number from 1 to 2147483647; 0 only scores the prompt", max_tokens=0)
+    refuse("n is 2, but with max_tokens 0", max_tokens=0, prompt_logprobs=0, n=2)
+
+
+def test_stop_strings_need_text():
+    refuse("detokenize is False; use stop_token_ids", detokenize=False, stop="END")
+
+
+def test_output_kinds():
+    for kind in RequestOutputKind:
+        assert SamplingParams(output_kind=kind).output_kind is kind
+    refuse("output_kind is 1; it takes one of RequestOutputKind.CUMULATIVE", output_kind=1)
+
+
+def test_it_is_a_value():
+    params = SamplingParams(stop=["a"], logit_bias={1: 2})
+    with pytest.raises(AttributeError):
+        params.n = 2
+    assert params == SamplingParams(stop=("a",), logit_bias={1: 2.0})
+    assert len(FIELDS) == 24

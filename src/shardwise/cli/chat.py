@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import re
 import signal
@@ -18,10 +19,11 @@ from shardwise.cli.conversation import Conversation
 from shardwise.cli.generate import rates, show_cut, write
 from shardwise.cli.prompt import decoded
 from shardwise.cli.start import followed, start
-from shardwise.engine.complete import Piece, complete, sampling_defaults
-from shardwise.engine.engine import Engine
-from shardwise.engine.setup import resolve
-from shardwise.engine.text import Tokenizer, open_tokenizer
+from shardwise.engine.complete import Prompt
+from shardwise.engine.front import Front, sampling_defaults
+from shardwise.engine.outputs import CompletionOutput
+from shardwise.engine.setup import Setup, resolve
+from shardwise.engine.text import open_tokenizer
 from shardwise.errors import RequestError
 from shardwise.sched.request import SamplingParams
 
@@ -50,7 +52,7 @@ def run(argv: Sequence[str]) -> None:
     with start(setup) as engine:
         if sys.stdin.isatty():
             say(f"{setup.name} on {setup.layout.mesh.tp} rank(s), context {setup.context}. /help lists commands, Ctrl-D ends.")
-        Dialogue(engine, tokenizer, conversation, params, args.stats).run()
+        Dialogue(Front(engine, tokenizer), conversation, params, args.stats).run()
     if args.seed is None and params.temperature > 0:
         say(f"seed {params.seed}")
 
@@ -69,11 +71,9 @@ def _parser() -> flags.Parser:
 class Dialogue:
     """Reads messages, writes answers, until the input ends."""
 
-    def __init__(
-        self, engine: Engine, tokenizer: Tokenizer, conversation: Conversation, params: SamplingParams, stats: bool
-    ) -> None:
-        self._engine = engine
-        self._tokenizer = tokenizer
+    def __init__(self, front: Front, conversation: Conversation, params: SamplingParams, stats: bool) -> None:
+        self._front = front
+        self._setup: Setup = front.core.setup
         self._conversation = conversation
         self._params = params
         self._stats = stats
@@ -109,23 +109,25 @@ class Dialogue:
     def _answer(self, question: str) -> None:
         ids, dropped = self._conversation.prompt(question)
         if dropped:
-            say(f"[the context of {self._engine.setup.context} tokens is full: the oldest {_turns(dropped)} dropped]")
-        room = self._engine.setup.context - len(ids)
+            say(f"[the context of {self._setup.context} tokens is full: the oldest {_turns(dropped)} dropped]")
+        room = self._setup.context - len(ids)
         limit = min(self._params.max_tokens or room, room)
         params = replace(self._params, max_tokens=limit, min_tokens=min(self._params.min_tokens, limit))
         begun, answer, times = time.perf_counter(), "", []
-        piece: Piece | None = None
-        with interruption() as stopped:
-            for piece in complete(self._engine, self._tokenizer, ids, params):
-                times.append(time.perf_counter() - begun)
-                answer += piece.text
-                write(piece.text)
+        new: CompletionOutput | None = None
+        stream = self._front.stream(Prompt(question, tuple(ids)), params)
+        with interruption() as stopped, contextlib.closing(stream):
+            for output in stream:
+                [new] = output.outputs
+                times += [time.perf_counter() - begun] * len(new.token_ids)
+                answer += new.text
+                write(new.text)
                 if stopped.is_set():
                     break
         write("\n")
-        if piece is not None and piece.finish is None:
+        if new is not None and new.finish_reason is None:
             say("[stopped]")
-        elif piece is not None and piece.finish == "length":
+        elif new is not None and new.finish_reason == "length":
             say(f"[cut at {'--max-tokens' if limit < room else 'the end of the context'}]")
         if self._stats and times:
             say(", ".join(rates(len(times), times[0], times[-1])))

@@ -136,7 +136,7 @@ def totals(layout: Layout, ranks: tuple[Part, ...]) -> Totals:
     alone = replace(layout, mesh=Mesh(), shares=Shares.even(1))
     held = [part.weight_bytes for part in ranks]
     uncut = (tp - 1) * sum(count * _uncut_bytes(layout, block) for block, count in _pieces(model))
-    moved = traffic.of(model, layout, 1, 1)
+    moved = traffic.of(model, layout, 1, traffic.Rows(best=1))
     kinds = Counter((c.op, c.site, c.shape) for c in moved)
     return Totals(
         parameters(model),

@@ -17,12 +17,21 @@ if TYPE_CHECKING:
     from shardwise.engine.setup import Options
     from shardwise.sched.request import SamplingParams
 
-SAMPLING = ("temperature", "top_p", "top_k", "min_p", "seed", "max_tokens", "min_tokens", "logprobs")
+SAMPLING = (
+    "temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty",
+    "seed", "max_tokens", "min_tokens", "logprobs",
+)  # fmt: skip
 
 DTYPE_ALIASES = {
     "half": "float16", "fp16": "float16", "f16": "float16", "bf16": "bfloat16",
     "float": "float32", "fp32": "float32", "f32": "float32",
 }  # fmt: skip
+
+SEEDS = 2**32
+"""A drawn seed is below this: short enough to be typed again."""
+
+MAX_TOKENS = 256
+"""Where nobody says how many to generate: a few paragraphs, and an end for models that never stop by themselves."""
 
 UNITS = {
     "": 1, "b": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40,
@@ -117,6 +126,9 @@ def add_sampling(parser: Parser, max_tokens: str) -> None:
     how.add_argument("--temperature", "--temp", type=float, metavar="T", help="0 takes the likeliest token (1.0)")
     how.add_argument("--top-p", type=float, metavar="P", help="only the likeliest tokens that together have P (1.0)")
     how.add_argument("--top-k", type=int, metavar="K", help="only the K likeliest tokens (0, all)")
+    for name in ("presence", "frequency"):
+        how.add_argument(f"--{name}-penalty", type=float, metavar="X", help="taken from what was written before (0)")
+    how.add_argument("--repetition-penalty", type=float, metavar="X", help="above 1 against what is there already (1.0)")
     how.add_argument("--min-p", type=float, metavar="P", help="only tokens at least P times as likely as the likeliest (0)")
     how.add_argument("--seed", type=int, metavar="N", help="repeats a run (a random one, which is printed)")
     how.add_argument(
@@ -157,10 +169,16 @@ def sampling(args: argparse.Namespace, defaults: Mapping[str, Any]) -> SamplingP
 
     from shardwise.sched.request import SamplingParams
 
+    unset = {"seed": secrets.randbelow(SEEDS), "max_tokens": None}
+    return SamplingParams(**{**unset, **defaults, **sampling_fields(args)})
+
+
+def sampling_fields(args: argparse.Namespace) -> dict[str, Any]:
+    """The sampling flags that were given, by the names of SamplingParams."""
     given = {name: getattr(args, name) for name in SAMPLING if getattr(args, name, None) is not None}
-    stop = tuple(args.stop or ())
-    unset = {"seed": secrets.randbelow(2**32), "max_tokens": None}  # a seed short enough to be typed again
-    return SamplingParams(**{**unset, **defaults, **given}, stop=stop, ignore_eos=args.ignore_eos)
+    if args.stop:
+        given["stop"] = tuple(args.stop)
+    return {**given, "ignore_eos": True} if args.ignore_eos else given
 
 
 def dtype(name: str) -> str:

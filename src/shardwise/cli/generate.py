@@ -1,4 +1,4 @@
-"""`shardwise generate`: one prompt in, its continuation out as it comes, or as one line of JSON."""
+"""`shardwise generate`: one prompt in, its continuation out as it comes, or as one line of JSON; or a file of requests."""
 
 from __future__ import annotations
 
@@ -12,15 +12,14 @@ from dataclasses import dataclass, replace
 from shardwise.cli import flags
 from shardwise.cli.prompt import read_prompt
 from shardwise.cli.start import followed, start
-from shardwise.engine.complete import Piece, complete, sampling_defaults
-from shardwise.engine.engine import Engine, admit
+from shardwise.engine.admit import admit
+from shardwise.engine.complete import Prompt
+from shardwise.engine.front import Front, sampling_defaults
+from shardwise.engine.outputs import Logprobs
 from shardwise.engine.setup import Setup, resolve
 from shardwise.engine.text import Tokenizer, open_tokenizer
 from shardwise.errors import RequestError
 from shardwise.sched.request import SamplingParams
-
-MAX_TOKENS = 256
-"""Where --max-tokens is not given: a few paragraphs, and an end for models that never stop by themselves."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +28,7 @@ class Job:
 
     setup: Setup
     tokenizer: Tokenizer
-    prompt: Sequence[int]
+    prompt: Prompt
     params: SamplingParams
 
 
@@ -38,16 +37,22 @@ def run(argv: Sequence[str]) -> None:
     begun = time.perf_counter()
     args = _parser().read(argv)
     if followed():
-        return
+        return None
+    if args.input is not None:
+        from shardwise.cli import batch
+
+        return batch.run(args)
     job = prepare(args)
     if args.show_cut:
         show_cut(job.setup)
     with start(job.setup) as engine:
         ready_s = time.perf_counter() - begun
+        front = Front(engine, job.tokenizer)
         if args.json:
-            _print_json(job, engine)
+            _print_json(job, front)
         else:
-            _stream(job, engine, ready_s, args)
+            _stream(job, front, ready_s, args)
+    return None
 
 
 def _parser() -> flags.Parser:
@@ -57,10 +62,20 @@ def _parser() -> flags.Parser:
     parser.add_argument("--chat", action="store_true", help="ask rather than continue: uses the model's chat template")
     parser.add_argument("--system", metavar="TEXT", help="with --chat, the system message")
     parser.add_argument("--json", action="store_true", help="one line of JSON on standard output, and nothing else")
+    many = parser.add_argument_group("many requests")
+    many.add_argument(
+        "--input",
+        metavar="FILE",
+        help='a JSON object a line with "prompt", "prompt_token_ids" or "messages"; - reads standard input',
+    )
+    many.add_argument(
+        "--output", metavar="FILE", help="a new file for their answers, a line each as they end; - writes them out"
+    )
+    many.add_argument("--resume", action="store_true", help="go on with an output file that is not complete")
     parser.add_argument("--show-cut", action="store_true", help="first draw how the model is cut, on standard error")
     flags.add_model(parser)
     flags.add_running(parser)
-    flags.add_sampling(parser, f"{MAX_TOKENS}, or what the context leaves")
+    flags.add_sampling(parser, f"{flags.MAX_TOKENS}, or what the context leaves")
     parser.add_argument("--logprobs", type=int, metavar="N", help="with --json, log-probabilities: the token's and N likeliest")
     return parser
 
@@ -72,6 +87,8 @@ def prepare(args: argparse.Namespace) -> Job:
     flags.sampling(args, {})
     if args.logprobs is not None and not args.json:
         raise RequestError("--logprobs is shown in JSON only; add --json")
+    if args.output is not None or args.resume:
+        raise RequestError(f"{'--resume' if args.resume else '--output'} is for requests from a file; add --input FILE")
     if args.system is not None and not args.chat:
         raise RequestError("--system is a part of a conversation; add --chat")
     text = read_prompt(args)
@@ -82,16 +99,16 @@ def prepare(args: argparse.Namespace) -> Job:
         from shardwise.cli.conversation import Conversation  # jinja2, which plain prompts need not load
 
         conversation = Conversation(setup, tokenizer, args.system)
-        prompt, _ = conversation.prompt(text)
+        prompt = tuple(conversation.prompt(text)[0])
         params = replace(params, stop=(*params.stop, *conversation.stops))
     else:
-        prompt = tokenizer.encode(text)
+        prompt = tuple(tokenizer.encode(text))
     if args.max_tokens is None:
         room = max(1, setup.context - len(prompt))
-        params = replace(params, max_tokens=max(min(MAX_TOKENS, room), params.min_tokens))
+        params = replace(params, max_tokens=max(min(flags.MAX_TOKENS, room), params.min_tokens))
     limit = admit(setup, prompt, params)
     # One request, known in full: no more cache than it can use.
-    return Job(setup.only(len(prompt) + limit), tokenizer, prompt, params)
+    return Job(setup.only(len(prompt) + limit), tokenizer, Prompt(text, prompt), params)
 
 
 def show_cut(setup: Setup) -> None:
@@ -106,18 +123,21 @@ def show_cut(setup: Setup) -> None:
 # --- out ------------------------------------------------------------------------------------------------------------------
 
 
-def _stream(job: Job, engine: Engine, ready_s: float, args: argparse.Namespace) -> None:
+def _stream(job: Job, front: Front, ready_s: float, args: argparse.Namespace) -> None:
     begun = time.perf_counter()
     first_s = last_s = 0.0
-    piece: Piece | None = None
-    for piece in complete(engine, job.tokenizer, job.prompt, job.params):
-        last_s = time.perf_counter() - begun
-        first_s = first_s or last_s
-        write(piece.text)
+    tokens = 0
+    for output in front.stream(job.prompt, job.params):
+        [new] = output.outputs
+        if new.token_ids:
+            tokens += len(new.token_ids)
+            last_s = time.perf_counter() - begun
+            first_s = first_s or last_s
+        write(new.text)
     write("\n")
     notes = []
-    if args.stats and piece is not None:
-        notes = [f"ready {ready_s:.1f} s", *rates(piece.usage.completion_tokens, first_s, last_s)]
+    if args.stats:
+        notes = [f"ready {ready_s:.1f} s", *rates(tokens, first_s, last_s)]
     if job.params.temperature > 0 and (args.stats or args.seed is None):
         notes.append(f"seed {job.params.seed}")
     if notes:
@@ -142,18 +162,19 @@ def write(text: str) -> None:
     sys.stdout.flush()
 
 
-def _print_json(job: Job, engine: Engine) -> None:
-    pieces = list(complete(engine, job.tokenizer, job.prompt, job.params))
-    last = pieces[-1]
+def _print_json(job: Job, front: Front) -> None:
+    whole = [output.outputs[0] for output in front.stream(job.prompt, job.params)]
+    ids = [token for part in whole for token in part.token_ids]
+    logprobs = [place for part in whole for place in part.logprobs or ()]
     shown = {
-        "text": "".join(piece.text for piece in pieces),
-        "token_ids": [piece.token for piece in pieces],
-        "finish_reason": last.finish,
-        "logprobs": None if job.params.logprobs is None else [_logprobs(job.tokenizer, piece) for piece in pieces],
+        "text": "".join(part.text for part in whole),
+        "token_ids": ids,
+        "finish_reason": whole[-1].finish_reason,
+        "logprobs": None if job.params.logprobs is None else [shown_logprobs(p, job.params.logprobs) for p in logprobs],
         "usage": {
-            "prompt_tokens": last.usage.prompt_tokens,
-            "completion_tokens": last.usage.completion_tokens,
-            "total_tokens": last.usage.total_tokens,
+            "prompt_tokens": len(job.prompt.ids),
+            "completion_tokens": len(ids),
+            "total_tokens": len(job.prompt.ids) + len(ids),
         },
         "seed": job.params.seed,
     }
@@ -161,9 +182,10 @@ def _print_json(job: Job, engine: Engine) -> None:
     sys.stdout.write(json.dumps(shown) + "\n")
 
 
-def _logprobs(tokenizer: Tokenizer, piece: Piece) -> dict[str, object]:
-    def named(token: int, logprob: float) -> dict[str, object]:
-        text = tokenizer.decode([token], skip_special_tokens=False)
-        return {"token_id": token, "token": text, "logprob": logprob}
-
-    return {**named(piece.token, piece.logprob), "top": [named(token, logprob) for token, logprob in piece.top]}
+def shown_logprobs(place: Logprobs, top: int) -> dict[str, object]:
+    """The log-probabilities at one place as JSON: the token's own, and the `top` likeliest."""
+    named = {
+        token: {"token_id": token, "token": found.decoded_token, "logprob": found.logprob} for token, found in place.items()
+    }
+    likeliest = sorted((found.rank, n, token) for n, (token, found) in enumerate(place.items()) if found.rank <= top)
+    return {**next(iter(named.values())), "top": [named[token] for _, _, token in likeliest[:top]]}

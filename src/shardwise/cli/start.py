@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 from shardwise import env
 from shardwise.engine.engine import Engine
+from shardwise.engine.front import TokenEngine
 from shardwise.engine.ranks import ProcessRanks, Progress, Ranks
 from shardwise.engine.setup import Setup
 
@@ -33,12 +34,16 @@ def start_ranks(setup: Setup, progress: Progress | None) -> Ranks:
     return TorchrunRanks(setup, place, progress)
 
 
-def start(setup: Setup) -> Engine:
-    """An engine whose ranks have loaded. The caller closes it."""
-    if not sys.stderr.isatty():
-        return Engine(setup, start_ranks(setup, None))
-    with _bars(setup) as progress:
-        return Engine(setup, start_ranks(setup, progress))
+@contextmanager
+def start(setup: Setup) -> Iterator[TokenEngine]:
+    """An engine whose ranks have loaded, closed at the end."""
+    if sys.stderr.isatty():
+        with _bars(setup) as progress:
+            engine = Engine(setup, start_ranks(setup, progress))
+    else:
+        engine = Engine(setup, start_ranks(setup, None))
+    with engine:
+        yield engine
 
 
 @contextmanager

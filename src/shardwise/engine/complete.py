@@ -1,84 +1,159 @@
-"""Text out of an engine: a prompt's ids go in, pieces of text come out as they become certain, stop strings cut.
+"""The events of one request become text: characters as they become certain, stop strings cut, log-probabilities named.
 
-Knows one request at a time; neither templates nor where the text goes.
+The one place that knows how tokens turn into a `RequestOutput`. It knows neither templates, nor threads, nor where the
+text goes; what the text decides (a stop string) it only reports.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
-from shardwise.engine.engine import Engine, Finish
-from shardwise.engine.text import Detokenizer, StopStrings, Tokenizer, read_json
-from shardwise.errors import CheckpointError, RequestError
-from shardwise.sched.request import SamplingParams
-
-SAMPLING_KEYS = ("temperature", "top_p", "top_k", "min_p")
+from shardwise.engine.outputs import CompletionOutput, Logprob, Logprobs, Metrics, RequestOutput
+from shardwise.engine.text import Detokenizer, StopStrings, Tokenizer
+from shardwise.sched.events import Emitted, Ended, Event, Finish, Scored
+from shardwise.sched.request import RequestOutputKind, SamplingParams
+from shardwise.sched.step import Chosen
 
 
 @dataclass(frozen=True, slots=True)
-class Usage:
-    """Tokens that a request read and made."""
+class Prompt:
+    """What to continue: its ids, and the text that they were made of. `stops` end the answer besides the request's own."""
 
-    prompt_tokens: int
-    completion_tokens: int
+    text: str | None
+    ids: tuple[int, ...]
+    stops: tuple[str, ...] = ()
+    tenant: str = ""
+
+
+class Transcript:
+    """One request: `feed` it its events in their order, and take `output` at any time.
+
+    Surplus tokens, which an engine may have made before it heard of a stop string, are left out.
+    """
+
+    def __init__(
+        self,
+        request_id: str,
+        prompt: Prompt,
+        params: SamplingParams,
+        tokenizer: Tokenizer,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.request_id = request_id
+        self.ended: Ended | None = None
+        self._prompt, self._params, self._tokenizer, self._clock = prompt, params, tokenizer, clock
+        self._choices = [_Choice(n, tokenizer, prompt.ids, params) for n in range(params.n)]
+        self._scores: list[Logprobs | None] | None = None if params.prompt_logprobs is None else [None]
+        self._begun = clock()
+        self._first_s: float | None = None
+        self._total_s: float | None = None
 
     @property
-    def total_tokens(self) -> int:
-        return self.prompt_tokens + self.completion_tokens
+    def tokens(self) -> int:
+        """How many were generated, over all choices."""
+        return sum(len(choice.whole.token_ids) for choice in self._choices)
+
+    def feed(self, event: Event) -> int | None:
+        """Takes one event. Returns the choice that its text has just ended, which the engine cannot know."""
+        if isinstance(event, Scored):
+            if self._scores is not None:
+                self._scores += [named(self._tokenizer, chosen) for chosen in event.scores]
+            return None
+        if isinstance(event, Ended):
+            self.ended = event
+            self._total_s = self._clock() - self._begun
+            for choice in self._choices:
+                choice.close("length" if self._params.max_tokens == 0 else "abort")
+            return None
+        assert isinstance(event, Emitted)
+        if self._first_s is None:
+            self._first_s = self._clock() - self._begun
+        matched = self._choices[event.choice].push(event.chosen, event.finish)
+        return event.choice if matched else None
+
+    def output(self, kind: RequestOutputKind = RequestOutputKind.CUMULATIVE) -> RequestOutput:
+        """All so far, or with DELTA what came since the last call. It shares nothing with what comes later."""
+        delta = kind is RequestOutputKind.DELTA
+        return RequestOutput(
+            request_id=self.request_id,
+            prompt=self._prompt.text,
+            prompt_token_ids=list(self._prompt.ids),
+            prompt_logprobs=None if self._scores is None else list(self._scores),
+            outputs=[choice.news() if delta else choice.since(0, 0) for choice in self._choices],
+            finished=self.ended is not None,
+            metrics=Metrics(self._first_s, self._total_s, self.ended.preempted if self.ended else 0),
+            num_cached_tokens=self.ended.cached if self.ended else None,
+        )
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """What one token added. `text` is often empty: a character may take several tokens, a stop string may have begun.
+class _Choice:
+    """One continuation; `whole` is it so far."""
 
-    `logprob` is the token's own, `top` are the most likely ones at its place, if they were asked for. The last piece has
-    `finish`: "stop" at an end token or a stop string, "length" at the limit.
-    """
+    def __init__(self, index: int, tokenizer: Tokenizer, prompt: Sequence[int], params: SamplingParams) -> None:
+        scored = params.logprobs is not None
+        self.whole = CompletionOutput(index, "", [], 0.0 if scored else None, [] if scored else None)
+        self._params, self._tokenizer = params, tokenizer
+        self._characters = Detokenizer(tokenizer, skip_special_tokens=params.skip_special_tokens, after=prompt)
+        self._stops = StopStrings(params.stop, include=params.include_stop_str_in_output)
+        self._told = (0, 0)  # tokens and characters that deltas have given out
 
-    text: str
-    token: int
-    logprob: float
-    top: tuple[tuple[int, float], ...]
-    usage: Usage
-    finish: Finish | None = None
+    def push(self, chosen: Chosen, finish: Finish | None) -> bool:
+        """One more token; whether its text ended the continuation."""
+        whole = self.whole
+        if whole.finished:
+            return False
+        whole.token_ids.append(chosen.token)
+        if whole.logprobs is not None and whole.cumulative_logprob is not None:
+            whole.logprobs.append(named(self._tokenizer, chosen))
+            whole.cumulative_logprob += chosen.logprob
+        if self._params.detokenize:
+            self._read(chosen.token, finish)
+        if self._stops.matched is not None:
+            whole.finish_reason, whole.stop_reason = "stop", self._stops.matched
+            return finish is None
+        if finish == "stop" and chosen.token in self._params.stop_token_ids:
+            whole.stop_reason = chosen.token
+        whole.finish_reason = finish
+        return False
 
-
-def complete(engine: Engine, tokenizer: Tokenizer, prompt: Sequence[int], params: SamplingParams) -> Iterator[Piece]:
-    """The continuation of `prompt`. End tokens and stop strings are not part of the text; closing the iterator ends it.
-
-    As in vLLM, stop strings are looked for after `min_tokens`. Raises RequestError where the request can never run.
-    """
-    characters = Detokenizer(tokenizer, after=prompt)
-    stops = StopStrings(params.stop)
-    tokens = engine.generate(prompt, params, tokenizer.eos_ids)
-    for count, token in enumerate(tokens, start=1):
-        finish = token.finish
-        # An end token need not be a special one, but it is never text.
-        text = "" if finish == "stop" else characters.push(token.id)
-        if count > params.min_tokens:
-            text = stops.push(text)
-        if finish and stops.matched is None:
-            text += stops.push(characters.finish()) + stops.finish()
-        if stops.matched is not None:
-            finish = "stop"
-        yield Piece(text, token.id, token.chosen.logprob, token.chosen.top, Usage(len(prompt), count), finish)
+    def _read(self, token: int, finish: Finish | None) -> None:
+        """Adds the text that a token makes certain; all of it with the last one."""
+        # An end token need not be a special one, but it is no text, unless what stops is asked for.
+        silent = finish == "stop" and not self._params.include_stop_str_in_output
+        text = "" if silent else self._characters.push(token)
         if finish:
+            text += self._characters.finish()
+        # As in vLLM, stop strings are looked for in what comes after `min_tokens`.
+        if len(self.whole.token_ids) > self._params.min_tokens:
+            text = self._stops.push(text)
+        if finish:
+            text += self._stops.finish()
+        self.whole.text += text
+
+    def close(self, finish: Finish) -> None:
+        """No more tokens come: what was held back is text after all."""
+        if self.whole.finished:
             return
+        self.whole.finish_reason = finish
+        if self._params.detokenize:
+            self.whole.text += self._stops.push(self._characters.finish()) + self._stops.finish()
+
+    def since(self, tokens: int, characters: int) -> CompletionOutput:
+        """A copy without what came before."""
+        whole = self.whole
+        logprobs = None if whole.logprobs is None else whole.logprobs[tokens:]
+        return replace(whole, text=whole.text[characters:], token_ids=whole.token_ids[tokens:], logprobs=logprobs)
+
+    def news(self) -> CompletionOutput:
+        tokens, characters = self._told
+        self._told = len(self.whole.token_ids), len(self.whole.text)
+        return self.since(tokens, characters)
 
 
-def sampling_defaults(folder: Path) -> dict[str, Any]:
-    """What the checkpoint's generation_config.json recommends, by the names of SamplingParams. As in vLLM, it need not say
-    `do_sample`; but where it says false, the likeliest token is taken. Raises CheckpointError for values out of range."""
-    path = folder / "generation_config.json"
-    given = read_json(path)
-    if given.get("do_sample") is False:
-        return {"temperature": 0.0}
-    found = {key: given[key] for key in SAMPLING_KEYS if given.get(key) is not None}
-    try:
-        SamplingParams(**found)
-    except RequestError as error:
-        raise CheckpointError(f"{path}: {error}; mend it, or remove the file") from None
-    return found
+def named(tokenizer: Tokenizer, chosen: Chosen) -> Logprobs:
+    """The log-probabilities at one place, with texts: the token itself first, then the likeliest ones."""
+    places = [(chosen.token, chosen.logprob, chosen.rank)]
+    places += [(token, logprob, rank) for rank, (token, logprob) in enumerate(chosen.top, start=1) if token != chosen.token]
+    return {token: Logprob(logprob, rank, tokenizer.token_text(token)) for token, logprob, rank in places}

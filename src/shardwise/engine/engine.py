@@ -1,65 +1,37 @@
-"""One request at a time through all ranks: chunked prefill, then token by token. It knows ids, not text.
-
-The request's tokens are kept here, ranks hold only caches: whatever a rank has computed can be computed again.
-"""
+"""An engine: ranks in place, a core loop on a thread of its own, and requests from any thread. It knows ids, not text."""
 
 from __future__ import annotations
 
+import os
 import secrets
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import select
+import threading
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from itertools import count
+from queue import SimpleQueue
 from types import TracebackType
 from typing import Literal, Self
 
-from shardwise.engine.memory import CHUNK_TOKENS
-from shardwise.engine.ranks import ProcessRanks, Progress, Ranks, ThreadRanks
+from shardwise import env
+from shardwise.engine.admit import admit
+from shardwise.engine.core import Core
+from shardwise.engine.journal import Entry, Sink
+from shardwise.engine.ranks import ProcessRanks, Progress, Ranks
 from shardwise.engine.setup import Setup
-from shardwise.errors import RequestError, ShardwiseError
+from shardwise.errors import ShardwiseError
+from shardwise.sched.events import Emitted, Ended, Event
 from shardwise.sched.request import SEEDS, SamplingParams
-from shardwise.sched.step import Chosen, Draw, Item, Pages, Step
-from shardwise.spec.blocks import ropes
-from shardwise.spec.layout import PAGE_TOKENS
 
-Finish = Literal["stop", "length"]
-
-
-@dataclass(frozen=True, slots=True)
-class Token:
-    """One generated token. `finish` is set on the last: "stop" at an end token, "length" at the limit."""
-
-    id: int
-    chosen: Chosen
-    finish: Finish | None = None
-
-
-def admit(setup: Setup, prompt: Sequence[int], params: SamplingParams) -> int:
-    """How many tokens may be generated; RequestError where the request can never run. Needs no ranks."""
-    context, vocab = setup.context, setup.layout.model.vocab
-    if not prompt:
-        raise RequestError("the prompt is empty: it needs at least one token")
-    if len(prompt) >= context:
-        own = f"(this model's own context is {setup.layout.model.context})"
-        reasons = {"model": "this model's context", "flag": f"--max-model-len {own}", "memory": f"what the memory holds {own}"}
-        why = reasons[setup.bound]
-        raise RequestError(
-            f"the prompt has {len(prompt)} tokens; with at least one to generate it may have {context - 1}, by {why}"
-        )
-    for token in prompt:
-        if not 0 <= token < vocab:
-            raise RequestError(f"token id {token} is not in this model's vocabulary of {vocab}")
-    room = context - len(prompt)
-    if params.max_tokens is not None and params.max_tokens > room:
-        raise RequestError(
-            f"the prompt has {len(prompt)} tokens and max_tokens is {params.max_tokens}: together more than the context of "
-            f"{context}; ask for at most {room}"
-        )
-    return params.max_tokens or room
+CLOSED = "the engine was closed"
 
 
 class Engine:
-    """Ranks in place, ready for prompts. A context manager: leaving it ends every rank.
+    """Ready for requests once made. A context manager: leaving it ends every request and every rank.
 
-    `ranks`: "processes" on this host, or "threads" in this process.
+    `ranks`: "processes" on this host, "threads" in this process, or a started group.
     """
 
     def __init__(
@@ -69,67 +41,128 @@ class Engine:
         if ranks == "processes":
             self.ranks: Ranks = ProcessRanks(setup, progress)
         elif ranks == "threads":
+            # Here and not above: it imports torch.
+            from shardwise.engine.thread_ranks import ThreadRanks
+
             self.ranks = ThreadRanks(setup, progress)
         else:
             self.ranks = ranks
-        self._requests = 0
-        self._steps = 0
+        self.core = Core(setup, self.ranks, time.monotonic)
+        self._numbers = count(1)
+        self._orders: deque[Callable[[], None]] = deque()
+        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._lock = threading.Lock()
+        self._ended: ShardwiseError | None = None
+        self._thread = threading.Thread(target=self._run, daemon=True, name="engine")
+        self._thread.start()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.ranks.close()
+        self.close()
 
-    def generate(self, prompt: Sequence[int], params: SamplingParams, stops: Sequence[int] = ()) -> Iterator[Token]:
-        """The continuation of `prompt`, token by token. `stops` are ids that end it (unless `ignore_eos`)."""
+    # --- from any thread ----------------------------------------------------------------------------------------------
+
+    def submit(
+        self,
+        prompt: Sequence[int],
+        params: SamplingParams,
+        sink: Sink,
+        *,
+        ends: Sequence[int] = (),
+        bad: Sequence[Sequence[int]] = (),
+        priority: int = 0,
+        tenant: str = "",
+    ) -> int:
+        """The number of a request that now runs, or waits to. `ends` are the ids that end it (none with `ignore_eos`), `bad`
+        the sequences of ids that it must not write; `tenant` keeps its cache apart.
+
+        `sink` gets its events on the engine's thread and must not wait. RequestError where the request can never run;
+        ShardwiseError, the cause, where the engine has ended.
+        """
         limit = admit(self.setup, prompt, params)
         seed = params.seed if params.seed is not None else secrets.randbelow(SEEDS)
         # A checkpoint's end ids may lie beyond its logits; such a one is never drawn.
-        ends = () if params.ignore_eos else tuple(i for i in stops if 0 <= i < self.setup.layout.model.vocab)
-        tokens, computed = list(prompt), 0
-        self._requests += 1
-        for count in range(1, limit + 1):
-            if self._outgrown(len(tokens), computed):
-                computed = 0
-            barred = ends if count <= params.min_tokens else ()
-            draw = Draw(params.temperature, params.top_p, params.top_k, params.min_p, seed, 0, params.logprobs, barred)
-            chosen = self._advance(tokens, computed, draw)
-            computed = len(tokens)
-            tokens.append(chosen.token)
-            finish: Finish | None = "stop" if chosen.token in ends else "length" if count == limit else None
-            yield Token(chosen.token, chosen, finish)
-            if finish:
-                return
+        vocab = self.setup.layout.model.vocab
+        kept = tuple(sorted({i for i in ends if 0 <= i < vocab}))
+        words = tuple(tuple(word) for word in bad if word and all(0 <= i < vocab for i in word))
+        entry = Entry(next(self._numbers), tuple(prompt), params, seed, limit, sink, kept, words, priority, tenant)
+        self.core.scheduler.check(self.core.request(entry))
+        self._order(lambda: self.core.add(entry))
+        return entry.number
 
-    def _outgrown(self, known: int, computed: int) -> bool:
-        """Whether the cached keys were turned by the short angles of a longrope and the sequence is now a long one."""
-        ends = [rope.boundary for rope in ropes(self.setup.layout.model) if rope.long and rope.boundary]
-        return any(computed <= end < known for end in ends) and computed > 0
+    def abort(self, request: int) -> None:
+        """Ends a request wherever it is; one that has ended is ignored."""
+        self._order(lambda: self.core.abort(request), late=True)
 
-    def _advance(self, tokens: Sequence[int], computed: int, draw: Draw) -> Chosen:
-        """Runs everything not yet computed, in chunks, and draws the token after it."""
-        chosen = None
-        while computed < len(tokens):
-            stop = min(computed + CHUNK_TOKENS, len(tokens))
-            last = stop == len(tokens)
-            pages = tuple(self._pages(g, computed, stop) for g in range(len(self.setup.pages)))
-            item = Item(self._requests, tuple(tokens[computed:stop]), computed, len(tokens), pages, draw if last else None)
-            self._steps += 1
-            results = self.ranks.step(Step(self._steps, (item,)))
-            if last:
-                [result] = results
-                if result.chosen is None:
-                    raise ShardwiseError(f"generation ended at token {len(tokens)}: {result.error}")
-                chosen = result.chosen
-            computed = stop
-        assert chosen is not None
-        return chosen
+    def finish(self, request: int, choice: int) -> None:
+        """Ends one continuation, whose text is complete; one that has ended is ignored."""
+        self._order(lambda: self.core.finish(request, choice), late=True)
 
-    def _pages(self, group: int, start: int, stop: int) -> Pages:
-        """The pages that tokens start..stop write and read: all so far, or in a ring as far as the window looks back."""
-        window, count = self.setup.layout.cache[group].window, self.setup.pages[group]
-        first = 0 if window is None else max(0, start - window + 1) // PAGE_TOKENS
-        places = range(first, -(-stop // PAGE_TOKENS))
-        assert len(places) <= count
-        return Pages(first * PAGE_TOKENS, tuple(place % count for place in places))
+    def generate(self, prompt: Sequence[int], params: SamplingParams, ends: Sequence[int] = ()) -> Iterator[Emitted]:
+        """The tokens of one request as they come, of all its choices. Closing the iterator ends it. Raises the cause where
+        the request or the engine fails."""
+        events: SimpleQueue[Event] = SimpleQueue()
+        ends = () if params.ignore_eos else ends
+        number = self.submit(prompt, params, events.put, ends=ends)
+        try:
+            while not isinstance(event := events.get(), Ended):
+                if isinstance(event, Emitted):
+                    yield event
+        finally:
+            self.abort(number)
+        if event.error:
+            raise self._ended if self._ended and event.error == str(self._ended) else ShardwiseError(event.error)
+
+    def close(self) -> None:
+        """Ends every open request with an error, then all ranks. Twice is once."""
+        self._end(ShardwiseError(CLOSED))
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
+
+    def _end(self, cause: ShardwiseError) -> None:
+        with self._lock:
+            if self._ended is None:
+                self._ended = cause
+                os.eventfd_write(self._wake, 1)
+
+    def _order(self, order: Callable[[], None], *, late: bool = False) -> None:
+        """Hands something to the engine's thread. `late`: it is no error if the engine has ended."""
+        with self._lock:
+            if self._ended is None:
+                self._orders.append(order)
+                os.eventfd_write(self._wake, 1)
+            elif not late:
+                raise self._ended
+
+    # --- the engine's thread ------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            while self._obey():
+                self.core.issue()
+                if not self.core.in_flight:
+                    select.select([self._wake], [], [])
+                elif done := self.ranks.wait(self._wake):
+                    self.core.apply(*done)
+        except BaseException as error:
+            if env.debug():
+                traceback.print_exc()
+            self._end(error if isinstance(error, ShardwiseError) else ShardwiseError(f"the engine failed: {error!r}"))
+        finally:
+            self._obey()
+            self.core.journal.fail(str(self._ended))
+            self.ranks.close()
+            os.close(self._wake)
+
+    def _obey(self) -> bool:
+        """Does what other threads asked for. False when the engine is to end."""
+        with self._lock:
+            orders, self._orders = self._orders, deque()
+            ended = self._ended is not None
+            if select.select([self._wake], [], [], 0)[0]:
+                os.eventfd_read(self._wake)
+        for order in orders:
+            order()
+        return not ended

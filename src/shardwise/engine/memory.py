@@ -15,8 +15,14 @@ from shardwise.spec.mesh import Mesh
 from shardwise.spec.mla import MLA
 from shardwise.spec.moe import MoE
 
-CHUNK_TOKENS = 512
-"""The most tokens of a prompt in one forward: bounds the memory of activations."""
+STEP_TOKENS = {"cpu": 512, "cuda": 2048}
+"""Unless told, the most tokens of one step: bounds the memory of activations, and how long a decode waits for a prompt."""
+
+SEQUENCES = {"cpu": 64, "cuda": 256}
+"""Unless told, the most sequences that run at once; fewer where memory is short."""
+
+CACHE_BYTES = 4 * 2**30
+"""Unless told, the most that the caches of a host's CPU ranks take together, if one sequence does not need more."""
 
 LEAST_CONTEXT = 256
 """A layout that cannot hold the cache of this many tokens is refused rather than run."""
@@ -29,61 +35,118 @@ Bound = Literal["model", "flag", "memory"]
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """The most tokens that a request may have, and what sets that limit."""
+    """The most tokens that a request may have, and what sets that limit; the most sequences that run at once; and the pages of
+    each cache group, SCRATCH among them."""
 
     context: int
     bound: Bound
+    sequences: int
+    pages: tuple[int, ...]
 
 
-def room(layout: Layout, device: str, memory: int | None, asked: int | None) -> Room:
-    """The longest sequence: as `asked` if it fits, else the model's own or what the memory allows.
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """What the ranks of `layout` take, on what they are given.
 
-    `memory` is what a rank may take in bytes, None for what is free. CapacityError says what would fit.
+    `memory` is what a rank may take in bytes, None for what is free; `cache` the most of it for the cache, None for what is
+    left. A step has up to `tokens` tokens in up to `sequences` sequences.
     """
+
+    layout: Layout
+    device: str
+    memory: int | None
+    cache: int | None
+    tokens: int
+    sequences: int
+
+    @property
+    def budget(self) -> int:
+        """Bytes that each rank may take."""
+        return self.memory or available_bytes(self.device, self.layout.mesh.tp)
+
+    def pages(self, context: int, kept: int) -> tuple[int, ...]:
+        """Pages of each group for `kept` tokens of several sequences, one of `context` tokens at the least."""
+        found = []
+        for group, one in zip(self.layout.cache, self.layout.kv_pages(context, self.tokens), strict=True):
+            # What many short sequences need, or all of them with their windows full.
+            whole = -(-kept // PAGE_TOKENS)
+            found.append(1 + max(one, whole if group.window is None else min(whole, self.sequences * one)))
+        return tuple(found)
+
+    def rank_bytes(self, rank: int, context: int, kept: int) -> int:
+        """What one rank will take: weights, cache, activations, its process."""
+        cache = self.layout.kv_bytes(rank, self.pages(context, kept))
+        return self.layout.arena_bytes(rank) + cache + self.activation_bytes(rank, context, kept) + RANK_BYTES[self.device]
+
+    def fits(self, context: int, kept: int | None = None) -> bool:
+        """Whether every rank has room for sequences of up to `context` tokens that keep `kept` together; by default for one."""
+        budget, ranks = self.budget, range(self.layout.mesh.size)
+        return all(self.rank_bytes(rank, context, kept or context) <= budget for rank in ranks)
+
+    def activation_bytes(self, rank: int, context: int, kept: int) -> int:
+        """What one forward needs beside weights and cache: hidden states and the widest linear's outputs, one layer's gathered
+        keys and values with their mask, and logits with what sampling makes of them."""
+        layout, at = self.layout, self.layout.mesh.coords(rank)
+        tokens = min(self.tokens, kept)
+        # Sequences are gathered side by side, padded to less than twice their length.
+        gathered = max(context, min(2 * kept, self.sequences * context))
+        item, widest, attended, states = BITS[layout.dtype] // 8, 0, 0, 6
+        for block in {id(run.block): run.block for run in layout.model.runs}.values():
+            for _, node in walk(block):
+                if isinstance(node, Linear):
+                    widest = max(widest, len(layout.span(node.out, at)))
+                elif isinstance(node, Attention):
+                    attended = max(attended, _attention_bytes(layout, node, rank, tokens, context, gathered))
+                elif isinstance(node, MLA):
+                    attended = max(attended, _latent_bytes(layout, node, rank, tokens, context, gathered))
+                elif isinstance(node, MoE):
+                    # All tokens may go to one expert: its inputs, its outputs and these weighed, beside the sum.
+                    states = 10
+        # Norms are computed in float32, whatever the dtype; sampling works on float64 and int64 rows of the vocabulary.
+        own = len(layout.span(layout.model.head.linear.out, at))
+        sampled = 16 * item * layout.model.vocab + 16 * min(self.sequences, kept) * own
+        return 4 * tokens * (states * layout.model.hidden + 3 * widest) + attended + sampled
+
+
+def room(demand: Demand, asked: int | None, *, fewer: bool) -> Room:
+    """How long sequences may be, as `asked` if that fits, else as the model or the memory allows; and how many are kept at
+    once. `fewer`: fewer sequences than the demand says are as good, where more do not fit. CapacityError says what would fit.
+    """
+    layout = demand.layout
     most = layout.model.context
     if asked is not None and not 1 <= asked <= most:
         raise UserError(f"--max-model-len {asked} is out of range; this model takes 1 to {most} tokens")
-    wanted, least = asked or most, asked or min(LEAST_CONTEXT, most)
-    if fits(layout, device, memory, wanted):
-        return Room(wanted, "flag" if asked else "model")
-    if not fits(layout, device, memory, least):
-        raise CapacityError(_refusal(layout, device, memory, least))
-    return Room(_last(lambda n: fits(layout, device, memory, n), least, wanted), "memory")
+    least = asked or min(LEAST_CONTEXT, most)
+    while fewer and demand.sequences > 1 and not demand.fits(asked or most):
+        demand = replace(demand, sequences=demand.sequences // 2)
+    if not demand.fits(least):
+        raise CapacityError(_refusal(demand, least))
+    wanted = asked or most
+    context = _last(demand.fits, least, wanted)
+    bound: Bound = "memory" if context < wanted else "flag" if asked else "model"
+    return Room(context, bound, demand.sequences, _pages(demand, context))
 
 
-def fits(layout: Layout, device: str, memory: int | None, context: int) -> bool:
-    """Whether every rank has room for one sequence of `context` tokens."""
-    budget = memory or available_bytes(device, layout.mesh.tp)
-    return all(rank_bytes(layout, rank, context, device) <= budget for rank in range(layout.mesh.size))
+def _pages(demand: Demand, context: int) -> tuple[int, ...]:
+    """As many pages as there is room for, up to all sequences at their longest; at least one of them."""
+    layout, limit = demand.layout, demand.cache
+    if limit is None and demand.device == "cpu" and demand.memory is None:
+        limit = CACHE_BYTES // layout.mesh.tp
+
+    def holds(kept: int) -> bool:
+        taken = max(layout.kv_bytes(rank, demand.pages(context, kept)) for rank in range(layout.mesh.size))
+        return (limit is None or taken <= limit) and demand.fits(context, kept)
+
+    if demand.cache is not None and not holds(context):
+        need = max(layout.kv_bytes(rank, demand.pages(context, context)) for rank in range(layout.mesh.size))
+        raise CapacityError(
+            f"--kv-cache-memory allows {mib(demand.cache)}, and one sequence of {context} tokens takes {mib(need)} of a rank: "
+            "give it more, or use a smaller --max-model-len"
+        )
+    return demand.pages(context, _last(holds, context, context * demand.sequences))
 
 
-def rank_bytes(layout: Layout, rank: int, context: int, device: str) -> int:
-    """What one rank will take with a sequence of `context` tokens: weights, cache, activations, its process."""
-    cache = layout.kv_bytes(rank, layout.kv_pages(context, CHUNK_TOKENS))
-    return layout.arena_bytes(rank) + cache + activation_bytes(layout, rank, context) + RANK_BYTES[device]
-
-
-def activation_bytes(layout: Layout, rank: int, context: int) -> int:
-    """What one forward needs beside weights and cache: hidden states and the widest linear's outputs of a chunk, one layer's
-    gathered keys and values with their mask, and the logits of one row with what sampling makes of them."""
-    tokens, item = min(CHUNK_TOKENS, context), BITS[layout.dtype] // 8
-    widest, gathered, states = 0, 0, 6
-    for block in {id(run.block): run.block for run in layout.model.runs}.values():
-        for _, node in walk(block):
-            if isinstance(node, Linear):
-                widest = max(widest, len(layout.span(node.out, layout.mesh.coords(rank))))
-            elif isinstance(node, Attention):
-                gathered = max(gathered, _attention_bytes(layout, node, rank, tokens, context))
-            elif isinstance(node, MLA):
-                gathered = max(gathered, _latent_bytes(layout, node, rank, tokens, context))
-            elif isinstance(node, MoE):
-                # All tokens may go to one expert: its inputs, its outputs and these weighed, beside the sum.
-                states = 10
-    # Norms are computed in float32, whatever the dtype; sampling works on float64 and int64 rows of the vocabulary.
-    return 4 * tokens * (states * layout.model.hidden + 3 * widest) + gathered + 16 * item * layout.model.vocab
-
-
-def _attention_bytes(layout: Layout, attention: Attention, rank: int, tokens: int, context: int) -> int:
+def _attention_bytes(layout: Layout, attention: Attention, rank: int, tokens: int, context: int, gathered: int) -> int:
     """Gathered keys and values of one layer, once more where each query head gets its own copy, and the mask: as booleans,
     and as numbers, which torch makes of them. Bent scores are all held at once, in float32, while they are made anew."""
     at, item = layout.mesh.coords(rank), BITS[layout.dtype] // 8
@@ -91,17 +154,18 @@ def _attention_bytes(layout: Layout, attention: Attention, rank: int, tokens: in
     copies = len(kv) + (0 if layout.even_groups(attention, at) else len(queries))
     reach = context if attention.window is None else min(context, attention.window + tokens + 2 * PAGE_TOKENS)
     scores = 0 if attention.softcap is None and not attention.sinks else 2 * 4 * tokens * len(queries)
-    return reach * (2 * copies * attention.dim * item + tokens * (1 + item) + scores)
+    return gathered * 2 * copies * attention.dim * item + reach * (tokens * (1 + item) + scores)
 
 
-def _latent_bytes(layout: Layout, attention: MLA, rank: int, tokens: int, context: int) -> int:
+def _latent_bytes(layout: Layout, attention: MLA, rank: int, tokens: int, context: int, gathered: int) -> int:
     """Gathered latents of one layer and the mask, as above; the chunk's queries in the space of the latents: made, joined
     with their turned part, put into rows, and what they read. For 16-bit numbers torch's CPU kernel packs keys and values
     anew for each head that reads them."""
     item, [width] = BITS[layout.dtype] // 8, attention.kept.dims
     heads = len(layout.heads(attention, layout.mesh.coords(rank))[0])
     packed = 2 * heads if item < 4 else 0
-    return context * ((2 + packed) * width * item + tokens * (1 + item)) + 5 * tokens * heads * width * item
+    mask = context * tokens * (1 + item)
+    return gathered * (2 + packed) * width * item + mask + 5 * tokens * heads * width * item
 
 
 def _last(holds: Callable[[int], bool], low: int, high: int) -> int:
@@ -112,34 +176,37 @@ def _last(holds: Callable[[int], bool], low: int, high: int) -> int:
     return low
 
 
-def _refusal(layout: Layout, device: str, memory: int | None, context: int) -> str:
+def _refusal(demand: Demand, context: int) -> str:
     """Why it does not fit, and the smallest change that would."""
-    worst = max(range(layout.mesh.size), key=lambda rank: rank_bytes(layout, rank, context, device))
-    cache = layout.kv_bytes(worst, layout.kv_pages(context, CHUNK_TOKENS))
+    layout = demand.layout
+    worst = max(range(layout.mesh.size), key=lambda rank: demand.rank_bytes(rank, context, context))
     parts = (
-        f"{mib(layout.arena_bytes(worst))} weights + {mib(cache)} cache of {context} tokens + "
-        f"{mib(activation_bytes(layout, worst, context))} activations + {mib(RANK_BYTES[device])} process"
+        f"{mib(layout.arena_bytes(worst))} weights + {mib(layout.kv_bytes(worst, demand.pages(context, context)))} cache of "
+        f"{context} tokens + {mib(demand.activation_bytes(worst, context, context))} activations + "
+        f"{mib(RANK_BYTES[demand.device])} process"
     )
-    budget = memory or available_bytes(device, layout.mesh.tp)
     return (
-        f"rank {worst} of {layout.mesh.tp} needs {mib(rank_bytes(layout, worst, context, device))} ({parts}), and "
-        f"{'--memory allows' if memory else 'there are'} {mib(budget)}: {_remedy(layout, device, memory, context)}"
+        f"rank {worst} of {layout.mesh.tp} needs {mib(demand.rank_bytes(worst, context, context))} ({parts}), and "
+        f"{'--memory allows' if demand.memory else 'there are'} {mib(demand.budget)}: {_remedy(demand, context)}"
     )
 
 
-def _remedy(layout: Layout, device: str, memory: int | None, context: int) -> str:
-    """The smallest change that fits: a shorter context, even shares, more ranks; or that none does."""
+def _remedy(demand: Demand, context: int) -> str:
+    """The smallest change that fits: a shorter context, fewer sequences, even shares, more ranks; or that none does."""
+    layout, device = demand.layout, demand.device
     least = min(LEAST_CONTEXT, layout.model.context)
-    if context > least and fits(layout, device, memory, least):
-        longest = _last(lambda n: fits(layout, device, memory, n), least, context)
-        return f"use --max-model-len {longest} or less"
+    if context > least and demand.fits(least):
+        return f"use --max-model-len {_last(demand.fits, least, context)} or less"
+    if demand.sequences > 1 and replace(demand, sequences=1).fits(context):
+        fewer = _last(lambda n: replace(demand, sequences=n).fits(context), 1, demand.sequences)
+        return f"use --max-num-seqs {fewer} or less"
     tp = layout.mesh.tp
-    if fits(replace(layout, shares=Shares.even(tp)), device, memory, context):
+    if replace(demand, layout=replace(layout, shares=Shares.even(tp))).fits(context):
         return f"use even shares (leave out --tensor-split) at -tp {tp}"
     most = layout.model.heads if device == "cpu" else min(layout.model.heads, gpus())
     for degree in range(tp + 1, most + 1):
         wider = replace(layout, mesh=Mesh(tp=degree), shares=Shares.even(degree))
-        if fits(wider, device, memory, context):
+        if replace(demand, layout=wider).fits(context):
             return f"use -tp {degree}"
     return f"no degree up to {most} fits; give each rank more memory, or use a smaller model"
 

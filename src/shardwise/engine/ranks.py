@@ -1,6 +1,6 @@
-"""All ranks together, behind one small protocol: send a step, get its results. Three ways to run them.
+"""All ranks together, behind one small protocol: a forward, how to sample it, its results. Three ways to run them.
 
-Processes on this host (the rule), threads in this process (tests, and use from Python), or torchrun's processes.
+Processes on this host (the rule, here), threads in this process (`thread_ranks`), or torchrun's processes (`torchrun`).
 """
 
 from __future__ import annotations
@@ -16,18 +16,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import Protocol
 
 from shardwise.comm.protocol import DEADLINE_S
 from shardwise.engine.setup import Setup
-from shardwise.errors import CommError, RankLost, ShardwiseError, UserError
+from shardwise.errors import RankLost, ShardwiseError, UserError
 from shardwise.runtime import wire
-from shardwise.sched.step import Result, Step
-
-if TYPE_CHECKING:
-    from shardwise.runtime.runner import Runner
-
-T = TypeVar("T")
+from shardwise.runtime.limits import Limits
+from shardwise.sched.step import Draw, Result, Step
 
 STOP_S = 1.5
 """How long a rank may take to end before it is killed."""
@@ -39,11 +35,24 @@ Progress = Callable[[int, int], None]
 """Called with (rank, bytes of weights that it has put in place since the last call)."""
 
 
-class Ranks(Protocol):
-    """A started group of ranks."""
+Done = tuple[int, tuple[Result, ...]]
+"""A step's number and what the lead rank made of it."""
 
-    def step(self, step: Step) -> tuple[Result, ...]:
-        """Computes one step on all ranks; the lead rank's results. RankLost if one of them fails."""
+
+class Ranks(Protocol):
+    """A started group of ranks. One thread at a time uses it."""
+
+    def forward(self, step: Step) -> None:
+        """Starts the forward of a step, after those that were started before. RankLost if a rank is gone."""
+        ...
+
+    def sample(self, number: int, draws: Sequence[Draw]) -> None:
+        """Says how the tokens of the oldest step that was not told yet are drawn, one draw for each in its items."""
+        ...
+
+    def wait(self, wake: int) -> Done | None:
+        """The results of the oldest step, waiting for them; None as soon as descriptor `wake` can be read. Raises the cause
+        where a rank failed or is gone."""
         ...
 
     @property
@@ -71,6 +80,7 @@ def start_message(setup: Setup, rank: int) -> wire.Start:
         kv_dtype=layout.kv_dtype,
         device=setup.device,
         pages=setup.pages,
+        limits=Limits(setup.limits.tokens, setup.limits.sequences, setup.sequence_pages),
         threads=setup.threads,
         epoch=0,
         deadline_s=DEADLINE_S,
@@ -83,7 +93,7 @@ class ProcessRanks:
 
     def __init__(self, setup: Setup, progress: Progress | None = None) -> None:
         self._phase = "start"
-        self._processes: list[subprocess.Popen[bytes]] = []
+        self.processes: list[subprocess.Popen[bytes]] = []
         self._channels: list[wire.Channel] = []
         self._folder = tempfile.mkdtemp(prefix=f"shardwise-{os.getpid()}-")  # 0700, as mkdtemp makes it
         self._selector = selectors.DefaultSelector()
@@ -106,7 +116,7 @@ class ProcessRanks:
             own = ["--fd", str(theirs.fileno()), "--rendezvous", self._folder]
             command = [sys.executable, "-m", "shardwise.runtime.worker", *own]
             # Its own process group: a Ctrl-C at the terminal is for this process alone to act on.
-            self._processes.append(
+            self.processes.append(
                 subprocess.Popen(command, pass_fds=[theirs.fileno()], process_group=0, stdin=subprocess.DEVNULL)
             )
         self._channels.append(wire.Channel(ours))
@@ -116,7 +126,9 @@ class ProcessRanks:
         ready: dict[int, wire.Ready] = {}
         self._phase = "load"
         while len(ready) < len(self._channels):
-            rank, message = self._next()
+            found = self._next()
+            assert found is not None
+            rank, message = found
             if isinstance(message, wire.Loading):
                 if progress:
                     progress(rank, message.bytes)
@@ -125,16 +137,32 @@ class ProcessRanks:
         self._phase = "generate"
         return [ready[rank] for rank in sorted(ready)]
 
-    def step(self, step: Step) -> tuple[Result, ...]:
+    def forward(self, step: Step) -> None:
+        self._tell(wire.Forward(step))
+
+    def sample(self, number: int, draws: Sequence[Draw]) -> None:
+        self._tell(wire.Sample(number, tuple(draws)))
+
+    def wait(self, wake: int) -> Done | None:
+        self._selector.register(wake, selectors.EVENT_READ, None)
+        try:
+            while (found := self._next()) is not None:
+                rank, message = found
+                assert isinstance(message, wire.Done)
+                # What the others computed is the same; theirs only say that they are alive.
+                if rank == 0:
+                    return message.number, message.results
+            return None
+        finally:
+            self._selector.unregister(wake)
+
+    def _tell(self, message: wire.Message) -> None:
+        body = wire.encode(message)
         for rank, channel in enumerate(self._channels):
-            self._send(rank, channel, wire.Compute(step))
-        lead: tuple[Result, ...] = ()
-        for _ in self._channels:
-            rank, message = self._next()
-            assert isinstance(message, wire.Done) and message.number == step.number
-            if rank == 0:
-                lead = message.results
-        return lead
+            try:
+                channel.send_encoded(body)
+            except OSError:
+                raise self._why({rank: None}) from None
 
     def _send(self, rank: int, channel: wire.Channel, message: wire.Message) -> None:
         try:
@@ -142,9 +170,12 @@ class ProcessRanks:
         except OSError:
             raise self._why({rank: None}) from None
 
-    def _next(self) -> tuple[int, wire.Message]:
-        """The next message of any rank. Raises the cause if a rank failed or is gone."""
-        [(key, _), *_] = self._selector.select()
+    def _next(self) -> tuple[int, wire.Message] | None:
+        """The next message of any rank; None where what is not a rank can be read. Raises the cause if a rank failed."""
+        ready = self._selector.select()
+        key = next((key for key, _ in ready if key.data is not None), None)
+        if key is None:
+            return None
         rank: int = key.data
         message = self._channels[rank].receive()
         if message is None or isinstance(message, wire.Failed):
@@ -177,7 +208,7 @@ class ProcessRanks:
 
     def _death(self, rank: int) -> str:
         """How a process whose stream has ended came to its end."""
-        process = self._processes[rank]
+        process = self.processes[rank]
         try:
             code = process.wait(STOP_S)
         except subprocess.TimeoutExpired:
@@ -193,69 +224,12 @@ class ProcessRanks:
         for channel in self._channels:
             channel.close()
         until = time.monotonic() + STOP_S
-        for process in self._processes:
+        for process in self.processes:
             try:
                 process.wait(max(0.0, until - time.monotonic()))
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
         self._selector.close()
-        self._channels, self._processes = [], []
+        self._channels, self.processes = [], []
         shutil.rmtree(self._folder, ignore_errors=True)
-
-
-class ThreadRanks:
-    """Ranks as threads of this process: the same classes, for tests and for use from Python. Imports torch, whose threads per
-    operation are the caller's to set: they belong to the process."""
-
-    def __init__(self, setup: Setup, progress: Progress | None = None) -> None:
-        from concurrent.futures import ThreadPoolExecutor
-
-        from shardwise.comm.threads import threads
-        from shardwise.runtime.opening import open_runner
-        from shardwise.runtime.worker import ready
-
-        size = setup.layout.mesh.size
-        self._comms = threads(size, deadline_s=DEADLINE_S)
-        self._pool = ThreadPoolExecutor(size, thread_name_prefix="rank")
-        starts = [start_message(setup, rank) for rank in range(size)]
-
-        def load(rank: int) -> Runner:
-            return open_runner(starts[rank], self._comms[rank], lambda count: progress(rank, count) if progress else None)
-
-        self.runners: list[Runner] = []
-        try:
-            self.runners = self._each("load", load)
-        except BaseException:
-            self.close()
-            raise
-        self.ready: Sequence[wire.Ready] = [ready(runner) for runner in self.runners]
-
-    def step(self, step: Step) -> tuple[Result, ...]:
-        return self._each("generate", lambda rank: self.runners[rank].step(step))[0]
-
-    def _each(self, phase: str, work: Callable[[int], T]) -> list[T]:
-        """Runs work(rank) on every rank's thread; the first cause where one fails, its peers being woken at once."""
-
-        def guarded(rank: int) -> T:
-            try:
-                return work(rank)
-            except BaseException as error:
-                self._comms[rank].abort(error)
-                raise
-
-        futures = [self._pool.submit(guarded, rank) for rank in range(len(self._comms))]
-        errors = [(rank, future.exception()) for rank, future in enumerate(futures)]
-        causes = [(rank, e) for rank, e in errors if e is not None]
-        if causes:
-            rank, cause = next(((r, e) for r, e in causes if not isinstance(e, CommError)), causes[0])
-            if isinstance(cause, ShardwiseError):
-                raise cause
-            raise RankLost(rank, phase, f"{type(cause).__name__}: {cause}") from cause
-        return [future.result() for future in futures]
-
-    def close(self) -> None:
-        for comm in self._comms:
-            comm.close()
-        self._pool.shutdown()
-        self.runners = []

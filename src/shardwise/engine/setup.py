@@ -13,10 +13,11 @@ from typing import Any
 
 from shardwise.engine.devices import cpus, gpus, torch_is_for_cuda
 from shardwise.engine.hub import model_name, resolve_config, resolve_model
-from shardwise.engine.memory import CHUNK_TOKENS, Bound, room
+from shardwise.engine.memory import SEQUENCES, STEP_TOKENS, Bound, Demand, room
 from shardwise.errors import ConfigError, LayoutError, UserError
+from shardwise.sched.limits import Limits
 from shardwise.spec.binding import bind
-from shardwise.spec.blocks import Linear, Model, walk
+from shardwise.spec.blocks import Linear, Model, ropes, walk
 from shardwise.spec.checkpoint import open_checkpoint, read_json
 from shardwise.spec.config import read_model
 from shardwise.spec.layout import Layout, Shares
@@ -29,7 +30,10 @@ LOAD_FORMATS = ("auto", "dummy")
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What a user may say. None and "auto" are decided by `resolve`. `memory` is in bytes a rank."""
+    """What a user may say. None and "auto" are decided by `resolve`. `memory` and `cache_memory` are in bytes a rank.
+
+    `max_num_seqs` sequences run at once, and `max_num_batched_tokens` of them go into one step.
+    """
 
     model: str
     tp: int | None = None
@@ -41,12 +45,17 @@ class Options:
     max_model_len: int | None = None
     threads: int | None = None
     revision: str | None = None
+    max_num_seqs: int | None = None
+    max_num_batched_tokens: int | None = None
+    enable_prefix_caching: bool = True
+    cache_memory: int | None = None
     expert_parallel: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """What will run. `context` tokens are the most a request may have, by `bound`; `pages[g]` the pages of cache group g.
+    """What will run. `context` tokens are the most a request may have, by `bound`; `pages[g]` the pages of cache group g,
+    SCRATCH among them.
 
     `memory`: the bytes that a rank is held to by the kernel, on a CPU; None leaves it free.
     """
@@ -60,13 +69,22 @@ class Setup:
     context: int
     bound: Bound
     pages: tuple[int, ...]
+    limits: Limits
     threads: int
     memory: int | None = None
 
-    def only(self, tokens: int) -> Setup:
-        """The same with a cache for one request of up to `tokens` tokens in all."""
+    @property
+    def sequence_pages(self) -> tuple[int, ...]:
+        """The most pages that one sequence ever has in each group: all its tokens', or its window's and what is in flight."""
+        in_flight = self.limits.tokens * self.limits.flight
+        return tuple(1 + pages for pages in self.layout.kv_pages(self.context, in_flight))
+
+    def only(self, tokens: int, sequences: int = 1) -> Setup:
+        """The same with a cache for `sequences` sequences of up to `tokens` tokens each."""
         context = min(self.context, tokens)
-        return replace(self, context=context, pages=self.layout.kv_pages(context, CHUNK_TOKENS))
+        one = self.layout.kv_pages(context, self.limits.tokens)
+        pages = tuple(min(mine, 1 + sequences * pages) for mine, pages in zip(self.pages, one, strict=True))
+        return replace(self, context=context, pages=pages)
 
 
 def resolve(options: Options) -> Setup:
@@ -78,7 +96,15 @@ def resolve(options: Options) -> Setup:
     layout = layout_of(options, read_model(config))
     _runnable(layout.model)
     device = _device(options.device, layout.mesh.tp)
-    found = room(layout, device, options.memory, options.max_model_len)
+    tokens = _least("--max-num-batched-tokens", options.max_num_batched_tokens, STEP_TOKENS[device])
+    sequences = _least("--max-num-seqs", options.max_num_seqs, min(SEQUENCES[device], tokens))
+    if sequences > tokens:
+        raise UserError(
+            f"--max-num-seqs {sequences} is more than the {tokens} tokens of a step (--max-num-batched-tokens): each "
+            "sequence needs one"
+        )
+    demand = Demand(layout, device, options.memory, options.cache_memory, tokens, sequences)
+    found = room(demand, options.max_model_len, fewer=options.max_num_seqs is None)
     weights = options.load_format == "auto"
     folder = resolve_model(options.model, revision=options.revision, weights=weights)
     if weights:
@@ -92,7 +118,8 @@ def resolve(options: Options) -> Setup:
         load_format=options.load_format,
         context=found.context,
         bound=found.bound,
-        pages=layout.kv_pages(found.context, CHUNK_TOKENS),
+        pages=found.pages,
+        limits=_limits(layout.model, tokens, found.sequences, options.enable_prefix_caching),
         threads=options.threads or max(1, cpus() // layout.mesh.tp),
         memory=options.memory,
     )
@@ -108,6 +135,24 @@ def layout_of(options: Options, model: Model) -> Layout:
     # Shares are made for a degree that can be cut; a higher one is the layout's to refuse.
     shares = Shares.of(options.shares) if options.shares else Shares.even(min(tp, model.heads + 1))
     return Layout(model, Mesh(tp=tp), shares, dtype, dtype, options.expert_parallel)
+
+
+def _limits(model: Model, tokens: int, sequences: int, prefixes: bool) -> Limits:
+    """What bounds the scheduler; and how long a sequence may be before its keys are not turned as they were."""
+    found = ropes(model)
+    return Limits(
+        tokens=tokens,
+        sequences=sequences,
+        turns=tuple(sorted({rope.boundary for rope in found if rope.long and rope.boundary})),
+        shared=min((rope.boundary for rope in found if rope.dynamic and rope.boundary), default=None),
+        prefixes=prefixes,
+    )
+
+
+def _least(flag: str, asked: int | None, usual: int) -> int:
+    if asked is not None and asked < 1:
+        raise UserError(f"{flag} {asked}: it takes a whole number of at least 1")
+    return asked or usual
 
 
 def _known(flag: str, value: str, choices: tuple[str, ...]) -> None:

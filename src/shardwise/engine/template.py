@@ -23,14 +23,14 @@ from subprocess import DEVNULL, PIPE, Popen
 from typing import Any, NoReturn
 
 import jinja2
-from jinja2 import nodes
 from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension, loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
-from shardwise.engine.text import NAMED_TOKENS, check_text, read_json, read_special_tokens
+from shardwise.engine.text import NAMED_TOKENS, read_json, read_special_tokens
 from shardwise.errors import CheckpointError, RequestError
+from shardwise.sched.checks import check_text
 
 COMPILE_S = 2.0  # of CPU time, once
 CPU_S = 0.25  # for one rendering
@@ -58,10 +58,10 @@ class _Generation(Extension):
 
     tags = {"generation"}  # noqa: RUF012 - the type that jinja2 declares
 
-    def parse(self, parser: jinja2.parser.Parser) -> nodes.Node:
+    def parse(self, parser: jinja2.parser.Parser) -> jinja2.nodes.Node:
         line = next(parser.stream).lineno
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        return nodes.CallBlock(self.call_method("_body"), [], [], body).set_lineno(line)
+        return jinja2.nodes.CallBlock(self.call_method("_body"), [], [], body).set_lineno(line)
 
     def _body(self, caller: Callable[[], str]) -> str:
         return caller()

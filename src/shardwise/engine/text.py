@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shardwise.errors import CheckpointError, ConfigError, RequestError
+from shardwise.sched.checks import check_text
+from shardwise.sched.request import MAX_STOP_CHARS, MAX_STOPS
 from shardwise.spec import checkpoint
 
 if TYPE_CHECKING:
     import tokenizers
 
 NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-MAX_STOPS = 16
-MAX_STOP_CHARS = 1024
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 # How a Qwen2Tokenizer without tokenizer.json splits text (transformers, tokenization_qwen2.py).
@@ -157,6 +157,10 @@ class Tokenizer:
             if type(token_id) is not int or not 0 <= token_id < self.id_limit:
                 raise RequestError(f"token id {token_id!r} is out of range: this model's ids are 0 to {self.id_limit - 1}")
 
+    def token_text(self, token_id: int) -> str:
+        """One token by itself, special ones too: U+FFFD for a part of a character, "" for one without a text."""
+        return (self.spell(token_id, first=False, skip_special_tokens=False) or b"").decode(errors="replace")
+
     def spell(self, token_id: int, *, first: bool, skip_special_tokens: bool) -> bytes | None:
         """The bytes that a token adds to the text, or None for one that adds nothing and does not count as the first."""
         self.check_ids((token_id,))
@@ -282,18 +286,6 @@ class Detokenizer:
             rest = text.removeprefix(self._tokenizer.spelling.lead[0])
             text, self._lead = rest, self._lead - 1 if rest != text else 0
         return text
-
-
-def check_text(text: object, name: str) -> None:
-    """Raises RequestError if `text`, called `name`, is not a string that UTF-8 can carry."""
-    if not isinstance(text, str):
-        raise RequestError(f"{name} must be a string, not {type(text).__name__}")
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        code = ord(text[error.start])
-        half = f"half a surrogate pair (U+{code:04X}) at character {error.start}"
-        raise RequestError(f"{name} has {half}, which is not Unicode text; send the whole character") from None
 
 
 def read_json(path: Path) -> dict[str, Any]:

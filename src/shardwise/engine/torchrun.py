@@ -9,22 +9,26 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections import deque
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from shardwise.comm.protocol import DEADLINE_S
-from shardwise.engine.ranks import Progress, start_message
+from shardwise.engine.ranks import Done, Progress, start_message
 from shardwise.engine.setup import Setup
 from shardwise.env import Torchrun
 from shardwise.errors import ShardwiseError, UserError
 from shardwise.runtime import wire
-from shardwise.sched.step import Result, Step
+from shardwise.sched.step import Draw, Step
 
 if TYPE_CHECKING:
     from torch.distributed import Store  # type: ignore[attr-defined]
 
     from shardwise.runtime.runner import Runner
+
+KEPT = 4
+"""Messages that stay readable: a forward and how to sample it, twice."""
 
 IDLE = timedelta(hours=24)
 """How long a follower waits for the next step; torchrun ends it earlier if the lead rank is gone."""
@@ -41,6 +45,7 @@ class TorchrunRanks:
         self._place = place
         self._store = _store(place)
         self._posted = 0
+        self._done: deque[Done] = deque()
         start = start_message(setup, 0)
         self._post(start)
         self._runner = _open(start, place, self._store, progress)
@@ -48,16 +53,24 @@ class TorchrunRanks:
 
         self.ready: Sequence[wire.Ready] = [ready(self._runner)]
 
-    def step(self, step: Step) -> tuple[Result, ...]:
-        self._post(wire.Compute(step))
-        return self._runner.step(step)
+    def forward(self, step: Step) -> None:
+        self._post(wire.Forward(step))
+        self._runner.forward(step)
+
+    def sample(self, number: int, draws: Sequence[Draw]) -> None:
+        self._post(wire.Sample(number, tuple(draws)))
+        self._done.append((number, self._runner.sample(number, tuple(draws))))
+
+    def wait(self, wake: int) -> Done | None:
+        """This process is itself the lead rank: what was sampled is done, and what was not waits for `wake`."""
+        return self._done.popleft() if self._done else None
 
     def _post(self, message: wire.Message) -> None:
         # The stubs ask for text; the store takes bytes, and gives bytes back.
         self._store.set(f"message/{self._posted}", wire.encode(message))  # type: ignore[arg-type]
-        # A step is a collective: when the last one is done, everybody has read what was posted before it.
-        if self._posted > 1:
-            self._store.delete_key(f"message/{self._posted - 2}")
+        # A forward is a collective: when the last one is done, everybody has read what was posted before it.
+        if self._posted >= KEPT:
+            self._store.delete_key(f"message/{self._posted - KEPT}")
         self._posted += 1
 
     def close(self) -> None:
@@ -84,8 +97,10 @@ def follow(place: Torchrun) -> None:
         number += 1
         if isinstance(message, wire.Start):
             runner = _open(msgspec.structs.replace(message, rank=place.rank), place, store, None)
-        elif isinstance(message, wire.Compute) and runner is not None:
-            runner.step(message.step)
+        elif isinstance(message, wire.Forward) and runner is not None:
+            runner.forward(message.step)
+        elif isinstance(message, wire.Sample) and runner is not None:
+            runner.sample(message.number, message.draws)
         elif isinstance(message, wire.Stop):
             # Not a return: taking the process group down in order would wait for peers that may be gone.
             sys.stdout.flush()

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from shardwise.nn.batch import GroupBatch, Rank
+from shardwise.nn.batch import Rank, Reach
 from shardwise.nn.linear import Linear
 from shardwise.nn.norm import HeadsNorm, Norm
 from shardwise.nn.rope import Angles, rotate
@@ -64,23 +64,23 @@ class Attention(nn.Module):
         keys[batch.begun], values[batch.begun] = 0, 0
         keys.view(-1, self.kv_heads, dim)[batch.slots] = k.to(keys.dtype)
         values.view(-1, self.kv_heads, dim)[batch.slots] = v.to(values.dtype)
-        seen = self._attend(q[state.batch.rows], keys, values, batch)  # [sequences, queries, heads, dim]
-        return self.o(seen.flatten(0, 1)[state.batch.flat].flatten(1))
+        seen = state.batch.attended(q, group, lambda q, reach: self._attend(q, keys, values, reach))  # [tokens, heads, dim]
+        return self.o(seen.flatten(1))
 
-    def _attend(self, q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, batch: GroupBatch) -> torch.Tensor:
-        """q: [sequences, queries, heads, dim] against the pages of `batch.table`; the same shape comes back."""
-        k = keys[batch.table].flatten(1, 2)  # [sequences, keys, kv heads, dim]
-        v = values[batch.table].flatten(1, 2)
+    def _attend(self, q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, reach: Reach) -> torch.Tensor:
+        """q: [sequences, queries, heads, dim] against the pages of `reach.table`; the same shape comes back."""
+        k = keys[reach.table].flatten(1, 2)  # [sequences, keys, kv heads, dim]
+        v = values[reach.table].flatten(1, 2)
         if self.readers is not None:
             k, v = k.index_select(2, self.readers), v.index_select(2, self.readers)
         q, k, v = q.transpose(1, 2), k.to(q.dtype).transpose(1, 2), v.to(q.dtype).transpose(1, 2)
         if self.block.softcap is not None or self.sinks is not None:
-            return masked(q, k, v, batch.mask, self.block.scale, self.block.softcap, self.sinks).transpose(1, 2)
+            return masked(q, k, v, reach.mask, self.block.scale, self.block.softcap, self.sinks).transpose(1, 2)
         seen = functional.scaled_dot_product_attention(
             q,
             k,
             v,
-            attn_mask=batch.mask,
+            attn_mask=reach.mask,
             scale=self.block.scale,
             enable_gqa=self.readers is None and self.heads != self.kv_heads,
         )

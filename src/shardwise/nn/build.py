@@ -96,7 +96,7 @@ def build(block: blocks.Block, path: str, rank: Rank, tensors: Tensors) -> nn.Mo
 
 
 class Decoder(nn.Module):
-    """Tokens in, hidden states out; `logits` of those rows that are sampled."""
+    """Tokens in, hidden states out; `logits` of some of them."""
 
     def __init__(self, rank: Rank, tensors: Tensors) -> None:
         super().__init__()
@@ -114,6 +114,6 @@ class Decoder(nn.Module):
             x = layer(x, state)
         return x
 
-    def logits(self, hidden: torch.Tensor, batch: Batch) -> torch.Tensor:
-        """[sampled, vocabulary] in float32, the same on every rank."""
-        return self.head(hidden[batch.sampled])
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """hidden [rows, hidden] to [rows, own ids] in float32, over this rank's range of the vocabulary."""
+        return self.head(hidden)

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from shardwise.nn.batch import GroupBatch, Rank
+from shardwise.nn.batch import Rank, Reach
 from shardwise.nn.linear import Linear
 from shardwise.nn.norm import Norm
 from shardwise.nn.rope import rotate
@@ -59,17 +59,17 @@ class MLA(nn.Module):
         batch = state.batch.groups[group]
         pages[batch.begun] = 0
         pages.view(-1, kept.shape[-1])[batch.slots] = kept.to(pages.dtype)
-        seen = self._attend(q[state.batch.rows], pages, batch)  # [sequences, queries, heads, latent]
-        return self.o(_by_head(seen.flatten(0, 1)[state.batch.flat], self.v_of.transpose(1, 2)).flatten(1))
+        seen = state.batch.attended(q, group, lambda q, reach: self._attend(q, pages, reach))  # [tokens, heads, latent]
+        return self.o(_by_head(seen, self.v_of.transpose(1, 2)).flatten(1))
 
-    def _attend(self, q: torch.Tensor, pages: torch.Tensor, batch: GroupBatch) -> torch.Tensor:
-        """q: [sequences, queries, heads, latent + rope dim] against the pages of `batch.table`; latents come back."""
-        kept = pages[batch.table].flatten(1, 2).to(q.dtype).transpose(1, 2)  # [sequences, 1, keys, latent + rope dim]
+    def _attend(self, q: torch.Tensor, pages: torch.Tensor, reach: Reach) -> torch.Tensor:
+        """q: [sequences, queries, heads, latent + rope dim] against the pages of `reach.table`; latents come back."""
+        kept = pages[reach.table].flatten(1, 2).to(q.dtype).transpose(1, 2)  # [sequences, 1, keys, latent + rope dim]
         # One tensor is key and value for all heads, without a copy. What comes back of its turned part means nothing, and is
         # cheaper to drop than values of another width: for those, torch's CPU kernel that never holds all scores is not taken.
         kept = kept.expand(-1, self.heads, -1, -1)
         seen = functional.scaled_dot_product_attention(
-            q.transpose(1, 2), kept, kept, attn_mask=batch.mask, scale=self.block.scale
+            q.transpose(1, 2), kept, kept, attn_mask=reach.mask, scale=self.block.scale
         )
         return seen.transpose(1, 2)[..., : self.latent]
 

@@ -56,21 +56,16 @@ class Embedding(nn.Module):
 
 
 class Head(nn.Module):
-    """Logits of some rows: [sampled, hidden] to [sampled, vocabulary], float32, gathered from all ranks."""
+    """Logits of some rows over this rank's range of the vocabulary: [rows, hidden] to [rows, own ids], float32."""
 
     def __init__(self, block: blocks.Head, path: str, rank: Rank, tensors: Mapping[str, torch.Tensor]) -> None:
         super().__init__()
         self.norm = Norm(block.norm, _join(path, block.norm.name), rank, tensors)
         self.linear = Linear(block.linear, _join(path, block.linear.name), rank, tensors)
         self.scale, self.softcap = block.scale, block.softcap
-        self.spans = rank.layout.spans(block.linear.out) if rank.layout.cut(block.linear.out) else None
-        self.comm = rank.comm
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        logits = self.linear(self.norm(x))
-        if self.spans is not None:
-            logits = self.comm.all_gather(logits, self.spans, dim=-1, site="logits")
-        logits = logits.float()
+        logits = self.linear(self.norm(x)).float()
         if self.scale != 1.0:
             logits = logits * self.scale
         return logits if self.softcap is None else (logits / self.softcap).tanh() * self.softcap

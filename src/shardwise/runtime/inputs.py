@@ -1,64 +1,204 @@
-"""A step becomes a batch: plain numbers in, tensors out. It decides nothing."""
+"""A step becomes a batch: plain numbers in, tensors out. It decides nothing.
+
+The numbers go to the device as one copy into fixed buffers; masks and the like are made of them there. Where `Buckets` pad,
+the rows that only pad write to and read from the page SCRATCH, and the others see nothing of it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import torch
 
-from shardwise.nn.batch import Batch, GroupBatch, Rank
-from shardwise.sched.step import Item, Step
-from shardwise.spec.layout import PAGE_TOKENS, CacheGroup
-
-ToTensor = Callable[[np.ndarray], torch.Tensor]
-
-
-def batch(step: Step, rank: Rank) -> tuple[torch.Tensor, Batch]:
-    """(tokens [T], batch) of a step, on the rank's device."""
-    items = step.items
-    lengths = [len(item.tokens) for item in items]
-    ends = np.cumsum(lengths)
-    longest = max(lengths)
-    rows = np.zeros((len(items), longest), np.int64)
-    flat = np.empty(sum(lengths), np.int64)
-    for s, (end, length) in enumerate(zip(ends, lengths, strict=True)):
-        rows[s, :length] = np.arange(end - length, end)
-        flat[end - length : end] = s * longest + np.arange(length)
-
-    def tensor(values: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(values).to(rank.device)
-
-    tokens = np.concatenate([np.asarray(item.tokens, np.int64) for item in items])
-    positions = np.concatenate([np.arange(item.start, item.start + len(item.tokens)) for item in items])
-    known = np.repeat(np.asarray([item.known for item in items], np.int64), lengths)
-    sampled = np.concatenate([np.arange(end - item.rows, end) for item, end in zip(items, ends, strict=True)])
-    groups = tuple(_group(items, g, group, longest, tensor) for g, group in enumerate(rank.layout.cache))
-    return tensor(tokens), Batch(tensor(positions), tensor(known), tensor(rows), tensor(flat), tensor(sampled), groups)
+from shardwise.nn.batch import Batch, GroupBatch, Rank, Reach, Segment
+from shardwise.runtime.limits import Buckets, Limits
+from shardwise.runtime.recent import Recent
+from shardwise.runtime.segments import divide
+from shardwise.runtime.staging import Staging
+from shardwise.sched.step import SCRATCH, Item, Step
+from shardwise.spec.layout import PAGE_TOKENS
 
 
-def _group(items: tuple[Item, ...], g: int, group: CacheGroup, longest: int, tensor: ToTensor) -> GroupBatch:
-    """The slots, page tables and mask of cache group number `g`."""
-    most = max(len(item.pages[g].ids) for item in items)
-    table = np.zeros((len(items), most), np.int64)
-    first = np.empty((len(items), 1, 1), np.int64)
-    queries = np.empty((len(items), longest, 1), np.int64)
-    slots = []
-    begun: list[int] = []
-    for s, item in enumerate(items):
-        pages = item.pages[g]
-        # Padded with its own first page: no sequence ever touches what another one wrote.
-        table[s] = pages.ids[0]
-        table[s, : len(pages.ids)] = pages.ids
-        first[s] = pages.first
-        places = np.arange(item.start, item.start + len(item.tokens)) - pages.first
-        slots.append(table[s][places // PAGE_TOKENS] * PAGE_TOKENS + places % PAGE_TOKENS)
-        begun.extend(table[s][places[places % PAGE_TOKENS == 0] // PAGE_TOKENS])
+@dataclass(frozen=True, slots=True)
+class _Items:
+    """A step's items as arrays: of each its count of tokens, and its first token's place in the batch and position; of each
+    token the item that it belongs to, its position, and how many tokens its sequence has by now."""
+
+    items: tuple[Item, ...]
+    counts: np.ndarray
+    offsets: np.ndarray
+    starts: np.ndarray
+    owner: np.ndarray
+    positions: np.ndarray
+    known: np.ndarray
+
+    @staticmethod
+    def of(items: tuple[Item, ...]) -> _Items:
+        counts = np.array([item.count for item in items], np.int64)
+        offsets = np.cumsum(counts) - counts
+        starts = np.array([item.start for item in items], np.int64)
+        owner = np.repeat(np.arange(len(items)), counts)
+        positions = np.arange(len(owner)) - offsets[owner] + starts[owner]
+        known = np.maximum(np.array([item.known for item in items], np.int64)[owner], positions + 1)
+        return _Items(items, counts, offsets, starts, owner, positions, known)
+
+
+@dataclass(frozen=True, slots=True)
+class _Tables:
+    """The pages of all items in one cache group, one item's after another's: how many each has, where its own begin, and the
+    position at which they begin."""
+
+    ids: np.ndarray
+    counts: np.ndarray
+    offsets: np.ndarray
+    firsts: np.ndarray
+
+    @staticmethod
+    def of(items: tuple[Item, ...], group: int) -> _Tables:
+        pages = [item.pages[group] for item in items]
+        counts = np.array([len(one.ids) for one in pages], np.int64)
+        ids = np.fromiter(chain.from_iterable(one.ids for one in pages), np.int64, int(counts.sum()))
+        return _Tables(ids, counts, np.cumsum(counts) - counts, np.array([one.first for one in pages], np.int64))
+
+    def padded(self, chosen: np.ndarray, width: int) -> np.ndarray:
+        """[chosen items, width]: the pages of each, then its own first one again. What another sequence left in a page could be
+        a NaN, and that comes through a mask as 0 · NaN."""
+        at = np.arange(width)
+        own = np.where(at < self.counts[chosen, None], at, 0)
+        return self.ids[self.offsets[chosen, None] + own]
+
+    def pages(self, made: _Items) -> np.ndarray:
+        """The page of each token."""
+        return self.ids[self.offsets[made.owner] + (made.positions - self.firsts[made.owner]) // PAGE_TOKENS]
+
+
+@dataclass(frozen=True, slots=True)
+class _Staged:
+    """One segment under way: which items it has, how many queries each is padded to; and on the device their counts of tokens,
+    places in the batch and positions [S], and in each cache group the table [S, P] with the positions [S] where it begins."""
+
+    part: np.ndarray
+    width: int
+    counts: torch.Tensor
+    offsets: torch.Tensor
+    starts: torch.Tensor
+    tables: tuple[tuple[torch.Tensor, torch.Tensor], ...]
+
+
+class Inputs:
+    """The buffers of one rank, and what fills them. `recent` has the tokens of the steps that items name as their `source`."""
+
+    def __init__(self, rank: Rank, limits: Limits, buckets: Buckets, recent: Recent) -> None:
+        self._kept = tuple(group.kept for group in rank.layout.cache)
+        self._limits, self._buckets, self._recent = limits, buckets, recent
+        groups, pad = len(self._kept), buckets.pad
+        tokens = pad(limits.tokens) * (7 + 3 * groups)
+        # Each segment is padded for itself, to less than twice its size.
+        sequences = 2 * (limits.sequences + 3) * (3 + groups + sum(pad(count) for count in limits.pages))
+        self._staging = Staging(tokens + sequences, rank.device)
+
+    def batch(self, step: Step) -> tuple[torch.Tensor, Batch]:
+        """(tokens [T], batch) of a step, on the rank's device. They hold until the next call."""
+        self._check(step)
+        put, pad = self._staging.put, self._buckets.pad
+        self._staging.begin()
+        made, tables = _Items.of(step.items), [_Tables.of(step.items, g) for g in range(len(self._kept))]
+        size = pad(len(made.positions))
+        ids, sources = put(self._ids(made), size), put(self._sources(made), size, fill=-1)
+        positions, known = put(made.positions, size), put(made.known, size)
+        groups = tuple(self._group(made, table, size) for table in tables)
+        longest = np.max([table.counts for table in tables], 0)
+        segments = [self._stage(made, tables, np.array(part)) for part in divide(made.counts.tolist(), longest.tolist())]
+        flat = put(_flat(made, segments), size)
+        rows = _rows(made)
+        drawn, scored = put(rows[0], pad(len(rows[0]))), put(rows[1], len(rows[1]))
+        self._staging.send()
+        # What a step in flight draws has not reached the host: it is put in place here.
+        tokens = torch.where(sources >= 0, self._recent.tokens[sources.clamp(min=0)], ids)
+        built = tuple(self._segment(staged) for staged in segments)
+        return tokens, Batch(positions, known, flat, drawn, scored, built, groups)
+
+    def _check(self, step: Step) -> None:
+        """ValueError where the step is more than the buffers were made for."""
+        most = self._limits
+        for what, count, limit in (("tokens", step.tokens, most.tokens), ("items", len(step.items), most.sequences)):
+            if not 0 < count <= limit:
+                raise ValueError(f"step {step.number} has {count} {what}; this rank takes from 1 to {limit}")
+        for g, limit in enumerate(most.pages):
+            for item in step.items:
+                if len(item.pages[g].ids) > limit:
+                    raise ValueError(
+                        f"step {step.number}: sequence {item.sequence} has {len(item.pages[g].ids)} pages in cache group {g}; "
+                        f"this rank takes up to {limit}"
+                    )
+
+    def _ids(self, made: _Items) -> np.ndarray:
+        """The token ids [T] as far as they are known here."""
+        tokens = chain.from_iterable(item.tokens if item.source is None else (0,) for item in made.items)
+        return np.fromiter(tokens, np.int64, len(made.owner))
+
+    def _sources(self, made: _Items) -> np.ndarray:
+        """Where among the recent tokens each token [T] is to be found, or -1."""
+        found = np.full(len(made.owner), -1, np.int64)
+        for item, offset in zip(made.items, made.offsets, strict=True):
+            if item.source is not None:
+                found[offset] = self._recent.place(item.source, item.sequence)
+        return found
+
+    def _group(self, made: _Items, table: _Tables, size: int) -> GroupBatch:
+        pages, places = table.pages(made), made.positions % PAGE_TOKENS
+        begun = pages[places == 0]
+        slots = self._staging.put(pages * PAGE_TOKENS + places, size, fill=SCRATCH * PAGE_TOKENS)
+        most = int((-(-made.counts // PAGE_TOKENS)).sum())
+        return GroupBatch(slots, self._staging.put(begun, self._buckets.pad(len(begun), most), fill=SCRATCH))
+
+    def _stage(self, made: _Items, tables: Sequence[_Tables], part: np.ndarray) -> _Staged:
+        put, pad = self._staging.put, self._buckets.pad
+        size = pad(len(part))
+        counts, offsets, starts = (put(values[part], size) for values in (made.counts, made.offsets, made.starts))
+        placed = tuple(
+            (put(table.padded(part, pad(int(table.counts[part].max()))), size, fill=SCRATCH), put(table.firsts[part], size))
+            for table in tables
+        )
+        return _Staged(part, pad(int(made.counts[part].max())), counts, offsets, starts, placed)
+
+    def _segment(self, staged: _Staged) -> Segment:
+        """What follows from the numbers once they are on the device."""
+        at = torch.arange(staged.width, device=staged.counts.device)
         # A padded query looks from the first token's place: it must see something, or its softmax would divide by zero.
-        queries[s, :, 0] = item.start
-        queries[s, : len(item.tokens), 0] += np.arange(len(item.tokens))
-    keys = first + np.arange(most * PAGE_TOKENS)
-    mask = keys <= queries
-    if group.window is not None:
-        mask &= keys >= queries // group.window * group.window if group.chunked else keys > queries - group.window
-    return GroupBatch(tensor(np.concatenate(slots)), tensor(np.asarray(begun, np.int64)), tensor(table), tensor(mask[:, None]))
+        at = torch.where(at < staged.counts[:, None], at, 0)
+        queries = (staged.starts[:, None] + at)[:, None, :, None]
+        reach = []
+        for (table, first), kept in zip(staged.tables, self._kept, strict=True):
+            keys = (first[:, None] + torch.arange(table.shape[1] * PAGE_TOKENS, device=first.device))[:, None, None]
+            mask = keys <= queries
+            if kept.window is not None:
+                # Chunks are seen from their beginning, windows from as far back as they reach.
+                begin = queries // kept.window * kept.window if kept.kind == "chunked" else queries - kept.window + 1
+                mask &= keys >= begin
+            reach.append(Reach(table, mask))
+        return Segment(staged.offsets[:, None] + at, tuple(reach))
+
+
+def _flat(made: _Items, segments: Sequence[_Staged]) -> np.ndarray:
+    """The place of each token [T] among the queries of all segments, padded as they are."""
+    begins, base = np.zeros(len(made.items), np.int64), 0
+    for staged in segments:
+        begins[staged.part] = base + np.arange(len(staged.part)) * staged.width
+        base += len(staged.counts) * staged.width
+    return begins[made.owner] + np.arange(len(made.owner)) - made.offsets[made.owner]
+
+
+def _rows(made: _Items) -> tuple[np.ndarray, np.ndarray]:
+    """The places in the batch after which tokens are drawn, and before those the ones of `targets`; in the order of items."""
+    drawn: list[int] = []
+    scored: list[int] = []
+    for item, end in zip(made.items, (made.offsets + made.counts).tolist(), strict=True):
+        assert item.rows <= item.count, f"sequence {item.sequence} wants {item.rows} rows of {item.count} tokens"
+        first = end - item.rows
+        scored += range(first, first + len(item.targets))
+        drawn += range(first + len(item.targets), end)
+    return np.array(drawn, np.int64), np.array(scored, np.int64)

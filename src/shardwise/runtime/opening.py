@@ -37,7 +37,7 @@ def open_runner(start: wire.Start, comm: Comm, progress: Progress) -> Runner:
         torch.cuda.set_device(device)
     bound = bind(layout.model, open_checkpoint(Path(start.folder))) if start.folder else None
     rank = Rank(layout, start.rank, comm, device, getattr(torch, start.dtype), getattr(torch, start.kv_dtype))
-    runner = Runner(rank, start.pages, bound, progress)
+    runner = Runner(rank, start.pages, start.limits, bound, progress)
     comm.barrier(site="loaded")
     return runner
 

@@ -3,25 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import accumulate
 
 import torch
 
-from shardwise.nn.batch import Rank
+from shardwise.nn.batch import Batch, Rank
 from shardwise.nn.build import Decoder
-from shardwise.runtime import inputs, load, sample
+from shardwise.runtime import load
 from shardwise.runtime.cache import PagedCache
-from shardwise.sched.step import Result, Step
+from shardwise.runtime.inputs import Inputs
+from shardwise.runtime.limits import Buckets, Limits
+from shardwise.runtime.parts import Parts
+from shardwise.runtime.recent import Recent
+from shardwise.runtime.sample import Sampler
+from shardwise.sched.step import Draw, Result, Step
 from shardwise.spec.binding import Place
 
 
 class Runner:
     """Computes steps. Made whole: after the constructor the weights are loaded and the cache is allocated.
 
-    `bound` None means random weights (`--load-format dummy`).
+    `pages` counts the page SCRATCH of each cache group too. `bound` None means random weights (`--load-format dummy`).
+    `buckets` None are those that suit the device.
     """
 
-    def __init__(self, rank: Rank, pages: Sequence[int], bound: Mapping[str, Place] | None, progress: load.Progress) -> None:
+    def __init__(
+        self,
+        rank: Rank,
+        pages: Sequence[int],
+        limits: Limits,
+        bound: Mapping[str, Place] | None,
+        progress: load.Progress,
+        buckets: Buckets | None = None,
+    ) -> None:
         self.rank = rank
         self.arena, tensors = load.arena(rank.layout, rank.index, rank.device)
         slices = rank.layout.slices(rank.index)
@@ -31,20 +44,41 @@ class Runner:
             load.fill(tensors, slices, bound, progress)
         self.cache = PagedCache(rank, pages)
         self.decoder = Decoder(rank, tensors)
+        recent = Recent(limits.sequences, rank.device)
+        self.inputs = Inputs(rank, limits, buckets or Buckets.of(rank.device.type, limits), recent)
+        self.parts = Parts(rank)
+        self.sampler = Sampler(self.parts, self.decoder.logits, recent)
+
+    @torch.inference_mode()
+    def forward(self, step: Step) -> None:
+        """Runs the step's tokens into the cache, and keeps what `sample` needs until then. Nothing waits for the device."""
+        hidden, batch = self._hidden(step)
+        self.sampler.take(step, hidden, batch)
+
+    @torch.inference_mode()
+    def sample(self, number: int, draws: Sequence[Draw]) -> tuple[Result, ...]:
+        """The results of step `number`, the last that went forward: `draws` has one for each sequence in the `drawn` of its
+        items, in order. Every rank takes part; the lead rank answers, the others with ()."""
+        results = self.sampler.sample(number, draws)
+        return results if self.rank.at.tp == 0 else ()
 
     @torch.inference_mode()
     def logits(self, step: Step) -> torch.Tensor:
-        """Logits [rows of all items, vocabulary], float32, the same on every rank; runs the step's tokens into the cache."""
-        tokens, batch = inputs.batch(step, self.rank)
-        hidden = self.decoder(tokens, batch, self.cache)
-        # Rows may be none: a part of a prompt. Every rank knows that, so none of them gathers.
-        return self.decoder.logits(hidden, batch) if len(batch.sampled) else hidden.new_empty(0, self.rank.layout.model.vocab)
+        """Instead of forward and sample: the logits of all rows of all items in order, [rows, vocabulary] in float32, gathered
+        from all ranks."""
+        hidden, batch = self._hidden(step)
+        rows = []
+        scored, drawn = batch.scored.tolist(), batch.drawn.tolist()
+        for item in step.items:
+            count = item.rows - len(item.targets)
+            rows += scored[: len(item.targets)] + drawn[:count]
+            scored, drawn = scored[len(item.targets) :], drawn[count:]
+        return self.parts.whole(self.decoder.logits(hidden[rows]), "logits")
 
-    @torch.inference_mode()
-    def step(self, step: Step) -> tuple[Result, ...]:
-        """One forward, and the next token of every item that draws one. Only the lead rank's answer counts."""
-        ends = accumulate(item.rows for item in step.items)
-        drawn = [end - 1 for item, end in zip(step.items, ends, strict=True) if item.draw]
-        # Every rank takes part in gathering the logits; what to make of them is decided once, by the lead.
-        logits = self.logits(step)
-        return sample.sample(logits[drawn], step.items) if drawn and self.rank.at.tp == 0 else ()
+    def _hidden(self, step: Step) -> tuple[torch.Tensor, Batch]:
+        """Hidden states [T, hidden] of a step, and its batch."""
+        for group, pairs in enumerate(step.copies):
+            if pairs:
+                self.cache.copy(group, [source for source, _ in pairs], [target for _, target in pairs])
+        tokens, batch = self.inputs.batch(step)
+        return self.decoder(tokens, batch, self.cache), batch

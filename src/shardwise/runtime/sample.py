@@ -1,119 +1,151 @@
-"""Tokens from logits, the whole batch at once.
-
-Randomness is counted, not drawn: the noise of a token is a hash of (seed, choice, position, token), so a request gives the
-same tokens alone or in a batch, at any degree, and again after a rank was lost. Gumbel's trick (arg max of logits plus noise)
-makes a sample out of it, which needs no running sum over the vocabulary, whose rounding would depend on the device.
-"""
+"""From hidden states to results: what a step draws and scores, in the order in which its items ask for it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 
-from shardwise.sched.step import Chosen, Draw, Item, Result
+from shardwise.nn.batch import Batch
+from shardwise.runtime.choose import Choice, Chooser
+from shardwise.runtime.edits import edited
+from shardwise.runtime.kinds import Place, pieces, places
+from shardwise.runtime.parts import Parts
+from shardwise.runtime.recent import Recent
+from shardwise.runtime.score import Scores, finite, score
+from shardwise.sched.step import Chosen, Draw, Item, Result, Step
 
-MASK = 2**64 - 1
-Column = Callable[[list[float]], torch.Tensor]
+NOT_FINITE = "the model's logits are not finite numbers"
+ALL_BARRED = "no token may be drawn: every id is excluded, by what is barred, what is allowed, or an infinite bias"
 
-
-def sample(logits: torch.Tensor, items: Sequence[Item]) -> tuple[Result, ...]:
-    """logits [N, vocabulary] in float32, one row for each item that has a `draw`, in order. The next token of each."""
-    drawn = [(item, item.draw) for item in items if item.draw]
-    if not drawn:
-        return ()
-    finite = torch.isfinite(logits).all(-1).tolist()
-    logits = torch.nan_to_num(logits)
-    logprobs = torch.log_softmax(logits, -1)
-    draws = [draw for _, draw in drawn]
-    tokens = _choose(logits, draws, [item.start + len(item.tokens) for item, _ in drawn])
-    own = logprobs.gather(1, tokens[:, None])[:, 0].tolist()
-    most = min(max((draw.logprobs or 0) for draw in draws), logits.shape[1])
-    top = logprobs.topk(most, -1) if most else None
-    results = []
-    for row, (item, draw) in enumerate(drawn):
-        if not finite[row]:
-            results.append(Result(item.request, None, "the model's logits are not finite numbers"))
-            continue
-        count = draw.logprobs or 0
-        best = zip(top.indices[row, :count].tolist(), top.values[row, :count].tolist(), strict=True) if top else ()
-        results.append(Result(item.request, Chosen(int(tokens[row]), own[row], tuple(best))))
-    return tuple(results)
+Logits = Callable[[torch.Tensor], torch.Tensor]
+"""Hidden states [rows, hidden] to logits [rows, own ids]."""
 
 
-def _choose(logits: torch.Tensor, draws: Sequence[Draw], positions: Sequence[int]) -> torch.Tensor:
-    """Token ids [N]: the largest logit where the temperature is 0, else the largest of scaled logit plus noise."""
-    if any(draw.barred for draw in draws):
-        logits = logits.clone()
-        for row, draw in enumerate(draws):
-            if draw.barred:
-                logits[row, list(draw.barred)] = -torch.inf
-    if all(draw.temperature == 0 for draw in draws):
-        return logits.argmax(-1)
+@dataclass(frozen=True, slots=True)
+class _Forwarded:
+    """What a step waits with for its draws: the logits [drawn rows, own ids], and the scores of its targets, piece by piece."""
 
-    def column(values: list[float]) -> torch.Tensor:
-        return torch.tensor(values, dtype=torch.float32, device=logits.device)[:, None]
-
-    temperature = column([draw.temperature for draw in draws])
-    # Seen from the largest, which stays 0 however small the temperature is: a ratio of many infinities has no largest.
-    scaled = (logits - logits.max(-1, keepdim=True).values) / torch.where(temperature == 0, 1.0, temperature)
-    scaled = _narrow(scaled, draws, column)
-    keys = [key(draw.seed, draw.choice, position) for draw, position in zip(draws, positions, strict=True)]
-    noisy = scaled + gumbel(keys, logits.shape[1], logits.device)
-    return torch.where(temperature[:, 0] == 0, logits.argmax(-1), noisy.argmax(-1))
+    step: Step
+    logits: torch.Tensor | None
+    scores: tuple[Scores, ...]
 
 
-def _narrow(logits: torch.Tensor, draws: Sequence[Draw], column: Column) -> torch.Tensor:
-    """Puts minus infinity where min_p, top_k or top_p exclude a token; the likeliest always stays."""
-    vocabulary = logits.shape[1]
-    if any(draw.min_p for draw in draws):
-        floor = logits.max(-1, keepdim=True).values + column([draw.min_p for draw in draws]).log()
-        logits = logits.masked_fill(logits < floor, -torch.inf)
-    if all(draw.top_k <= 0 and draw.top_p >= 1 for draw in draws):
-        return logits
-    ordered, order = logits.sort(dim=-1, descending=True, stable=True)
-    rank = torch.arange(vocabulary, device=logits.device)
-    kept = column([float(draw.top_k) if draw.top_k > 0 else float(vocabulary) for draw in draws])
-    ordered = ordered.masked_fill(rank >= kept, -torch.inf)
-    probabilities = ordered.softmax(-1)
-    before = probabilities.cumsum(-1) - probabilities
-    # A top_p of 1 keeps all, even where the rounded sum reaches 1 early: a row must not depend on its neighbours' settings.
-    bound = column([draw.top_p if draw.top_p < 1 else torch.inf for draw in draws])
-    ordered = ordered.masked_fill((before >= bound) & (rank > 0), -torch.inf)
-    return torch.empty_like(logits).scatter_(1, order, ordered)
+class Sampler:
+    """`take` after each forward, then `sample`. `uncertain` counts the rows whose likeliest few did not hold all of top_p."""
+
+    def __init__(self, parts: Parts, logits: Logits, recent: Recent) -> None:
+        self._parts, self._logits, self._recent = parts, logits, recent
+        self._waiting: _Forwarded | None = None
+        self.uncertain = 0
+
+    def take(self, step: Step, hidden: torch.Tensor, batch: Batch) -> None:
+        """hidden [T, hidden] of a step. Its targets are scored a piece at a time: their logits are never all there."""
+        rows = sum(item.rows - len(item.targets) for item in step.items)
+        targets = torch.tensor([token for item in step.items for token in item.targets], dtype=torch.int64)
+        top = min(max((item.top for item in step.items if item.targets), default=0), self._parts.vocabulary)
+        scores = []
+        for piece in pieces(len(targets)):
+            part = slice(piece.start, piece.stop)
+            ids = targets[part].to(hidden.device, non_blocking=True)
+            scores.append(score(self._logits(hidden[batch.scored[part]]), ids, top, self._parts))
+        # The rows that only pad go through the head, whose shape they keep, and no further.
+        logits = self._logits(hidden[batch.drawn])[:rows] if rows else None
+        self._waiting = _Forwarded(step, logits, tuple(scores))
+
+    def sample(self, number: int, draws: Sequence[Draw]) -> tuple[Result, ...]:
+        """The results on the lead rank, () on others. ValueError where step `number` was not the last to go forward."""
+        waiting, self._waiting = self._waiting, None
+        if waiting is None or waiting.step.number != number:
+            last = "no step" if waiting is None else f"step {waiting.step.number}"
+            raise ValueError(f"draws for step {number}, but {last} waits for them: each forward is followed by its sample")
+        wanted = places(waiting.step.items, draws)
+        flat = [place for each in wanted for place in each]
+        chosen: Iterator[Chosen | str] = iter(())
+        if waiting.logits is not None:
+            choice = self._choose(waiting.logits, flat)
+            self._keep(number, wanted, choice)
+            asked = self._asked(waiting.logits, flat, choice)
+            chosen = iter(_chosen(flat, choice, asked)) if self._parts.lead else chosen
+        return tuple(_results(waiting, wanted, chosen)) if self._parts.lead else ()
+
+    def _choose(self, logits: torch.Tensor, flat: list[Place]) -> Choice:
+        sound = finite(logits)
+        rows = [place.row for place in flat]
+        if rows != list(range(len(logits))):  # several continuations of one row
+            logits, sound = logits[rows], sound[rows]
+        logits = edited(logits, [place.edit for place in flat], self._parts.own)
+        choice = Chooser(logits, sound, flat, self._parts).choose()
+        self.uncertain += choice.uncertain
+        return choice
+
+    def _keep(self, number: int, wanted: list[list[Place]], choice: Choice) -> None:
+        """For the step that takes its tokens from this one: those of sequences that draw one."""
+        ends = torch.tensor([len(each) for each in wanted]).cumsum(0).tolist()
+        single = [(end - 1, each[0].draw.sequence) for end, each in zip(ends, wanted, strict=True) if len(each) == 1]
+        tokens = choice.tokens if len(single) == len(wanted) else choice.tokens[[row for row, _ in single]]
+        self._recent.keep(number, [sequence for _, sequence in single], tokens)
+
+    def _asked(self, logits: torch.Tensor, flat: list[Place], choice: Choice) -> tuple[Scores, ...]:
+        """The scores of those chosen tokens whose draws ask for them."""
+        asked = [i for i, place in enumerate(flat) if place.draw.logprobs is not None]
+        top = min(max((flat[i].draw.logprobs or 0 for i in asked), default=0), self._parts.vocabulary)
+        found = []
+        for piece in pieces(len(asked)):
+            part = asked[piece.start : piece.stop]
+            found.append(score(logits[[flat[i].row for i in part]], choice.tokens[part], top, self._parts))
+        return tuple(found)
 
 
-def key(seed: int, choice: int, position: int) -> int:
-    """64 bits that differ for each (seed, choice, position): splitmix64's finaliser, chained."""
-    state = 0
-    for value in (seed, choice, position):
-        state = _mix((state + value + 0x9E3779B97F4A7C15) & MASK)
-    return state
+def _chosen(flat: list[Place], choice: Choice, asked: tuple[Scores, ...]) -> list[Chosen | str]:
+    """On the host: what was chosen at each place, or why there is nothing."""
+    tops = [place.draw.logprobs for place in flat if place.draw.logprobs is not None]
+    scored = iter(_listed(asked, tops))
+    found: list[Chosen | str] = []
+    for place, token, top in zip(flat, choice.tokens.tolist(), choice.tops.tolist(), strict=True):
+        chosen = Chosen(token) if place.draw.logprobs is None else next(scored)
+        found.append(NOT_FINITE if math.isnan(top) else ALL_BARRED if top == -math.inf else chosen)
+    return found
 
 
-def _mix(x: int) -> int:
-    """splitmix64's finaliser (Steele, Lea, Flood 2014, https://doi.org/10.1145/2714064.2660195)."""
-    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & MASK
-    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & MASK
-    return x ^ (x >> 31)
+def _listed(scores: tuple[Scores, ...], tops: list[int]) -> list[Chosen]:
+    """All pieces of scores, one after another; row i with tops[i] of the likeliest."""
+    found: list[Chosen] = []
+    for piece in scores:
+        found += piece.chosen(tops[len(found) : len(found) + len(piece.ids)])
+    return found
 
 
-def gumbel(keys: Sequence[int], vocabulary: int, device: torch.device) -> torch.Tensor:
-    """Standard Gumbel noise [N, vocabulary], float32: row n is a function of keys[n] and the token id alone."""
-    start = torch.tensor([_signed(k) for k in keys], dtype=torch.int64, device=device)[:, None]
-    x = start + torch.arange(vocabulary, dtype=torch.int64, device=device) * _signed(0x9E3779B97F4A7C15)
-    x = (x ^ _shift(x, 30)) * _signed(0xBF58476D1CE4E5B9)
-    x = (x ^ _shift(x, 27)) * _signed(0x94D049BB133111EB)
-    x = x ^ _shift(x, 31)
-    # 52 bits, moved by half a step off 0 and 1, where a logarithm has no value. (With 53 the largest would round to 1.)
-    uniform = (_shift(x, 12).double() + 0.5) / 2.0**52
-    return (-torch.log(-torch.log(uniform))).float()
+def _results(waiting: _Forwarded, wanted: list[list[Place]], chosen: Iterator[Chosen | str]) -> Iterator[Result]:
+    """In the order of the items: the scores of its targets, then each sequence that it draws for. One result where the sequence
+    is the item's own."""
+    items = waiting.step.items
+    scored = iter(_listed(waiting.scores, [item.top for item in items for _ in item.targets]))
+    places = iter(wanted)
+    for item in items:
+        scores = tuple(next(scored) for _ in item.targets)
+        error = NOT_FINITE if any(math.isnan(one.logprob) for one in scores) else None
+        if scores and item.sequence not in item.drawn:
+            yield Result(item.sequence, (), () if error else scores, error)
+        for sequence in item.drawn:
+            found = [next(chosen) for _ in next(places)]
+            tokens, failed = _kept(item, found)
+            own = scores if sequence == item.sequence else ()
+            failed = failed or (error if own else None)
+            yield Result(sequence, () if failed else tokens, () if failed else own, failed)
 
 
-def _signed(value: int) -> int:
-    return value - 2**64 if value >= 2**63 else value
-
-
-def _shift(x: torch.Tensor, bits: int) -> torch.Tensor:
-    """A logical shift to the right: torch's own copies the sign."""
-    return (x >> bits) & (2 ** (64 - bits) - 1)
+def _kept(item: Item, found: list[Chosen | str]) -> tuple[tuple[Chosen, ...], str | None]:
+    """What was chosen, up to the first token that is not the one guessed, that one included; or why there is none."""
+    drafts = item.tokens[len(item.tokens) - item.drafts :]
+    kept: list[Chosen] = []
+    for i, one in enumerate(found):
+        if isinstance(one, str):
+            # Where guesses before it were right, those stand; the next step meets the same row again.
+            return tuple(kept), None if kept else one
+        kept.append(one)
+        if i < len(drafts) and one.token != drafts[i]:
+            break
+    return tuple(kept), None

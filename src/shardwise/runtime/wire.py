@@ -7,7 +7,8 @@ import socket
 import msgspec
 
 from shardwise.errors import ShardwiseError
-from shardwise.sched.step import Result, Step
+from shardwise.runtime.limits import Limits
+from shardwise.sched.step import Draw, Result, Step
 
 LIMIT_BYTES = 64 * 2**20
 """The longest message either side accepts: far above any step, far below any memory."""
@@ -17,7 +18,8 @@ class Start(msgspec.Struct, frozen=True, tag=True):
     """Everything a rank needs to know, once. `config` is the model's config.json as JSON text: msgpack has no
     whole numbers beyond 64 bits.
 
-    `folder` None means random weights. `memory`: bytes that the process holds itself to, on a CPU.
+    `folder` None means random weights. `pages` counts the page SCRATCH of each cache group too. `memory`: bytes that the
+    process holds itself to, on a CPU.
     """
 
     rank: int
@@ -30,6 +32,7 @@ class Start(msgspec.Struct, frozen=True, tag=True):
     kv_dtype: str
     device: str
     pages: tuple[int, ...]
+    limits: Limits
     threads: int
     epoch: int
     deadline_s: float
@@ -50,10 +53,18 @@ class Ready(msgspec.Struct, frozen=True, tag=True):
     peak_bytes: int
 
 
-class Compute(msgspec.Struct, frozen=True, tag=True):
-    """One step to compute."""
+class Forward(msgspec.Struct, frozen=True, tag=True):
+    """One step to compute, up to its logits. It is not answered."""
 
     step: Step
+
+
+class Sample(msgspec.Struct, frozen=True, tag=True):
+    """How to choose the tokens of step `number`, whose Forward came last: a draw for each sequence in the `drawn` of its items,
+    in order. Answered by Done, also where nothing is drawn."""
+
+    number: int
+    draws: tuple[Draw, ...]
 
 
 class Done(msgspec.Struct, frozen=True, tag=True):
@@ -76,7 +87,7 @@ class Stop(msgspec.Struct, frozen=True, tag=True):
     """The end, where closing the channel cannot say so."""
 
 
-Message = Start | Loading | Ready | Compute | Done | Failed | Stop
+Message = Start | Loading | Ready | Forward | Sample | Done | Failed | Stop
 
 
 class WireError(ShardwiseError):
@@ -114,7 +125,10 @@ class Channel:
 
     def send(self, message: Message) -> None:
         """Raises OSError if the other side is gone."""
-        body = encode(message)
+        self.send_encoded(encode(message))
+
+    def send_encoded(self, body: bytes) -> None:
+        """The same for a message that was encoded once for several channels."""
         self._sock.sendall(len(body).to_bytes(4, "little") + body)
 
     def receive(self) -> Message | None:

@@ -65,8 +65,11 @@ def _work(channel: wire.Channel, inbox: queue.SimpleQueue[wire.Message], rendezv
     channel.send(ready(runner))
     while True:
         message = inbox.get()
-        assert isinstance(message, wire.Compute)
-        channel.send(wire.Done(message.step.number, runner.step(message.step)))
+        if isinstance(message, wire.Forward):
+            runner.forward(message.step)
+        else:
+            assert isinstance(message, wire.Sample)
+            channel.send(wire.Done(message.number, runner.sample(message.number, message.draws)))
 
 
 def ready(runner: Runner) -> wire.Ready:

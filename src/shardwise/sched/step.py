@@ -1,8 +1,15 @@
-"""A step as a value: what every rank computes next, and what comes back. Ranks turn it into tensors and decide nothing."""
+"""A step as a value: what every rank computes next, and what comes back. Ranks turn it into tensors and decide nothing.
+
+A step travels as two messages: the forward (`Step`) as soon as it is planned, and how to choose its tokens (`Draw`s), which
+may have to wait for tokens of the step before. Steps are computed in the order of their numbers.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+SCRATCH = 0
+"""The page that no sequence ever holds: rows that only pad a batch read and write it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,62 +21,107 @@ class Pages:
 
 
 @dataclass(frozen=True, slots=True)
-class Draw:
-    """How to choose one token: numbers only, seed resolved. `choice` tells the n continuations of a request apart."""
-
-    temperature: float
-    top_p: float
-    top_k: int
-    min_p: float
-    seed: int
-    choice: int = 0
-    logprobs: int | None = None
-    barred: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
 class Item:
-    """`tokens` of one request at positions `start`, start + 1, …; `known` is how many tokens the request has by now.
+    """The next tokens of one sequence, at positions `start`, `start` + 1, …
 
-    `pages[g]` is its page table in cache group g. `draw` is set where the next token is to be chosen after the last one.
-    `wants` is of how many of its last tokens the logits are wanted besides (scoring, prompt log-probabilities).
+    `tokens` are their ids; or `source` is the number of an earlier step, and the one token is what that step draws for this
+    sequence (it has not reached the host yet). `known` is how many tokens the sequence had when it was begun or turned by
+    other angles: rope scaling by length asks.
+    `pages[g]` is its page table in cache group g. `targets` are the ids whose log-probabilities are wanted: the last
+    `len(targets)` tokens that are not drawn after are followed by them. `top` of the likeliest ids come with each.
+    `drawn` are the sequences that continue after the last token: this one, or all n choices of a request. The last `drafts`
+    tokens are guesses: one token is drawn after each of them too, and kept as long as the guesses were right.
     """
 
-    request: int
+    sequence: int
     tokens: tuple[int, ...]
     start: int
     known: int
     pages: tuple[Pages, ...]
-    draw: Draw | None = None
-    wants: int = 0
+    source: int | None = None
+    targets: tuple[int, ...] = ()
+    top: int = 0
+    drawn: tuple[int, ...] = ()
+    drafts: int = 0
+
+    @property
+    def count(self) -> int:
+        """How many tokens it computes."""
+        return len(self.tokens) if self.source is None else 1
 
     @property
     def rows(self) -> int:
-        """How many of its last tokens have their logits computed."""
-        return max(self.wants, self.draw is not None)
+        """How many of its last tokens have their logits computed: first those of `targets`, then those drawn after."""
+        return len(self.targets) + (1 + self.drafts if self.drawn else 0)
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One forward over the tokens of all items."""
+    """One forward over the tokens of all items, after the pages in `copies[g]`, as (from, to), were copied in group g."""
 
     number: int
     items: tuple[Item, ...]
+    copies: tuple[tuple[tuple[int, int], ...], ...] = ()
+
+    @property
+    def tokens(self) -> int:
+        return sum(item.count for item in self.items)
+
+
+@dataclass(frozen=True, slots=True)
+class Edit:
+    """How the logits of one row are changed before a token is chosen. Empty parts change nothing.
+
+    Penalties as vLLM has them: `repetition` divides (or multiplies, below zero) the logits of every id in `seen`;
+    `frequency` times its count and `presence` once are subtracted from each id in `written`, as (id, count). Then `bias` is
+    added, and at last ids in `barred`, or outside of `allowed` where that is given, are excluded.
+    """
+
+    repetition: float = 1.0
+    presence: float = 0.0
+    frequency: float = 0.0
+    seen: tuple[int, ...] = ()
+    written: tuple[tuple[int, int], ...] = ()
+    bias: tuple[tuple[int, float], ...] = ()
+    barred: tuple[int, ...] = ()
+    allowed: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """How to choose the next token of `sequence`: numbers only, seed resolved. `choice` tells the n continuations apart.
+
+    `temperature` 0 is greedy; `top_k` 0 or less is all. `logprobs` n: the n likeliest ids come with the chosen one.
+    """
+
+    sequence: int
+    temperature: float
+    seed: int
+    choice: int = 0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    logprobs: int | None = None
+    edit: Edit | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """One chosen token: its log-probability before temperature, and the most likely others where they were asked for."""
+    """One token at its place: its log-probability before temperature and edits, its rank among all ids (1 is the
+    likeliest), and the likeliest ids where they were asked for. `rank` 0 and `logprob` 0 where nobody asked."""
 
     token: int
-    logprob: float
+    logprob: float = 0.0
+    rank: int = 0
     top: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What an item with a `draw` got: a token, or the reason why there is none."""
+    """What a step made for one sequence: the tokens drawn (more than one where guesses were right), the scores of its
+    item's `targets`, or the reason why there is nothing."""
 
-    request: int
-    chosen: Chosen | None
+    sequence: int
+    tokens: tuple[Chosen, ...] = ()
+    scores: tuple[Chosen, ...] = ()
     error: str | None = None

@@ -6,7 +6,7 @@ test holds this list against what a real forward calls.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -43,14 +43,53 @@ class Call:
         return prod(self.shape) * BITS[self.dtype] // 8 if self.dtype else 0
 
 
-def of(model: Model, layout: Layout, tokens: int, sampled: int) -> tuple[Call, ...]:
-    """The collectives of a forward over `tokens` tokens that computes the logits of `sampled` of them (0: it has no head)."""
-    found = list(_reduces(model.embed, layout, tokens))
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """What a step makes of logits, in the order in which it does, as numbers of rows; by default nothing.
+
+    `targets`: pieces of (rows, likeliest ids wanted) whose next token is given. `peaks`: rows whose largest logit is asked for
+    first. `best`: rows whose token is the largest of all. `candidates`: rows for which each rank offers the largest `offered`.
+    `whole`: pieces of rows whose logits are gathered. `asked`: as `targets`, of tokens drawn.
+    """
+
+    targets: tuple[tuple[int, int], ...] = ()
+    peaks: int = 0
+    best: int = 0
+    candidates: int = 0
+    offered: int = 0
+    whole: tuple[int, ...] = ()
+    asked: tuple[tuple[int, int], ...] = ()
+
+
+def of(model: Model, layout: Layout, tokens: int, rows: Rows) -> tuple[Call, ...]:
+    """The collectives of a step: a forward over `tokens` tokens, and what is made of its logits."""
+    found = [*_reduces(model.embed, layout, tokens)]
     for run in model.runs:
-        found += run.count * list(_reduces(run.block, layout, tokens))
-    if sampled and layout.cut(model.head.linear.out):
-        found.append(Call("all_gather", "logits", (sampled, model.vocab), layout.dtype))
+        found += [*_reduces(run.block, layout, tokens)] * run.count
+    if layout.cut(model.head.linear.out):
+        found += _choices(model.vocab, len(layout.spans(model.head.linear.out)), rows)
     return tuple(found)
+
+
+def _choices(vocab: int, parts: int, rows: Rows) -> Iterator[Call]:
+    """A few numbers of each part's best, and never the logits themselves unless the best are not enough."""
+    yield from _scores(parts, rows.targets)
+    if rows.peaks:
+        yield Call("all_gather", "draw_peaks", (rows.peaks, parts), "float64")
+    if rows.best:
+        yield Call("all_gather", "draw_best", (rows.best, 2 * parts), "float64")
+    if rows.candidates:
+        yield Call("all_gather", "draw_candidates", (rows.candidates, (3 * rows.offered + 1) * parts), "int64")
+    for count in rows.whole:
+        yield Call("all_gather", "draw_whole", (count, vocab), "float32")
+        yield Call("broadcast", "draw_decided", (count,), "int64")
+    yield from _scores(parts, rows.asked)
+
+
+def _scores(parts: int, pieces: Sequence[tuple[int, int]]) -> Iterator[Call]:
+    for count, top in pieces:
+        yield Call("all_gather", "logprobs", (count, (2 + top) * parts), "int64")
+        yield Call("all_reduce", "ranks", (count,), "int64")
 
 
 def _reduces(block: Block, layout: Layout, tokens: int) -> Iterator[Call]:

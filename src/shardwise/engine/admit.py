@@ -1,0 +1,44 @@
+"""Whether a request can run at all, said before anything is computed: ids in range, and room in the context."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from shardwise.engine.setup import Setup
+from shardwise.errors import RequestError
+from shardwise.sched.request import SamplingParams
+
+
+def admit(setup: Setup, prompt: Sequence[int], params: SamplingParams) -> int:
+    """How many tokens may be generated; RequestError where the request can never run. Needs no ranks."""
+    context, vocab = setup.context, setup.layout.model.vocab
+    if not prompt:
+        raise RequestError("the prompt is empty: it needs at least one token")
+    scoring = params.max_tokens == 0
+    if len(prompt) >= context + scoring:
+        raise RequestError(_too_long(setup, len(prompt), scoring))
+    _in_vocabulary("the prompt's", prompt, vocab)
+    _in_vocabulary("logit_bias:", params.logit_bias or (), vocab)
+    _in_vocabulary("allowed_token_ids:", params.allowed_token_ids or (), vocab)
+    if scoring:
+        return 0
+    room = context - len(prompt)
+    if params.max_tokens is not None and params.max_tokens > room:
+        raise RequestError(
+            f"the prompt has {len(prompt)} tokens and max_tokens is {params.max_tokens}: together more than the context of "
+            f"{context}; ask for at most {room}"
+        )
+    return room if params.max_tokens is None else params.max_tokens
+
+
+def _too_long(setup: Setup, length: int, scoring: bool) -> str:
+    own = f"(this model's own context is {setup.layout.model.context})"
+    reasons = {"model": "this model's context", "flag": f"--max-model-len {own}", "memory": f"what the memory holds {own}"}
+    most, least = (setup.context, "") if scoring else (setup.context - 1, "with at least one to generate ")
+    return f"the prompt has {length} tokens; {least}it may have {most}, by {reasons[setup.bound]}"
+
+
+def _in_vocabulary(what: str, ids: Iterable[int], vocab: int) -> None:
+    for token in ids:
+        if not isinstance(token, int) or not 0 <= token < vocab:
+            raise RequestError(f"{what} token id {token!r} is not in this model's vocabulary of {vocab}: 0 to {vocab - 1} are")

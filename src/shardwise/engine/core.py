@@ -1,0 +1,129 @@
+"""The core loop: steps go out as long as the scheduler makes them, results come in and become events. It knows ids, not text.
+
+The next step is under way before the tokens of the last one are here. One thread works in it; nothing in it waits but for
+ranks.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable
+
+from shardwise.engine.draws import Draws
+from shardwise.engine.journal import Entry, Journal
+from shardwise.engine.ranks import Ranks
+from shardwise.engine.setup import Setup
+from shardwise.sched.events import Event
+from shardwise.sched.scheduler import Scheduler
+from shardwise.sched.sequence import Request
+from shardwise.sched.step import Draw, Result, Step
+
+
+class Core:
+    """Requests, scheduler and ranks together."""
+
+    def __init__(self, setup: Setup, ranks: Ranks, clock: Callable[[], float]) -> None:
+        windows = [group.window for group in setup.layout.cache]
+        self.scheduler = Scheduler(setup.pages, windows, setup.limits, clock)
+        self.journal = Journal()
+        self._ranks = ranks
+        self._draws: dict[int, Draws] = {}
+        self._unsampled: deque[Step] = deque()
+
+    # --- requests -----------------------------------------------------------------------------------------------------
+
+    def request(self, entry: Entry) -> Request:
+        """The request as the scheduler knows it."""
+        params = entry.params
+        return Request(
+            number=entry.number,
+            prompt=entry.prompt,
+            limit=entry.limit,
+            n=params.n,
+            ends=frozenset(entry.ends),
+            least=params.min_tokens,
+            scored=params.prompt_logprobs is not None,
+            top=params.prompt_logprobs or 0,
+            priority=entry.priority,
+            salt=entry.tenant,
+        )
+
+    def add(self, entry: Entry) -> None:
+        """Takes a request in that `scheduler.check` let pass."""
+        self.journal.open(entry)
+        self._draws[entry.number] = Draws(entry)
+        self._note(self.scheduler.add(self.request(entry)))
+
+    def abort(self, request: int) -> None:
+        """Ends a request, if it is open."""
+        self._note(self.scheduler.abort(request))
+
+    def finish(self, request: int, choice: int) -> None:
+        """Ends one continuation, if it has not ended."""
+        self._note(self.scheduler.finish(request, choice))
+
+    # --- steps --------------------------------------------------------------------------------------------------------
+
+    @property
+    def in_flight(self) -> int:
+        """Steps whose results are awaited."""
+        return self.scheduler.in_flight
+
+    @property
+    def unsampled(self) -> int:
+        """Steps among them whose draws depend on tokens that are not here yet."""
+        return len(self._unsampled)
+
+    def issue(self) -> None:
+        """Sends all steps that can be made now."""
+        while True:
+            step, events = self.scheduler.step()
+            self._note(events)
+            if step is None:
+                return
+            self._ranks.forward(step)
+            self._unsampled.append(step)
+            self._sample()
+
+    def apply(self, number: int, results: tuple[Result, ...]) -> None:
+        """Takes the results of the oldest step in."""
+        self._note(self.scheduler.apply(number, results))
+        self._sample()
+
+    def resume(self, ranks: Ranks) -> None:
+        """Goes on with another group of ranks, whose caches are empty: what was in flight is done again."""
+        self._ranks = ranks
+        self._unsampled.clear()
+        self.scheduler.forget()
+
+    def _sample(self) -> None:
+        """Says how to draw the tokens of the steps sent, as far as that is known."""
+        while self._unsampled:
+            draws = self._step_draws(self._unsampled[0])
+            if draws is None:
+                return
+            self._ranks.sample(self._unsampled.popleft().number, draws)
+
+    def _step_draws(self, step: Step) -> tuple[Draw, ...] | None:
+        """The draws of a step; None where one of them depends on a token that is not here yet."""
+        found = []
+        for item in step.items:
+            for sequence in item.drawn:
+                owner = self.scheduler.owner(sequence)
+                if owner is None:
+                    # Its request has ended meanwhile: whatever is drawn is nobody's.
+                    found.append(Draw(sequence, temperature=0.0, seed=0))
+                    continue
+                request, choice = owner
+                count = item.start + item.count - item.drafts - len(self.journal.entries[request].prompt)
+                draws = self._draws[request]
+                if not draws.known(choice, count):
+                    return None
+                found.append(draws.draw(sequence, choice, count))
+        return tuple(found)
+
+    def _note(self, events: Iterable[Event]) -> None:
+        for event in events:
+            self.journal.note(event)
+            if event.request not in self.journal.entries:
+                self._draws.pop(event.request, None)

@@ -1,0 +1,84 @@
+"""From what a client asked for, and what it was given so far, to how its next token is to be drawn: numbers only.
+
+Most draws are the same at every step. Those that depend on the tokens before them have to wait until these are known.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from shardwise.engine.journal import Entry
+from shardwise.sched.request import SamplingParams
+from shardwise.sched.step import Draw, Edit
+
+PLAIN = Edit()
+
+
+class Draws:
+    """The draws of one request."""
+
+    __slots__ = ("_bias", "_entry", "_fixed", "_single", "_waits", "_words")
+
+    def __init__(self, entry: Entry) -> None:
+        params = entry.params
+        self._entry = entry
+        self._bias = tuple(sorted((params.logit_bias or {}).items()))
+        self._single = tuple(sorted({word[0] for word in entry.bad if len(word) == 1}))
+        self._words = tuple(word for word in entry.bad if len(word) > 1)
+        self._waits = bool(self._words) or _penalises(params)
+        self._fixed: dict[tuple[int, bool], Draw] = {}
+
+    def known(self, choice: int, count: int) -> bool:
+        """Whether the draw after `count` tokens of a choice can be stated already."""
+        own = self._entry.choices[choice]
+        return not self._waits or own.finished or len(own.tokens) >= count
+
+    def draw(self, sequence: int, choice: int, count: int) -> Draw:
+        """How to draw the token after `count` tokens of a choice, for the scheduler's `sequence`."""
+        early = count < self._entry.params.min_tokens
+        fixed = self._fixed.get((choice, early))
+        if fixed is None or fixed.sequence != sequence:
+            fixed = self._fixed[choice, early] = self._draw(sequence, choice, early)
+        if not self._waits or self._entry.choices[choice].finished:
+            return fixed
+        return replace(fixed, edit=self._after(choice, fixed.edit or PLAIN))
+
+    def _draw(self, sequence: int, choice: int, early: bool) -> Draw:
+        params = self._entry.params
+        barred = tuple(sorted({*self._single, *(self._entry.ends if early else ())}))
+        allowed = tuple(params.allowed_token_ids) if params.allowed_token_ids is not None else None
+        edit = Edit(bias=self._bias, barred=barred, allowed=allowed)
+        return Draw(
+            sequence=sequence,
+            temperature=params.temperature,
+            seed=self._entry.seed,
+            choice=choice,
+            top_p=params.top_p,
+            top_k=params.top_k,
+            min_p=params.min_p,
+            logprobs=params.logprobs,
+            edit=None if edit == PLAIN else edit,
+        )
+
+    def _after(self, choice: int, edit: Edit) -> Edit:
+        """The edit with what the tokens so far make of it."""
+        params, own = self._entry.params, self._entry.choices[choice]
+        barred = set(edit.barred)
+        for word in self._words:
+            if tuple(own.tokens[1 - len(word) :]) == word[:-1]:
+                barred.add(word[-1])
+        written = tuple(own.counts.items()) if params.presence_penalty or params.frequency_penalty else ()
+        seen = tuple({*self._entry.prompt, *own.counts}) if params.repetition_penalty != 1 else ()
+        return replace(
+            edit,
+            repetition=params.repetition_penalty,
+            presence=params.presence_penalty,
+            frequency=params.frequency_penalty,
+            seen=seen,
+            written=written,
+            barred=tuple(sorted(barred)),
+        )
+
+
+def _penalises(params: SamplingParams) -> bool:
+    return bool(params.presence_penalty or params.frequency_penalty or params.repetition_penalty != 1)

@@ -1,0 +1,167 @@
+"""An engine without a model: every token comes from a function. For tests of whatever stands above the engine.
+
+Its requests end, fail, are aborted and finished as the real engine's, on a thread of its own, one token a choice and tick.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Self
+
+from shardwise.engine.admit import admit
+from shardwise.engine.setup import Setup
+from shardwise.errors import ShardwiseError
+from shardwise.sched.events import Emitted, Ended, Event, Finish, Scored
+from shardwise.sched.request import SamplingParams
+from shardwise.sched.step import Chosen
+
+Answer = Callable[[Sequence[int], int, int], int]
+"""The token of (prompt, choice, how many of that choice came before)."""
+
+
+@dataclass(slots=True)
+class _Request:
+    prompt: tuple[int, ...]
+    params: SamplingParams
+    sink: Callable[[Event], None]
+    ends: frozenset[int]
+    limit: int
+    open: list[int]
+    written: list[int] = field(default_factory=list)
+
+
+class FakeEngine:
+    """Tokens from `answer`. With `held`, no tick happens before `allow` is called.
+
+    `submitted`, `aborted` and `finished` record the calls. A token that `answer` gives as a negative number fails the request.
+    """
+
+    def __init__(self, setup: Setup, answer: Answer | None = None, *, held: bool = False) -> None:
+        self.setup = setup
+        self.submitted: list[tuple[tuple[int, ...], SamplingParams]] = []
+        self.aborted: list[int] = []
+        self.finished: list[tuple[int, int]] = []
+        self.answer = answer or self._counting
+        self._open: dict[int, _Request] = {}
+        self._ticks = 0
+        self._held, self._closed = held, False
+        self._changed = threading.Condition(threading.RLock())
+        self._thread = threading.Thread(target=self._run, name="fake-engine", daemon=True)
+        self._thread.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    @property
+    def running(self) -> int:
+        """How many requests are open."""
+        with self._changed:
+            return len(self._open)
+
+    def allow(self, ticks: int) -> None:
+        """Lets so many ticks happen; each gives one token to every open choice."""
+        with self._changed:
+            self._ticks += ticks
+            self._changed.notify_all()
+
+    def submit(
+        self,
+        prompt: Sequence[int],
+        params: SamplingParams,
+        sink: Callable[[Event], None],
+        *,
+        ends: Sequence[int] = (),
+        bad: Sequence[Sequence[int]] = (),
+        priority: int = 0,
+        tenant: str = "",
+    ) -> int:
+        limit = admit(self.setup, prompt, params)
+        with self._changed:
+            if self._closed:
+                raise ShardwiseError("the engine is closed")
+            self.submitted.append((tuple(prompt), params))
+            number = len(self.submitted)
+            self._open[number] = _Request(
+                tuple(prompt), params, sink, frozenset(ends), limit, list(range(params.n)), [0] * params.n
+            )
+            self._changed.notify_all()
+            return number
+
+    def abort(self, request: int) -> None:
+        with self._changed:
+            found = self._open.pop(request, None)
+            if found is not None:
+                self.aborted.append(request)
+                found.sink(Ended(request))
+
+    def finish(self, request: int, choice: int) -> None:
+        with self._changed:
+            self.finished.append((request, choice))
+            found = self._open.get(request)
+            if found is not None and choice in found.open:
+                found.open.remove(choice)
+                self._end_if_done(request, found)
+
+    def close(self) -> None:
+        with self._changed:
+            self._closed = True
+            for number, request in self._open.items():
+                request.sink(Ended(number, error="the engine was closed"))
+            self._open.clear()
+            self._changed.notify_all()
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
+
+    def _counting(self, prompt: Sequence[int], choice: int, place: int) -> int:
+        return (sum(prompt) + 31 * choice + 7 * place) % self.setup.layout.model.vocab
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._closed or (self._open and (not self._held or self._ticks)))
+                if self._closed:
+                    return
+                self._ticks -= self._held
+                for number, request in list(self._open.items()):
+                    if number in self._open:  # a sink may abort
+                        self._tick(number, request)
+
+    def _tick(self, number: int, request: _Request) -> None:
+        """One more token for every open choice; the scores of the prompt before the first."""
+        if request.params.prompt_logprobs is not None and not any(request.written):
+            request.sink(
+                Scored(number, tuple(self._chosen(token, request.params.prompt_logprobs) for token in request.prompt[1:]))
+            )
+        for choice in list(request.open) if request.limit else ():
+            place = request.written[choice]
+            token = self.answer(request.prompt, choice, place)
+            if token < 0:
+                del self._open[number]
+                request.sink(Ended(number, error=f"no finite logits at token {place}"))
+                return
+            while token in request.ends and place < request.params.min_tokens:
+                token = (token + 1) % self.setup.layout.model.vocab
+            request.written[choice] = place + 1
+            finish: Finish | None = "stop" if token in request.ends else "length" if place + 1 == request.limit else None
+            if finish:
+                request.open.remove(choice)
+            request.sink(Emitted(number, choice, self._chosen(token, request.params.logprobs), finish))
+        self._end_if_done(number, request)
+
+    def _end_if_done(self, number: int, request: _Request) -> None:
+        if number in self._open and not (request.open and request.limit):
+            del self._open[number]
+            request.sink(Ended(number, prefilled=len(request.prompt)))
+
+    def _chosen(self, token: int, logprobs: int | None) -> Chosen:
+        """The token as the likeliest, the next ids behind it."""
+        if logprobs is None:
+            return Chosen(token)
+        vocab = self.setup.layout.model.vocab
+        return Chosen(token, -0.5, 1, tuple(((token + n) % vocab, -0.5 - n) for n in range(logprobs)))

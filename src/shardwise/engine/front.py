@@ -1,0 +1,187 @@
+"""Between people, who have text, and an engine, which knows ids: prompts go in as text, answers come out as text.
+
+Knows no HTTP and no event loop: whoever starts a request gives a `sink` that takes its events where it wants them.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any, Protocol
+
+from shardwise.engine.complete import Prompt, Transcript
+from shardwise.engine.hub import bundled
+from shardwise.engine.outputs import RequestOutput
+from shardwise.engine.prompts import read_chat, read_prompt
+from shardwise.engine.setup import Setup
+from shardwise.engine.text import Tokenizer, open_tokenizer, read_json
+from shardwise.errors import CheckpointError, RequestError, ShardwiseError
+from shardwise.sched.events import Event
+from shardwise.sched.request import RequestOutputKind, SamplingParams
+
+if TYPE_CHECKING:
+    from shardwise.engine.template import ChatTemplate
+
+SAMPLING_KEYS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+
+
+class TokenEngine(Protocol):
+    """What runs requests of ids: the engine, or a fake of it. Its methods may be called on any thread."""
+
+    @property
+    def setup(self) -> Setup: ...
+
+    def submit(
+        self,
+        prompt: Sequence[int],
+        params: SamplingParams,
+        sink: Callable[[Event], None],
+        *,
+        ends: Sequence[int] = (),
+        bad: Sequence[Sequence[int]] = (),
+        priority: int = 0,
+        tenant: str = "",
+    ) -> int: ...
+
+    def abort(self, request: int) -> None: ...
+
+    def finish(self, request: int, choice: int) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Running:
+    """A request under way: its events become text here, on the thread of whoever calls `feed`."""
+
+    def __init__(self, core: TokenEngine, number: int, transcript: Transcript) -> None:
+        self.number, self.transcript = number, transcript
+        self._core = core
+
+    def feed(self, event: Event) -> None:
+        """Takes one event; a continuation that its text has ended is ended in the engine too."""
+        choice = self.transcript.feed(event)
+        if choice is not None:
+            self._core.finish(self.number, choice)
+
+    @property
+    def ended(self) -> bool:
+        return self.transcript.ended is not None
+
+    def check(self, name: str = "the request") -> None:
+        """ShardwiseError where it has failed."""
+        if self.transcript.ended is not None and self.transcript.ended.error is not None:
+            raise ShardwiseError(f"{name} failed: {self.transcript.ended.error}")
+
+    def abort(self) -> None:
+        """Ends it in the engine, if it has not ended; any thread, any time."""
+        self._core.abort(self.number)
+
+
+class Front:
+    """An engine with a tokenizer and a chat template. Safe to share between threads."""
+
+    def __init__(self, core: TokenEngine, tokenizer: Tokenizer | None = None) -> None:
+        self.core = core
+        self.tokenizer = open_tokenizer(core.setup.folder) if tokenizer is None else tokenizer
+        self._template: ChatTemplate | None = None
+        self._lock = threading.Lock()
+        vocab = core.setup.layout.model.vocab
+        # A checkpoint's end ids may lie beyond its logits; such a one is never drawn.
+        self._eos = tuple(token for token in self.tokenizer.eos_ids if 0 <= token < vocab)
+
+    @property
+    def template(self) -> ChatTemplate:
+        """The checkpoint's chat template, opened when it is first asked for."""
+        with self._lock:
+            if self._template is None:
+                from shardwise.engine.template import open_template  # jinja2, which plain prompts need not load
+
+                folder = self.core.setup.folder
+                # What came with shardwise needs no guard; a stranger's template runs in a process of its own.
+                self._template = open_template(folder, isolated=folder != bundled())
+            return self._template
+
+    def prompt(self, given: object, name: str = "the prompt") -> Prompt:
+        """A prompt of any kind with its ids; RequestError, which calls it `name`, for what is none."""
+        return read_prompt(given, self.tokenizer, name)
+
+    def chat(self, messages: object, name: str = "the conversation", **options: Any) -> Prompt:
+        """The prompt that a conversation makes; `options` as `ChatTemplate.render` takes them."""
+        return read_chat(messages, self.tokenizer, self.template, name, **options)
+
+    def start(
+        self,
+        prompt: Prompt,
+        params: SamplingParams,
+        sink: Callable[[Event], None],
+        *,
+        priority: int = 0,
+        request_id: str | None = None,
+    ) -> Running:
+        """Hands a request to the engine. `sink` gets its events on the engine's thread; `Running.feed` is to get them next.
+
+        RequestError where it can never run, ShardwiseError where the engine is closed.
+        """
+        params = replace(params, stop=(*params.stop, *prompt.stops)) if prompt.stops and params.detokenize else params
+        params.check_vocabulary(self.core.setup.layout.model.vocab)
+        ends = (*(() if params.ignore_eos else self._eos), *params.stop_token_ids)
+        number = self.core.submit(
+            prompt.ids,
+            params,
+            sink,
+            ends=tuple(dict.fromkeys(ends)),
+            bad=bad_ids(params.bad_words, self.tokenizer),
+            priority=priority,
+            tenant=prompt.tenant,
+        )
+        name = str(number) if request_id is None else request_id
+        return Running(self.core, number, Transcript(name, prompt, params, self.tokenizer))
+
+    def stream(self, prompt: Prompt, params: SamplingParams) -> Generator[RequestOutput, None, None]:
+        """One request, as deltas that come at once, the last with its end. Closing the iterator aborts it.
+
+        RequestError where it can never run, ShardwiseError where it fails.
+        """
+        events: SimpleQueue[Event] = SimpleQueue()
+        running = self.start(prompt, params, events.put)
+        try:
+            while not running.ended:
+                running.feed(events.get())
+                while not events.empty():
+                    running.feed(events.get())
+                running.check()
+                yield running.transcript.output(RequestOutputKind.DELTA)
+        finally:
+            running.abort()
+
+
+def bad_ids(words: Sequence[str], tokenizer: Tokenizer) -> tuple[tuple[int, ...], ...]:
+    """The ids of words that must not come up: of each as it is, and as it stands within a text, behind a space.
+
+    As in vLLM (`SamplingParams.update_from_tokenizer`): the latter only where it is as long, and begins with another token.
+    """
+    found: list[tuple[int, ...]] = []
+    for word in words:
+        alone, within = (tuple(tokenizer.encode(space + word.lstrip(), add_special_tokens=False)) for space in ("", " "))
+        found.append(alone)
+        if alone and within and within[0] != alone[0] and len(within) == len(alone):
+            found.append(within)
+    return tuple(dict.fromkeys(ids for ids in found if ids))
+
+
+def sampling_defaults(folder: Path) -> dict[str, Any]:
+    """What the checkpoint's generation_config.json recommends, by the names of SamplingParams. As in vLLM, it need not say
+    `do_sample`; but where it says false, the likeliest token is taken. Raises CheckpointError for values out of range."""
+    path = folder / "generation_config.json"
+    given = read_json(path)
+    if given.get("do_sample") is False:
+        return {"temperature": 0.0}
+    found = {key: given[key] for key in SAMPLING_KEYS if given.get(key) is not None}
+    try:
+        SamplingParams(**found)
+    except RequestError as error:
+        raise CheckpointError(f"{path}: {error}; mend it, or remove the file") from None
+    return found

@@ -1,0 +1,74 @@
+"""What is known of every open request: its prompt, its sampling values with the seed resolved, and each token it was given.
+
+Ranks hold nothing but caches, so this is all that is needed to go on with a request after any of them was lost. It belongs to
+whoever owns the clients.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from shardwise.sched.events import Emitted, Ended, Event
+from shardwise.sched.request import SamplingParams
+
+Sink = Callable[[Event], None]
+"""Where the events of a request go. Called on the engine's thread: it must neither wait nor raise."""
+
+
+@dataclass(eq=False, slots=True)
+class Continuation:
+    """The tokens of one choice so far, and how often each occurs."""
+
+    tokens: list[int] = field(default_factory=list)
+    counts: Counter[int] = field(default_factory=Counter)
+    finished: bool = False
+
+
+@dataclass(eq=False, slots=True)
+class Entry:
+    """One open request. `ends` are the ids that end it, `bad` the sequences of ids that it must not write."""
+
+    number: int
+    prompt: tuple[int, ...]
+    params: SamplingParams
+    seed: int
+    limit: int
+    sink: Sink
+    ends: tuple[int, ...] = ()
+    bad: tuple[tuple[int, ...], ...] = ()
+    priority: int = 0
+    tenant: str = ""
+    choices: list[Continuation] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.choices = [Continuation() for _ in range(self.params.n)]
+
+
+class Journal:
+    """Open requests by number."""
+
+    def __init__(self) -> None:
+        self.entries: dict[int, Entry] = {}
+
+    def open(self, entry: Entry) -> None:
+        """From now on its events are written down and passed on."""
+        self.entries[entry.number] = entry
+
+    def note(self, event: Event) -> None:
+        """Writes an event down, then passes it on."""
+        entry = self.entries[event.request]
+        if isinstance(event, Emitted):
+            choice = entry.choices[event.choice]
+            choice.tokens.append(event.chosen.token)
+            choice.counts[event.chosen.token] += 1
+            choice.finished = event.finish is not None
+        elif isinstance(event, Ended):
+            del self.entries[event.request]
+        entry.sink(event)
+
+    def fail(self, reason: str) -> None:
+        """Ends everything that is open."""
+        for number in list(self.entries):
+            self.note(Ended(number, reason))

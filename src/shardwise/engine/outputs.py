@@ -1,0 +1,71 @@
+"""What a request gives back, under the names that users of vLLM know."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from shardwise.sched.events import Finish
+
+
+@dataclass(frozen=True, slots=True)
+class Logprob:
+    """The log-probability of one token at one place, before temperature and edits. `rank` 1 is the likeliest.
+
+    `decoded_token` is its text by itself: U+FFFD where it is only a part of a character.
+    """
+
+    logprob: float
+    rank: int
+    decoded_token: str
+
+
+Logprobs = dict[int, Logprob]
+"""By token id: first the token that is there, then the likeliest ones."""
+
+
+@dataclass(slots=True)
+class CompletionOutput:
+    """One continuation. `logprobs`, one for each of `token_ids`, and `cumulative_logprob` are None where nobody asked.
+
+    `finish_reason` is None while it goes on; "stop" at an end token or a stop string, "length" at the limit, "abort".
+    `stop_reason`: the stop string, or the one of `stop_token_ids`, that ended it; None for the model's own end token.
+    """
+
+    index: int
+    text: str
+    token_ids: list[int]
+    cumulative_logprob: float | None = None
+    logprobs: list[Logprobs] | None = None
+    finish_reason: Finish | None = None
+    stop_reason: int | str | None = None
+
+    @property
+    def finished(self) -> bool:
+        return self.finish_reason is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Metrics:
+    """When things happened, in seconds after the request came in, and how often it had to start over."""
+
+    first_token_s: float | None = None
+    total_s: float | None = None
+    preempted: int = 0
+
+
+@dataclass(slots=True)
+class RequestOutput:
+    """A request as far as it has come. `prompt` is None where it was given as token ids.
+
+    `prompt_logprobs`, one for each token of the prompt, is None where nobody asked; that of the first token always is.
+    `num_cached_tokens` of the prompt were not computed again; None until that is known.
+    """
+
+    request_id: str
+    prompt: str | None
+    prompt_token_ids: list[int]
+    prompt_logprobs: list[Logprobs | None] | None
+    outputs: list[CompletionOutput]
+    finished: bool
+    metrics: Metrics = field(default_factory=Metrics)
+    num_cached_tokens: int | None = None

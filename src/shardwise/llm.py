@@ -1,0 +1,326 @@
+"""The library's face: `LLM` for programs that wait for their answers, `AsyncLLM` for those that stream them.
+
+Signatures as vLLM's. Everything is carried out below: text in `engine.front`, tokens in the engine.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import weakref
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from queue import SimpleQueue
+from random import Random
+from types import TracebackType
+from typing import Any, Literal, Self
+
+from shardwise.engine.complete import Prompt
+from shardwise.engine.front import Front, Running, TokenEngine, sampling_defaults
+from shardwise.engine.hub import BUNDLED
+from shardwise.engine.outputs import RequestOutput
+from shardwise.engine.progress import Progress, progress
+from shardwise.engine.prompts import Message, PromptType, conversations, listed
+from shardwise.engine.setup import Options, resolve
+from shardwise.engine.stream import Stream
+from shardwise.engine.text import Tokenizer
+from shardwise.errors import RequestError, UserError
+from shardwise.sched.checks import flag, shown, whole
+from shardwise.sched.events import Event
+from shardwise.sched.request import MOST, SEEDS, SamplingParams
+
+Kind = Literal["processes", "threads"]
+
+
+class _Open:
+    """A model that is loaded, whichever way it is asked. A context manager: leaving it ends every rank.
+
+    `model`: a folder, org/name on the hub, or nothing for the small one that comes with shardwise.
+    `tensor_parallel_size`: how many ranks it is cut over, any number up to its query heads; `tensor_split`: the proportions,
+    one a rank. `ranks`: as processes of this host, or as threads of this process. `memory`: bytes a rank may take.
+    `max_num_seqs` sequences run at once, `max_num_batched_tokens` go into one step; None leaves these to the engine.
+    `seed`: the seeds of requests that bring none follow from it, in the order of the requests.
+    A UserError says what cannot work. It needs no `__main__` guard.
+    """
+
+    def __init__(
+        self,
+        model: str | Path = BUNDLED,
+        *,
+        tensor_parallel_size: int | None = None,
+        tensor_split: Sequence[float] | None = None,
+        dtype: str = "auto",
+        device: str = "auto",
+        max_model_len: int | None = None,
+        max_num_seqs: int | None = None,
+        max_num_batched_tokens: int | None = None,
+        enable_prefix_caching: bool = True,
+        memory: int | None = None,
+        threads: int | None = None,
+        seed: int | None = None,
+        revision: str | None = None,
+        load_format: str = "auto",
+        ranks: Kind = "processes",
+    ) -> None:
+        counts = {
+            "tensor_parallel_size": tensor_parallel_size, "max_model_len": max_model_len, "max_num_seqs": max_num_seqs,
+            "max_num_batched_tokens": max_num_batched_tokens, "memory": memory, "threads": threads,
+        }  # fmt: skip
+        given = {name: None if value is None else whole(name, value, 1, SEEDS) for name, value in counts.items()}
+        if ranks not in ("processes", "threads"):
+            raise UserError(f"ranks is {shown(ranks)}; it takes 'processes' or 'threads'")
+        options = Options(
+            model=str(model),
+            tp=given["tensor_parallel_size"],
+            shares=_shares(tensor_split),
+            dtype=dtype,
+            device=device,
+            load_format=load_format,
+            memory=given["memory"],
+            max_model_len=given["max_model_len"],
+            threads=given["threads"],
+            revision=revision,
+            max_num_seqs=given["max_num_seqs"],
+            max_num_batched_tokens=given["max_num_batched_tokens"],
+            enable_prefix_caching=flag("enable_prefix_caching", enable_prefix_caching),
+        )
+        self._begin(options, ranks, seed)
+
+    def _begin(self, options: Options, ranks: Kind, seed: int | None) -> None:
+        from shardwise.engine.engine import Engine  # which loads what a rank's messages are made of
+
+        if seed is not None:
+            whole("seed", seed, 0, SEEDS - 1)
+        setup = resolve(options)
+        core = Engine(setup, ranks)
+        try:
+            self._hold(core, seed)
+        except BaseException:
+            core.close()
+            raise
+
+    @classmethod
+    def on(cls, core: TokenEngine, seed: int | None = None) -> Self:
+        """One on an engine that is there already, or on a fake of one. Closing it closes the engine."""
+        self = cls.__new__(cls)
+        self._hold(core, seed)
+        return self
+
+    def _hold(self, core: TokenEngine, seed: int | None) -> None:
+        self._front = Front(core)
+        self._defaults = sampling_defaults(core.setup.folder)
+        self._seeds = None if seed is None else Random(seed)
+        self._lock = threading.Lock()
+        # Whoever drops it, or ends the program, need not have closed it.
+        self._close = weakref.finalize(self, core.close)
+
+    def close(self) -> None:
+        """Ends every rank. Requests under way, on other threads, end with an error. Closing it again changes nothing."""
+        self._close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def get_tokenizer(self) -> Tokenizer:
+        """The model's tokenizer: `encode` and `decode`."""
+        return self._front.tokenizer
+
+    def get_default_sampling_params(self) -> SamplingParams:
+        """What the checkpoint's generation_config.json recommends, else vLLM's defaults."""
+        return SamplingParams(**self._defaults)
+
+    def _seeded(self, params: SamplingParams) -> SamplingParams:
+        if self._seeds is None or params.seed is not None:
+            return params
+        with self._lock:
+            return replace(params, seed=self._seeds.randrange(SEEDS))
+
+
+class LLM(_Open):
+    __doc__ = f"Answers many prompts at once, and waits for all of them. Safe to share between threads.\n\n{_Open.__doc__}"
+
+    def generate(
+        self,
+        prompts: PromptType | Sequence[PromptType],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        use_tqdm: bool = True,
+        *,
+        priority: int | Sequence[int] = 0,
+    ) -> list[RequestOutput]:
+        """One output a prompt, in the order of the prompts, however many there are.
+
+        A prompt is text, token ids, or a dict with "prompt" or "prompt_token_ids"; `sampling_params` and `priority` (lower
+        is sooner) are one for all or a list of the same length. `use_tqdm` shows a bar on a terminal.
+        RequestError, which names the prompt, before anything runs or where one can never run; ShardwiseError where one
+        fails. Ctrl-C and errors abort what was asked for in this call; the LLM stays usable.
+        """
+        many = listed(prompts)
+        wanted = self._params(sampling_params, len(many))
+        order = _each("priority", priority, len(many), lambda name, value: whole(name, value, -MOST, MOST))
+        return self._run([self._front.prompt(one, f"prompt {n}") for n, one in enumerate(many)], wanted, order, use_tqdm)
+
+    def chat(
+        self,
+        messages: Sequence[Message] | Sequence[Sequence[Message]],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        use_tqdm: bool = True,
+        *,
+        add_generation_prompt: bool | None = None,
+        continue_final_message: bool = False,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        priority: int | Sequence[int] = 0,
+    ) -> list[RequestOutput]:
+        """As `generate`, of one conversation or several, by the model's chat template. See `ChatTemplate.render`."""
+        many = conversations(messages)
+        wanted = self._params(sampling_params, len(many))
+        order = _each("priority", priority, len(many), lambda name, value: whole(name, value, -MOST, MOST))
+        options = {
+            "add_generation_prompt": add_generation_prompt, "continue_final_message": continue_final_message,
+            "tools": tools, "variables": chat_template_kwargs,
+        }  # fmt: skip
+        asked = [self._front.chat(one, f"conversation {n}", **options) for n, one in enumerate(many)]
+        return self._run(asked, wanted, order, use_tqdm)
+
+    def _params(self, given: SamplingParams | Sequence[SamplingParams] | None, count: int) -> list[SamplingParams]:
+        def checked(name: str, value: object) -> SamplingParams:
+            if not isinstance(value, SamplingParams):
+                raise RequestError(f"{name} is {shown(value)}; it takes SamplingParams")
+            return value
+
+        return _each("sampling_params", self.get_default_sampling_params() if given is None else given, count, checked)
+
+    def _run(
+        self, prompts: list[Prompt], params: list[SamplingParams], priority: list[int], shows: bool
+    ) -> list[RequestOutput]:
+        box = _Box(self._front.core)
+        running: list[Running] = []
+        try:
+            with progress(len(prompts), shows) as bar:
+                for n, prompt in enumerate(prompts):
+                    running.append(self._start(n, prompt, params[n], priority[n], box))
+                _drain(box, running, bar)
+        except BaseException:
+            box.close()
+            for request in running:
+                request.abort()
+            raise
+        return [request.transcript.output() for request in running]
+
+    def _start(self, n: int, prompt: Prompt, params: SamplingParams, priority: int, box: _Box) -> Running:
+        try:
+            return self._front.start(prompt, self._seeded(params), partial(box.put, n), priority=priority)
+        except RequestError as error:
+            raise RequestError(f"prompt {n}: {error}") from None
+
+
+class _Box:
+    """The events of all requests of one call, on their way from the engine's thread to the caller's."""
+
+    def __init__(self, core: TokenEngine) -> None:
+        self._core = core
+        self._closed = False
+        self.events: SimpleQueue[tuple[int, Event]] = SimpleQueue()
+
+    def put(self, index: int, event: Event) -> None:
+        """On the engine's thread. A request that began just as the call was interrupted has nobody else to abort it."""
+        if self._closed:
+            self._core.abort(event.request)
+        else:
+            self.events.put((index, event))
+
+    def close(self) -> None:
+        self._closed = True
+
+
+def _drain(box: _Box, running: list[Running], bar: Progress) -> None:
+    """Reads events until every request has ended; ShardwiseError for the first that failed."""
+    left = len(running)
+    while left:
+        index, event = box.events.get()
+        request = running[index]
+        before = request.transcript.tokens
+        request.feed(event)
+        request.check(f"prompt {index}")
+        left -= request.ended
+        bar.add(request.transcript.tokens - before, done=request.ended)
+
+
+def _each(name: str, given: Any, count: int, checked: Any) -> list[Any]:
+    """One value for all, or a list of as many, each `checked`."""
+    if not isinstance(given, list | tuple):
+        return [checked(name, given)] * count
+    if len(given) != count:
+        raise RequestError(f"{name} is a list of {len(given)} for {count} prompts; give one for all, or as many")
+    return [checked(f"{name}[{n}]", value) for n, value in enumerate(given)]
+
+
+def _shares(given: object) -> tuple[float, ...] | None:
+    if given is None:
+        return None
+    if not isinstance(given, list | tuple) or not all(isinstance(s, int | float) and not isinstance(s, bool) for s in given):
+        raise UserError(f"tensor_split is {shown(given)}; it takes a list of numbers, one a rank, as [3, 1]")
+    return tuple(float(share) for share in given)
+
+
+class AsyncLLM(_Open):
+    __doc__ = f"Streams answers on an event loop, any number at once. Loading blocks.\n\n{_Open.__doc__}"
+
+    def _hold(self, core: TokenEngine, seed: int | None) -> None:
+        super()._hold(core, seed)
+        self._numbers = itertools.count(1)
+        self._streams: weakref.WeakValueDictionary[str, Stream] = weakref.WeakValueDictionary()
+
+    def generate(
+        self,
+        prompt: PromptType,
+        sampling_params: SamplingParams | None = None,
+        request_id: str | None = None,
+        *,
+        priority: int = 0,
+    ) -> Stream:
+        """The outputs of one prompt as they come: `async for output in llm.generate(...)`.
+
+        Each holds all so far, or what `sampling_params.output_kind` says. Leaving the loop or cancelling the task aborts it.
+        """
+        return self._stream(partial(self._front.prompt, prompt), sampling_params, request_id, priority)
+
+    def chat(
+        self,
+        messages: Sequence[Message],
+        sampling_params: SamplingParams | None = None,
+        request_id: str | None = None,
+        *,
+        add_generation_prompt: bool | None = None,
+        continue_final_message: bool = False,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        priority: int = 0,
+    ) -> Stream:
+        """As `generate`, of a conversation, by the model's chat template."""
+        prepare = partial(
+            self._front.chat, messages, add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message, tools=tools, variables=chat_template_kwargs,
+        )  # fmt: skip
+        return self._stream(prepare, sampling_params, request_id, priority)
+
+    def abort(self, request_id: str) -> None:
+        """Ends the request of that id: its stream's last output says "abort". Ids that are not known are ignored."""
+        if (stream := self._streams.get(request_id)) is not None:
+            stream.cancel()
+
+    def _stream(self, prepare: Any, params: SamplingParams | None, request_id: str | None, priority: int) -> Stream:
+        if params is not None and not isinstance(params, SamplingParams):
+            raise RequestError(f"sampling_params is {shown(params)}; it takes SamplingParams")
+        name = str(next(self._numbers)) if request_id is None else request_id
+        if (other := self._streams.get(name)) is not None and not other.closed:
+            raise RequestError(f"request_id {name!r} is that of a request under way; give another one")
+        wanted = self._seeded(self.get_default_sampling_params() if params is None else params)
+        stream = Stream(self._front, prepare, wanted, whole("priority", priority, -MOST, MOST), name)
+        self._streams[name] = stream
+        return stream

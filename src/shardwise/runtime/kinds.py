@@ -1,0 +1,97 @@
+"""What the choice of each token needs to know of the vocabulary: decided from the draw alone, so all ranks decide alike."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from shardwise.sched.step import Draw, Edit, Item
+from shardwise.spec.traffic import Rows
+
+Kind = Literal["greedy", "noisy", "floor", "candidates", "whole"]
+"""The likeliest of all; the largest after noise, of all or of those that min_p leaves; one of the likeliest few, which top_k or
+top_p leave; or one of more than a few."""
+
+FEW, MANY = 128, 1024
+"""Candidates of each rank: usually, and where a top_k is above FEW. Beyond MANY the logits themselves are gathered."""
+
+PIECE = 64
+"""Rows of log-probabilities that are computed at a time, and 1/8 of it rows of whole logits: bounds their memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """One token to choose: after which of the drawn rows, how, and at which position it will stand."""
+
+    row: int
+    draw: Draw
+    position: int
+    edit: Edit | None
+
+
+def places(items: Sequence[Item], draws: Sequence[Draw]) -> list[list[Place]]:
+    """For each draw, in order, the places where it chooses: one, and one more for each draft of its item."""
+    wanted = [sequence for item in items for sequence in item.drawn]
+    if wanted != [draw.sequence for draw in draws]:
+        raise ValueError(f"draws are for sequences {[draw.sequence for draw in draws]}; the step draws for {wanted}")
+    found, row, waiting = [], 0, iter(draws)
+    for item in items:
+        first = item.start + item.count - item.drafts
+        drafts = item.tokens[len(item.tokens) - item.drafts :]
+        for draw in (next(waiting) for _ in item.drawn):
+            edits = [continued(draw.edit, drafts[:i]) for i in range(item.drafts + 1)]
+            found.append([Place(row + i, draw, first + i, edit) for i, edit in enumerate(edits)])
+        row += item.rows - len(item.targets)
+    return found
+
+
+def continued(edit: Edit | None, tokens: tuple[int, ...]) -> Edit | None:
+    """The edit of the row after `tokens` were written as well: penalties know them."""
+    if edit is None or not tokens:
+        return edit
+    written = dict(edit.written)
+    for token in tokens:
+        written[token] = written.get(token, 0) + 1
+    seen = tuple(dict.fromkeys((*edit.seen, *tokens)))
+    return replace(edit, seen=seen, written=tuple(written.items()))
+
+
+def kind(draw: Draw, vocabulary: int) -> Kind:
+    """How the token of a draw is found."""
+    if draw.temperature == 0:
+        return "greedy"
+    few = 0 < draw.top_k < vocabulary
+    if few or draw.top_p < 1:
+        return "whole" if few and draw.top_k > MANY else "candidates"
+    return "floor" if draw.min_p > 0 else "noisy"
+
+
+def most(draws: Sequence[Draw], vocabulary: int) -> int:
+    """How many candidates each rank offers for rows of these draws, all of kind "candidates"."""
+    return min(vocabulary, FEW if all(draw.top_k <= FEW for draw in draws) else MANY)
+
+
+def pieces(rows: int, size: int = PIECE) -> list[range]:
+    """The rows, at most `size` at a time."""
+    return [range(start, min(start + size, rows)) for start in range(0, rows, size)]
+
+
+def traffic_rows(items: Sequence[Item], draws: Sequence[Draw], vocabulary: int, uncertain: int = 0) -> Rows:
+    """What `spec.traffic` asks of a step. `uncertain` rows of top_p are those whose nucleus turns out to be larger than the
+    candidates, which depends on the logits."""
+    chosen = [place for each in places(items, draws) for place in each]
+    kinds = [kind(place.draw, vocabulary) for place in chosen]
+    few = [place.draw for place, one in zip(chosen, kinds, strict=True) if one == "candidates"]
+    asked = [place.draw.logprobs for place in chosen if place.draw.logprobs is not None]
+    targets = sum(len(item.targets) for item in items)
+    top = max((item.top for item in items if item.targets), default=0)
+    return Rows(
+        targets=tuple((len(piece), min(top, vocabulary)) for piece in pieces(targets)),
+        peaks=sum(one in ("floor", "candidates", "whole") for one in kinds),
+        best=sum(one in ("greedy", "noisy", "floor") for one in kinds),
+        candidates=len(few),
+        offered=most(few, vocabulary) if few else 0,
+        whole=tuple(len(piece) for piece in pieces(kinds.count("whole") + uncertain, PIECE // 8)),
+        asked=tuple((len(piece), min(max(asked), vocabulary)) for piece in pieces(len(asked))),
+    )

@@ -1,0 +1,35 @@
+"""A logit and its id as one whole number, so that ids are ordered by comparing alone: larger logits first, and of equal ones
+the lower id. Such numbers are unique in a row: the largest k of them are the same ones on every device and at every degree."""
+
+from __future__ import annotations
+
+import torch
+
+LEAST = -(2**63)
+"""Below the number of any logit and id."""
+
+_LOW = 2**32 - 1
+
+
+def pack(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    """int64 of the same shape as logits (float32, no NaN), whose `ids` are below 2^32. Zero of either sign is one number."""
+    return (_turned((logits + 0.0).view(torch.int32)).long() << 32).bitwise_or_(_LOW - ids)
+
+
+def unpack(packed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(logits, ids)."""
+    return _turned((packed >> 32).int()).view(torch.float32), _LOW - (packed & _LOW)
+
+
+def largest(packed: torch.Tensor, count: int) -> torch.Tensor:
+    """The `count` largest numbers of each row, in falling order; LEAST where a row has fewer."""
+    held = min(count, packed.shape[1])
+    found = packed.new_full((len(packed), count), LEAST)
+    if held:
+        found[:, :held] = packed.topk(held, -1).values
+    return found
+
+
+def _turned(bits: torch.Tensor) -> torch.Tensor:
+    """The bits of floats as integers of the same order, and back: negative floats grow downwards."""
+    return bits ^ ((bits >> 31) & 0x7FFFFFFF)

@@ -1,0 +1,417 @@
+"""Who runs next: requests in, steps out. One rule for prefill, chunks and decode: up to min(budget, goal - issued) tokens each.
+
+`step` reserves, `apply` commits, `drop` undoes. It knows no device, no text and no wall time: the clock is passed in, and
+only ever compared with deadlines.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from collections.abc import Sequence as Many
+from heapq import heappop, heappush
+from itertools import count
+
+from shardwise.errors import RequestError
+from shardwise.sched.events import Emitted, Ended, Event, Scored
+from shardwise.sched.flight import Flight, Part, Swap
+from shardwise.sched.holdings import Holdings
+from shardwise.sched.limits import Limits
+from shardwise.sched.pages import Node
+from shardwise.sched.roster import Roster
+from shardwise.sched.sequence import Order, Request, Sequence
+from shardwise.sched.step import Chosen, Item, Result, Step
+
+Guess = Callable[[Many[int], int], Many[int]]
+"""guess(tokens, most): up to `most` tokens that may come next. Wrong ones cost time and nothing else."""
+
+
+class Scheduler:
+    """`pages[g]` pages of cache group g, whose page SCRATCH is never given out; `windows[g]` is how far the group looks back.
+
+    Steps are applied, or dropped, in the order in which they were made. What happens to a request is returned as events by
+    the call that made it happen.
+    """
+
+    def __init__(
+        self,
+        pages: Many[int],
+        windows: Many[int | None],
+        limits: Limits,
+        clock: Callable[[], float],
+        guess: Guess | None = None,
+    ) -> None:
+        self.limits = limits
+        self.cache = Holdings(pages, windows, limits)
+        self._clock = clock
+        self._guess = guess
+        self._requests: dict[int, list[Sequence]] = {}
+        self._owners: dict[int, tuple[int, int]] = {}
+        self._began: dict[int, tuple[int, int]] = {}
+        self._deadlines: list[tuple[float, int, int]] = []
+        self._roster = Roster(limits.sequences)
+        self._flight: deque[Flight] = deque()
+        self._numbers, self._arrivals, self._steps = count(1), count(), count(1)
+
+    # --- what is there ------------------------------------------------------------------------------------------------
+
+    @property
+    def in_flight(self) -> int:
+        """Steps that were made and neither applied nor dropped."""
+        return len(self._flight)
+
+    @property
+    def running(self) -> tuple[Sequence, ...]:
+        """Who may hold pages, first in order first."""
+        return tuple(self._roster.running)
+
+    @property
+    def waiting(self) -> tuple[Sequence, ...]:
+        """Who waits to run, for the first time or again, first in order first."""
+        return tuple(self._roster.waiting)
+
+    def owner(self, sequence: int) -> tuple[int, int] | None:
+        """(request, choice) of a sequence by its number; None once its request has ended."""
+        return self._owners.get(sequence)
+
+    @property
+    def requests(self) -> int:
+        """Requests that have not ended."""
+        return len(self._requests)
+
+    # --- requests come and go -----------------------------------------------------------------------------------------
+
+    def check(self, request: Request) -> None:
+        """RequestError if the request can never run, with the number that it needs and the one there is. Any thread may ask."""
+        if not request.prompt:
+            raise RequestError("the prompt is empty: it needs at least one token")
+        if request.n > self.limits.sequences:
+            raise RequestError(f"n is {request.n}, but at most {self.limits.sequences} sequences run at once (--max-num-seqs)")
+        self.cache.check(request)
+
+    def add(self, request: Request) -> tuple[Event, ...]:
+        """Takes a request in. RequestError if it can never run."""
+        if request.number in self._requests:
+            raise RequestError(f"request {request.number} is here already")
+        self.check(request)
+        if request.limit == 0 and len(request.prompt) == 1:
+            return (Ended(request.number),)
+        lead = self._sequence(request, (request.priority, next(self._arrivals), 0), list(request.prompt), len(request.prompt))
+        self._requests[request.number] = [lead]
+        if request.deadline is not None:
+            heappush(self._deadlines, (request.deadline, lead.order[1], request.number))
+        self._roster.wait(lead)
+        return ()
+
+    def _sequence(self, request: Request, order: Order, tokens: list[int], known: int) -> Sequence:
+        number, tables = next(self._numbers), self.cache.tables()
+        self._owners[number] = request.number, order[2]
+        return Sequence(number, request, order[2], order, tokens, tables, known, forked=request.n == 1)
+
+    def abort(self, request: int) -> tuple[Event, ...]:
+        """Ends a request wherever it is. Numbers that are not here, or no longer, are ignored."""
+        return (self._end(request),) if request in self._requests else ()
+
+    def finish(self, request: int, choice: int) -> tuple[Event, ...]:
+        """Ends one continuation: its text showed that it is complete. One that has no token yet, or has ended, is ignored."""
+        for sequence in self._requests.get(request, ()):
+            if sequence.choice == choice and not sequence.finished and len(sequence.tokens) > len(sequence.request.prompt):
+                return self._finish(sequence)
+        return ()
+
+    def _finish(self, sequence: Sequence) -> tuple[Event, ...]:
+        self._retire(sequence)
+        own = self._requests[sequence.request.number]
+        return (self._end(sequence.request.number),) if all(s.finished for s in own) else ()
+
+    def _end(self, number: int, error: str | None = None) -> Ended:
+        sequences = self._requests.pop(number)
+        for sequence in sequences:
+            self._retire(sequence)
+            del self._owners[sequence.number]
+        prefilled, cached = self._began.pop(number, (0, 0))
+        return Ended(number, error, prefilled, cached, sum(s.preempted for s in sequences))
+
+    def _retire(self, sequence: Sequence) -> None:
+        """The sequence neither runs nor waits any more, and holds nothing."""
+        if sequence.running:
+            self._leave(sequence)
+        elif not sequence.finished:
+            self._roster.remove(sequence)
+        sequence.finished = True
+
+    def _leave(self, sequence: Sequence) -> None:
+        """Takes it off the running ones; its pages go back."""
+        self._roster.stop(sequence)
+        self.cache.leave(sequence)
+        self.cache.unpledge(sequence)
+
+    def _expire(self) -> Iterator[Event]:
+        now = self._clock()
+        while self._deadlines and now > self._deadlines[0][0]:
+            _, arrival, number = heappop(self._deadlines)
+            own = self._requests.get(number)
+            if own and own[0].order[1] == arrival:  # not another one that has taken the number since
+                yield self._end(number, "its time was up before it was complete")
+
+    # --- reserve ------------------------------------------------------------------------------------------------------
+
+    def step(self) -> tuple[Step | None, tuple[Event, ...]]:
+        """The next step and what happened besides; no step where nothing can run before something is applied."""
+        events = tuple(self._expire())
+        if len(self._flight) >= self.limits.flight:
+            return None, events
+        plan = Flight(next(self._steps), self.cache.groups)
+        # Single tokens first, so that nobody's next one waits for a long prompt; guesses take what nobody else wants.
+        ready = [(sequence, todo) for sequence in self._roster.running if (todo := self._todo(sequence))]
+        spare = self.limits.tokens - sum(todo for _, todo in ready)
+        for sequence, todo in sorted(ready, key=lambda pair: pair[1] > 1):
+            wanted = min(todo, self.limits.tokens - plan.tokens)
+            # Who was preempted meanwhile is not running any more.
+            if wanted and sequence.running:
+                spare -= self._issue(sequence, wanted, spare, plan)
+        while (left := self.limits.tokens - plan.tokens) > 0 and (admitted := self._admit(plan)):
+            wanted = min(admitted.goal - admitted.issued, left)
+            self._issue(admitted, wanted, left - wanted, plan)
+        if not plan.parts:
+            return None, events
+        self._flight.append(plan)
+        return plan.step(), events
+
+    def _todo(self, sequence: Sequence) -> int:
+        """Tokens that could be computed now. One that has outgrown the angles of its cached keys starts anew, but not before
+        all that it draws is known."""
+        if sequence.guessing or len(sequence.sources) > self.limits.ahead:
+            return 0
+        if self.limits.turned(sequence.known, sequence.length):
+            if sequence.sources:
+                return 0
+            self._turn(sequence)
+        return sequence.goal - sequence.issued
+
+    def _turn(self, sequence: Sequence) -> None:
+        self.cache.leave(sequence)
+        sequence.known = sequence.length
+
+    def _issue(self, sequence: Sequence, wanted: int, spare: int, plan: Flight) -> int:
+        """Puts up to `wanted` tokens of a sequence into the plan, as many as there are pages for, and up to `spare` guesses.
+        Who is younger gives way where there is no page at all. How many guesses there are."""
+        guesses = self._guesses(sequence, wanted, spare)
+        swaps: list[Swap] = []
+        granted = self.cache.grow(sequence, wanted + len(guesses), swaps)
+        while granted == 0 and (victim := self._victim(sequence)):
+            self._preempt(victim, plan)
+            granted = self.cache.grow(sequence, wanted + len(guesses), swaps)
+        if granted == 0:
+            return 0
+        guessed = max(0, granted - wanted)
+        part = Part(sequence, sequence.issued, granted, sequence.life, swaps, sequence.scoring, guessed)
+        sequence.issued += granted
+        sequence.guessing = guessed > 0
+        part.item = self._item(part, guesses[:guessed], plan.number)
+        plan.add(part)
+        return guessed
+
+    def _guesses(self, sequence: Sequence, wanted: int, most: int) -> tuple[int, ...]:
+        """What may come after the last token, if that is the one to be computed."""
+        if self._guess is None or wanted != 1 or len(sequence.tokens) != sequence.issued + 1 or not sequence.forked:
+            return ()
+        most = min(most, sequence.request.limit - sequence.drawn - 1, self.limits.unturned(len(sequence.tokens)))
+        return tuple(self._guess(sequence.tokens, most))[:most] if most > 0 else ()
+
+    def _item(self, part: Part, guesses: Many[int], number: int) -> Item:
+        """The part as the ranks see it. Draws after its last token if all that is known then is computed."""
+        sequence, request = part.sequence, part.sequence.request
+        stop = part.start + part.count - part.guesses
+        tokens = (*sequence.tokens[part.start : stop], *guesses)
+        source = sequence.sources[-1] if part.start >= len(sequence.tokens) else None
+        targets: tuple[int, ...] = ()
+        if request.scored and sequence.scoring < len(request.prompt):
+            first, last = max(part.start + 1, sequence.scoring), min(stop, len(request.prompt) - 1)
+            targets = request.prompt[first : last + 1]
+            sequence.scoring = max(sequence.scoring, last + 1)
+        if request.limit and stop == len(sequence.tokens) + len(sequence.sources):
+            part.forked = not sequence.forked
+            part.drawn = self._fork(sequence, stop) if part.forked else [sequence]
+            for drawn in part.drawn:
+                drawn.sources.append(number)
+        return Item(
+            sequence.number,
+            tokens,
+            part.start,
+            sequence.known,
+            tuple([table.pages() for table in sequence.tables]),
+            source,
+            targets,
+            request.top if targets else 0,
+            tuple([drawn.number for drawn in part.drawn]),
+            part.guesses,
+        )
+
+    def _fork(self, lead: Sequence, issued: int) -> list[Sequence]:
+        """The n continuations, from here on each by itself: they share the pages of the prompt, and write to copies."""
+        own = self._requests[lead.request.number]
+        lead.forked = True
+        for choice in range(1, lead.request.n):
+            child = self._sequence(lead.request, (*lead.order[:2], choice), list(lead.tokens), lead.known)
+            child.forked = True
+            child.scored = child.scoring = len(lead.request.prompt)
+            child.issued = issued
+            self.cache.share(lead, child)
+            self._roster.fork(child)
+            own.append(child)
+        return list(own)
+
+    def _unfork(self, lead: Sequence) -> None:
+        own = self._requests[lead.request.number]
+        for child in own[1:]:
+            self._retire(child)
+            del self._owners[child.number]
+        del own[1:]
+        self._roster.unfork(lead)
+
+    # --- who gives way ------------------------------------------------------------------------------------------------
+
+    def _victim(self, sequence: Sequence) -> Sequence | None:
+        """The youngest that is younger than `sequence`; for one that must not be preempted again, the youngest of all."""
+        for other in reversed(self._roster.running):
+            if not other.pledged and other is not sequence and (sequence.pledged or other.order > sequence.order):
+                return other
+        return None
+
+    def _preempt(self, victim: Sequence, plan: Flight) -> None:
+        """Takes all pages of a running sequence, to be computed anew later. What this step was to do for it is undone."""
+        if part := plan.remove(victim):
+            self._undo(part)
+        self._leave(victim)
+        victim.preempted += 1
+        self._roster.wait(victim)
+
+    def _admit(self, plan: Flight) -> Sequence | None:
+        """Lets the first of the waiting run, if there is room for all that is known of it. Nobody overtakes it, and it takes
+        room only from those of less priority."""
+        if not self._roster.waiting or (sequence := self._roster.waiting[0]).sources:
+            return None
+        if self.limits.turned(sequence.known, sequence.length):
+            self._turn(sequence)
+        last = sequence.preempted >= self.limits.preemptions
+        if last and not self.cache.can_pledge(sequence):
+            return None
+        while (path := self._room(sequence)) is None:
+            victim = self._victim(sequence)
+            if victim is None or victim.order[0] == sequence.order[0]:
+                return None
+            self._preempt(victim, plan)
+        if last:
+            self.cache.pledge(sequence)
+        self._roster.start(sequence)
+        self.cache.enter(sequence, path)
+        self._began.setdefault(sequence.request.number, (sequence.goal - sequence.issued, sequence.issued))
+        return sequence
+
+    def _room(self, sequence: Sequence) -> list[Node] | None:
+        """The known prefix of a waiting sequence, if there is room for all of it; else None."""
+        if not self._roster.has_slots(sequence):
+            return None
+        path = self.cache.lookup(sequence)
+        return path if self.cache.fits(sequence, path) else None
+
+    # --- commit and undo ----------------------------------------------------------------------------------------------
+
+    def apply(self, number: int, results: Many[Result]) -> tuple[Event, ...]:
+        """Commits the oldest step in flight, whose number must be `number`."""
+        assert self._flight and self._flight[0].number == number, f"step {number} is not the oldest in flight"
+        flight = self._flight.popleft()
+        made = {result.sequence: result for result in results}
+        events: list[Event] = []
+        for part in flight.parts.values():
+            self.cache.settle(part)
+            for drawn in part.drawn:
+                del drawn.sources[0]
+            if not part.sequence.finished:
+                events += self._apply(part, made)
+        return tuple(events)
+
+    def _apply(self, part: Part, made: dict[int, Result]) -> Iterator[Event]:
+        sequence, request = part.sequence, part.sequence.request
+        results = [made.get(s.number, Result(s.number)) for s in (part.drawn or [sequence])]
+        error = next((result.error for result in results if result.error), None)
+        if error:
+            self.cache.disown(sequence)
+            yield self._end(request.number, error)
+            return
+        assert not part.drawn or all(result.tokens for result in results), f"no token was drawn for request {request.number}"
+        kept = part.count - part.guesses + max(0, len(results[0].tokens) - 1)
+        for s in part.drawn if part.forked else [sequence]:
+            self._advance(s, part, kept)
+        if part.alive and not part.guesses:
+            # Before what was drawn may end it: then what it has computed is known to those who come after it.
+            self.cache.commit(sequence)
+        if part.item and part.item.targets:
+            scores = results[0].scores
+            assert len(scores) == len(part.item.targets), f"request {request.number} lacks scores"
+            sequence.scored += len(scores)
+            yield Scored(request.number, scores)
+        for s, result in zip(part.drawn, results, strict=False):
+            yield from self._draw(s, result.tokens)
+        if part.alive and part.guesses:
+            self.cache.commit(sequence)
+        if request.limit == 0 and sequence.computed == sequence.goal:
+            yield self._end(request.number)
+
+    def _advance(self, sequence: Sequence, part: Part, kept: int) -> None:
+        """The first `kept` tokens of a part are in the cache, for those who shared it from the start too."""
+        if part.guesses:
+            sequence.guessing = False
+        if sequence.life == (part.life if sequence is part.sequence else 0):
+            sequence.computed = part.start + kept
+            if part.guesses:
+                sequence.issued = sequence.computed
+
+    def _draw(self, sequence: Sequence, tokens: Many[Chosen]) -> Iterator[Event]:
+        """Appends what was drawn, up to the end; what was drawn beyond it is nobody's."""
+        request = sequence.request
+        for chosen in tokens:
+            if sequence.finished:
+                return
+            sequence.tokens.append(chosen.token)
+            drawn = len(sequence.tokens) - len(request.prompt)
+            if chosen.token in request.ends and drawn > request.least:
+                yield Emitted(request.number, sequence.choice, chosen, "stop")
+                yield from self._finish(sequence)
+            elif drawn == request.limit:
+                yield Emitted(request.number, sequence.choice, chosen, "length")
+                yield from self._finish(sequence)
+            else:
+                yield Emitted(request.number, sequence.choice, chosen)
+
+    def drop(self, number: int) -> None:
+        """Undoes a step in flight and all later ones, as if they had never been made; later steps do their work again."""
+        assert any(flight.number == number for flight in self._flight), f"step {number} is not in flight"
+        while self._flight and self._flight[-1].number >= number:
+            for part in reversed(self._flight.pop().parts.values()):
+                self._undo(part)
+                if part.forked and self._roster.crowded and part.sequence.running:
+                    # Somebody has taken a place of its other continuations since.
+                    self._leave(part.sequence)
+                    self._roster.wait(part.sequence)
+
+    def _undo(self, part: Part) -> None:
+        sequence = part.sequence
+        self.cache.undo(part)
+        for drawn in part.drawn:
+            del drawn.sources[-1]
+        if part.guesses:
+            sequence.guessing = False
+        sequence.scoring = part.scoring
+        if part.forked and not sequence.finished:
+            self._unfork(sequence)
+
+    def forget(self) -> None:
+        """The ranks lost their caches: everything in flight is undone, and whoever ran waits to be computed anew."""
+        if self._flight:
+            self.drop(self._flight[0].number)
+        for sequence in reversed(self.running):
+            self._leave(sequence)
+            self._roster.wait(sequence)
+        self.cache.forget()
