@@ -92,9 +92,9 @@ class Inputs:
     """The buffers of one rank, and what fills them. `recent` has the tokens of the steps that items name as their `source`."""
 
     def __init__(self, rank: Rank, limits: Limits, buckets: Buckets, recent: Recent) -> None:
-        self._kept = tuple(group.kept for group in rank.layout.cache)
+        self._cache = rank.layout.cache
         self._limits, self._buckets, self._recent = limits, buckets, recent
-        groups, pad = len(self._kept), buckets.pad
+        groups, pad = len(self._cache), buckets.pad
         tokens = pad(limits.tokens) * (7 + 3 * groups)
         # Each segment is padded for itself, to less than twice its size.
         sequences = 2 * (limits.sequences + 3) * (3 + groups + sum(pad(count) for count in limits.pages))
@@ -105,7 +105,7 @@ class Inputs:
         self._check(step)
         put, pad = self._staging.put, self._buckets.pad
         self._staging.begin()
-        made, tables = _Items.of(step.items), [_Tables.of(step.items, g) for g in range(len(self._kept))]
+        made, tables = _Items.of(step.items), [_Tables.of(step.items, g) for g in range(len(self._cache))]
         size = pad(len(made.positions))
         ids, sources = put(self._ids(made), size), put(self._sources(made), size, fill=-1)
         positions, known = put(made.positions, size), put(made.known, size)
@@ -172,13 +172,13 @@ class Inputs:
         at = torch.where(at < staged.counts[:, None], at, 0)
         queries = (staged.starts[:, None] + at)[:, None, :, None]
         reach = []
-        for (table, first), kept in zip(staged.tables, self._kept, strict=True):
-            keys = (first[:, None] + torch.arange(table.shape[1] * PAGE_TOKENS, device=first.device))[:, None, None]
-            mask = keys <= queries
-            if kept.window is not None:
-                # Chunks are seen from their beginning, windows from as far back as they reach.
-                begin = queries // kept.window * kept.window if kept.kind == "chunked" else queries - kept.window + 1
-                mask &= keys >= begin
+        for (table, first), group in zip(staged.tables, self._cache, strict=True):
+            keys = first[:, None] + torch.arange(table.shape[1] * PAGE_TOKENS, device=first.device)
+            mask = keys[:, None, None] <= queries
+            if group.window is not None:
+                # Chunks begin anew for all at once, windows slide along.
+                seen = queries // group.window * group.window if group.chunked else queries - group.window + 1
+                mask &= keys[:, None, None] >= seen
             reach.append(Reach(table, mask))
         return Segment(staged.offsets[:, None] + at, tuple(reach))
 
