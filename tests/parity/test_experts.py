@@ -17,7 +17,7 @@ from shardwise.spec import traffic
 from shardwise.spec.moe import stacks
 from tests.checkpoints import FAMILIES
 from tests.group import Group, even, greedy, layout_of
-from tests.parity.reference import LIMIT, Reference, Score, chunked, compare
+from tests.parity.reference import LIMIT, NEW, Reference, Score, chunked, compare
 
 SHARES = {"2": even(2), "3": even(3), "3:1:1": (3.0, 1.0, 1.0), "7": even(7)}
 MIXTURES = ("mixtral", "qwen2-moe", "qwen3-moe", "glm4-moe-groups", "gpt-oss", "llama4", "deepseek-v2")
@@ -95,3 +95,16 @@ def test_rank_processes(checkpoint: Checkpoints, references: Callable[..., list[
 def test_models_without_experts_are_refused(checkpoint: Checkpoints) -> None:
     with pytest.raises(LayoutError, match=r"this model \(llama\) has none; without --enable-expert-parallel it works"):
         resolve(Options(str(checkpoint("llama")), tp=2, expert_parallel=True, device="cpu"))
+
+
+@pytest.mark.parametrize("expert_parallel", [False, True])
+@pytest.mark.parametrize("name", ["gpt-oss", "llama4"])
+def test_the_engine_leaves_windows_and_chunks(
+    name: str, expert_parallel: bool, checkpoint: Checkpoints, references: Callable[..., list[Reference]]
+) -> None:
+    """Pages that no later query sees are used again; both prompts run twice, so that what is shared of the first is right too."""
+    options = Options(str(checkpoint(name)), tp=3, expert_parallel=expert_parallel, dtype="float32", device="cpu", threads=1)
+    params = SamplingParams(temperature=0.0, max_tokens=NEW, ignore_eos=True)
+    with Engine(resolve(options), "threads") as engine:
+        for want in references(name) * 2:
+            assert tuple(event.chosen.token for event in engine.generate(want.prompt, params)) == want.tokens
