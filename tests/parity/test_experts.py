@@ -102,7 +102,7 @@ def test_models_without_experts_are_refused(checkpoint: Checkpoints) -> None:
 def test_the_engine_leaves_windows_and_chunks(
     name: str, expert_parallel: bool, checkpoint: Checkpoints, references: Callable[..., list[Reference]]
 ) -> None:
-    """Pages that no later query sees are used again; both prompts run twice, so that what is shared of the first is right too."""
+    """Pages that no later query sees are used again; both prompts run twice, so what they share is right as well."""
     options = Options(str(checkpoint(name)), tp=3, expert_parallel=expert_parallel, dtype="float32", device="cpu", threads=1)
     params = SamplingParams(temperature=0.0, max_tokens=NEW, ignore_eos=True)
     with Engine(resolve(options), "threads") as engine:
