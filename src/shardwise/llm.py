@@ -41,6 +41,8 @@ class _Open:
     `tensor_parallel_size`: how many ranks it is cut over, any number up to its query heads; `tensor_split`: the proportions,
     one a rank. `ranks`: as processes of this host, or as threads of this process. `memory`: bytes a rank may take,
     `kv_cache_memory_bytes` those of its cache.
+    one a rank; `enable_expert_parallel` deals out whole experts. `ranks`: as processes of this host, or as threads of this
+    process. `memory`: bytes a rank may take.
     `max_num_seqs` sequences run at once, `max_num_batched_tokens` go into one step; None leaves these to the engine.
     `seed`: the seeds of requests that bring none follow from it, in the order of the requests.
     A UserError says what cannot work. It needs no `__main__` guard.
@@ -52,6 +54,7 @@ class _Open:
         *,
         tensor_parallel_size: int | None = None,
         tensor_split: Sequence[float] | None = None,
+        enable_expert_parallel: bool = False,
         dtype: str = "auto",
         device: str = "auto",
         max_model_len: int | None = None,
@@ -89,6 +92,7 @@ class _Open:
             max_num_batched_tokens=given["max_num_batched_tokens"],
             enable_prefix_caching=flag("enable_prefix_caching", enable_prefix_caching),
             cache_memory=given["kv_cache_memory_bytes"],
+            expert_parallel=flag("enable_expert_parallel", enable_expert_parallel),
         )
         self._begin(options, ranks, seed)
 

@@ -32,6 +32,8 @@ VARIANTS = (
     "gpt-neox-in-turn",
     "falcon-11b",
     "falcon-in-turn",
+    "llama4-every-other",
+    "glm4-moe",
 )
 """What is special of these is the same on every rank: two of the degrees are left to the slow tests."""
 
