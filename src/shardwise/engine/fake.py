@@ -44,7 +44,7 @@ class FakeEngine:
         self.submitted: list[tuple[tuple[int, ...], SamplingParams]] = []
         self.aborted: list[int] = []
         self.finished: list[tuple[int, int]] = []
-        self._answer = answer or self._counting
+        self.answer = answer or self._counting
         self._open: dict[int, _Request] = {}
         self._ticks = 0
         self._held, self._closed = held, False
@@ -140,7 +140,7 @@ class FakeEngine:
             )
         for choice in list(request.open) if request.limit else ():
             place = request.written[choice]
-            token = self._answer(request.prompt, choice, place)
+            token = self.answer(request.prompt, choice, place)
             if token < 0:
                 del self._open[number]
                 request.sink(Ended(number, error=f"no finite logits at token {place}"))

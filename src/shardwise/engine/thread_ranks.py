@@ -96,10 +96,12 @@ class ThreadRanks:
             except BaseException as error:
                 self._comms[rank].abort(error)
                 raise
-            finally:
-                os.eventfd_write(self._news, 1)
 
-        return [thread.submit(guarded, rank) for rank, thread in enumerate(self._threads)]
+        futures = [thread.submit(guarded, rank) for rank, thread in enumerate(self._threads)]
+        for future in futures:
+            # Not from within the work: only from here on the future says that it is done.
+            future.add_done_callback(lambda _: os.eventfd_write(self._news, 1))
+        return futures
 
     def _check(self, phase: str, errors: Sequence[tuple[int, BaseException | None]]) -> None:
         causes = [(rank, e) for rank, e in errors if e is not None]

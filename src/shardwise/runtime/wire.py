@@ -151,7 +151,10 @@ class Channel:
 
     def send(self, message: Message) -> None:
         """Raises OSError if the other side is gone."""
-        body = encode(message)
+        self.send_encoded(encode(message))
+
+    def send_encoded(self, body: bytes) -> None:
+        """The same for a message that was encoded once for several channels."""
         self._sock.sendall(len(body).to_bytes(4, "little") + body)
 
     def receive(self) -> Message | None:

@@ -24,6 +24,11 @@ class Roster:
         """Whether there is a place for the sequence and all that it will become."""
         return self._slots + sequence.slots <= self._most
 
+    @property
+    def crowded(self) -> bool:
+        """Whether there are more than can run: one that was undone has its other continuations to come again."""
+        return self._slots > self._most
+
     def wait(self, sequence: Sequence) -> None:
         """One more waits; it is not running."""
         insort(self.waiting, sequence, key=_order)

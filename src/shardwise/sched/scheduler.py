@@ -162,11 +162,13 @@ class Scheduler:
         if len(self._flight) >= self.limits.flight:
             return None, events
         plan = Flight(next(self._steps), self.cache.groups)
-        allotted = self._allot()
-        spare = self.limits.tokens - sum(wanted for _, wanted in allotted)
-        for sequence, wanted in allotted:
+        # Single tokens first, so that nobody's next one waits for a long prompt; guesses take what nobody else wants.
+        ready = [(sequence, todo) for sequence in self._roster.running if (todo := self._todo(sequence))]
+        spare = self.limits.tokens - sum(todo for _, todo in ready)
+        for sequence, todo in sorted(ready, key=lambda pair: pair[1] > 1):
+            wanted = min(todo, self.limits.tokens - plan.tokens)
             # Who was preempted meanwhile is not running any more.
-            if sequence.running:
+            if wanted and sequence.running:
                 spare -= self._issue(sequence, wanted, spare, plan)
         while (left := self.limits.tokens - plan.tokens) > 0 and (admitted := self._admit(plan)):
             wanted = min(admitted.goal - admitted.issued, left)
@@ -175,25 +177,6 @@ class Scheduler:
             return None, events
         self._flight.append(plan)
         return plan.step(), events
-
-    def _allot(self) -> list[tuple[Sequence, int]]:
-        """How many tokens each running sequence may compute, in order: single ones come first where the budget is short, so
-        that nobody's next token waits for a long prompt."""
-        single, longer, left = 0, 0, self.limits.tokens
-        found = []
-        for sequence in self._roster.running:
-            if todo := self._todo(sequence):
-                found.append((sequence, todo))
-                single += todo == 1
-        longer = max(0, left - single)
-        counts = []
-        for sequence, todo in found:
-            wanted = min(todo, left if todo == 1 else longer)
-            if wanted:
-                counts.append((sequence, wanted))
-                left -= wanted
-                longer -= wanted if todo > 1 else 0
-        return counts
 
     def _todo(self, sequence: Sequence) -> int:
         """Tokens that could be computed now. One that has outgrown the angles of its cached keys starts anew, but not before
@@ -408,6 +391,10 @@ class Scheduler:
         while self._flight and self._flight[-1].number >= number:
             for part in reversed(self._flight.pop().parts.values()):
                 self._undo(part)
+                if part.forked and self._roster.crowded and part.sequence.running:
+                    # Somebody has taken a place of its other continuations since.
+                    self._leave(part.sequence)
+                    self._roster.wait(part.sequence)
 
     def _undo(self, part: Part) -> None:
         sequence = part.sequence

@@ -82,7 +82,7 @@ class Sequence:
     choice: int
     order: Order
     tokens: list[int]
-    tables: list[Table]
+    tables: list[Table] = field(repr=False)
     known: int
     computed: int = 0
     issued: int = 0
@@ -96,7 +96,7 @@ class Sequence:
     pledged: bool = False
     scored: int = 1
     scoring: int = 1
-    path: list[Node] = field(default_factory=list)
+    path: list[Node] = field(default_factory=list, repr=False)
 
     @property
     def drawn(self) -> int:

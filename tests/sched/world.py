@@ -1,0 +1,210 @@
+"""A scheduler, the ranks that compute its steps, and what its clients were told: everything that must hold is checked here.
+
+The machine of hypothesis, the simulation and the tests of planted bugs all drive this one world.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+from shardwise.sched.events import Emitted, Ended, Event, Scored
+from shardwise.sched.limits import Limits
+from shardwise.sched.scheduler import Guess, Scheduler
+from shardwise.sched.sequence import Request
+from shardwise.sched.step import SCRATCH, Step
+from tests.sched.fakes import Ranks, Story, need
+
+
+@dataclass
+class Client:
+    """One request as its client sees it."""
+
+    request: Request
+    stories: list[Story]
+    told: list[int] = field(default_factory=list)
+    done: list[bool] = field(default_factory=list)
+    scored: int = 1
+    left: bool = False
+    late: bool = False
+
+    def __post_init__(self) -> None:
+        self.told = [0] * self.request.n
+        self.done = [False] * self.request.n
+
+
+class World:
+    """`build` makes the scheduler; the tests of planted bugs make another one. `checked`: whether the ranks look at contents."""
+
+    def __init__(
+        self,
+        pages: Sequence[int],
+        windows: Sequence[int | None],
+        limits: Limits,
+        guess: Guess | None = None,
+        build: Callable[..., Scheduler] = Scheduler,
+        checked: bool = True,
+    ) -> None:
+        self.now = 0.0
+        self.limits = limits
+        self.ranks = Ranks(tuple(pages), tuple(windows), limits, checked)
+        self.scheduler = build(tuple(pages), tuple(windows), limits, lambda: self.now, guess)
+        self.clients: dict[int, Client] = {}
+        self.flight: deque[Step] = deque()
+        self.ended = Counter[str]()
+        self.preempted = 0
+        self.steps = 0
+        self.trace = 0
+
+    # --- what happens -------------------------------------------------------------------------------------------------
+
+    def add(self, request: Request) -> None:
+        self.clients[request.number] = Client(request, [Story(request, c, self.limits) for c in range(request.n)])
+        self.take(self.scheduler.add(request))
+
+    def abort(self, number: int) -> None:
+        if number in self.clients:
+            self.clients[number].left = True
+        self.take(self.scheduler.abort(number))
+        need(number not in self.clients, f"request {number} was aborted and did not end")
+
+    def finish(self, number: int, choice: int) -> None:
+        client = self.clients.get(number)
+        if client and client.told[choice]:
+            client.done[choice] = True
+        self.take(self.scheduler.finish(number, choice))
+
+    def step(self) -> Step | None:
+        """Asks for a step, and hands it to the ranks."""
+        step, events = self.scheduler.step()
+        self.take(events)
+        sequences = (*self.scheduler.running, *self.scheduler.waiting)
+        if step is None:
+            idle = not self.scheduler.in_flight and self.scheduler.requests
+            need(not idle, "nothing is in flight, and nothing runs:", sequences)
+        else:
+            stories = {s.number: self.clients[s.request.number].stories[s.choice] for s in sequences}
+            self.ranks.submit(step, stories, self.scheduler.running)
+            self.flight.append(step)
+            self.steps += 1
+            self.trace = hash((self.trace, step))
+        self._busy(step)
+        return step
+
+    def apply(self) -> None:
+        """The results of the oldest step come."""
+        number = self.flight.popleft().number
+        results = self.ranks.results(number)
+        self.take(self.scheduler.apply(number, results))
+
+    def drop(self, index: int, computed: int = 0) -> None:
+        """The step in flight at `index` and all later ones are lost, `computed` of all of them after their forward was done."""
+        if computed:
+            self.ranks.compute(self.flight[min(computed, len(self.flight)) - 1].number)
+        number = self.flight[index].number
+        self.scheduler.drop(number)
+        self.ranks.drop(number)
+        while len(self.flight) > index:
+            self.flight.pop()
+
+    def forget(self) -> None:
+        """New ranks, whose pages are empty."""
+        self.scheduler.forget()
+        self.ranks.forget()
+        self.flight.clear()
+
+    def drain(self, most: int) -> None:
+        """Runs until every request has ended, in at most `most` steps."""
+        while self.scheduler.requests:
+            if self.step() is None:
+                self.apply()
+            need((most := most - 1) > 0, "requests do not end:", self.scheduler.running, self.scheduler.waiting)
+        while self.flight:
+            self.apply()
+        self.check()
+        for pool in self.scheduler.cache.pools:
+            need(pool.free == pool.count - 1, "pages are held by nobody")
+
+    # --- what clients are told ----------------------------------------------------------------------------------------
+
+    def take(self, events: Iterable[Event]) -> None:
+        """Events, each of which must be what the client of a request that has not ended waits for."""
+        for event in events:
+            self.trace = hash((self.trace, event))
+            need(event.request in self.clients, "of a request that has ended:", event)
+            client = self.clients[event.request]
+            match event:
+                case Emitted():
+                    self._emitted(client, event)
+                case Scored():
+                    for chosen in event.scores:
+                        story, place = client.stories[0], client.scored
+                        need((chosen.token, chosen.logprob) == (story.tokens[place], story.score(place)), "score", place, event)
+                        client.scored += 1
+                case Ended():
+                    self._ended(client, event)
+
+    def _emitted(self, client: Client, event: Emitted) -> None:
+        need(not client.done[event.choice], "after its end:", event)
+        wanted, reason = client.stories[event.choice].told()
+        place = client.told[event.choice]
+        need(event.chosen.token == wanted[place], f"token {place} is not {wanted[place]}:", event, client.request)
+        client.told[event.choice] += 1
+        last = client.told[event.choice] == len(wanted)
+        need(event.finish == (reason if last else None), "finish", event, client.request)
+        client.done[event.choice] = last
+
+    def _ended(self, client: Client, event: Ended) -> None:
+        del self.clients[event.request]
+        request = client.request
+        self.preempted += event.preempted
+        self.ended["left" if client.left else "failed" if event.error else "complete"] += 1
+        need(event.preempted <= self.limits.preemptions * request.n, "preempted", event)
+        if client.left:
+            return
+        if event.error:
+            need(request.deadline is not None and request.deadline < self.now, "failed", event)
+            return
+        need(all(client.done) or request.limit == 0, "ended early:", event, client.told)
+        need(not request.scored or client.scored == len(request.prompt), "scores", client.scored, request)
+        computed = len(request.prompt) - (request.limit == 0)
+        need(event.prefilled + event.cached == computed, "prompt", event, computed)
+
+    # --- what holds at any time ---------------------------------------------------------------------------------------
+
+    def check(self) -> None:
+        """Pages, places and orders, after whatever happened."""
+        scheduler = self.scheduler
+        running, waiting = scheduler.running, scheduler.waiting
+        need(scheduler.requests == len(self.clients), "requests", scheduler.requests)
+        need(scheduler.in_flight == len(self.flight) <= self.limits.flight, "steps in flight")
+        held = Counter(scheduler.cache.held(running))
+        for flight in scheduler._flight:
+            for part in flight.parts.values():
+                held.update((swap.group, swap.old) for swap in part.swaps)
+        for group, pool in enumerate(scheduler.cache.pools):
+            holders = [pool.holders(page) for page in range(pool.count)]
+            need(holders == [held[group, page] for page in range(pool.count)], "holders", group, holders, held)
+            need(pool.free == holders.count(0) - 1 and not holders[SCRATCH], "free pages", group, pool.free)
+        need(sum(sequence.slots for sequence in running) <= self.limits.sequences, "places")
+        need(all(not table.ids for sequence in waiting for table in sequence.tables), "pages of those who wait")
+        for queue in (running, waiting):
+            orders = [sequence.order for sequence in queue]
+            need(orders == sorted(orders), "order", orders)
+        for sequence in running:
+            need(sequence.preempted <= self.limits.preemptions, "preempted", sequence)
+            need(sequence.computed <= sequence.issued, "computed", sequence)
+            need(sequence.guessing or sequence.issued <= sequence.length, "issued", sequence)
+            need(len({table.end for table in sequence.tables}) == 1, "tables end at different pages", sequence)
+            need(len(sequence.sources) <= self.limits.ahead + 1, "ahead", sequence)
+
+    def _busy(self, step: Step | None) -> None:
+        """Whoever waits first, waits for a reason."""
+        scheduler = self.scheduler
+        full = step is not None and step.tokens >= self.limits.tokens
+        if full or (step is None and scheduler.in_flight >= self.limits.flight) or not scheduler.waiting:
+            return
+        head = scheduler.waiting[0]
+        pledge = head.preempted < self.limits.preemptions or scheduler.cache.can_pledge(head)
+        need(head.sources or not pledge or scheduler._room(head) is None, "there is room for", head)
