@@ -35,7 +35,9 @@ class Transformers:
     def traces(self, setup: Setup, texts: Sequence[Text], limit: int, stride: int, advance: Advance) -> list[Trace]:
         """What it makes of each text and of the `limit` tokens that it then takes for the likeliest."""
         if setup.load_format != "auto":
-            raise UserError(f"--against transformers needs the checkpoint's weights; leave out --load-format {setup.load_format}")
+            raise UserError(
+                f"--against transformers needs the checkpoint's weights; leave out --load-format {setup.load_format}"
+            )
         found, model = [], None
         # Rope that scales with every token keeps state from one text to the next: it is read anew for each.
         anew = any(rope.dynamic for rope in ropes(setup.layout.model))
@@ -52,8 +54,9 @@ class Transformers:
     def _load(self, setup: Setup) -> Any:
         try:
             import torch
-            import transformers
+            import transformers as module
 
+            transformers: Any = module
             transformers.logging.set_verbosity_error()
             transformers.logging.disable_progress_bar()
             model = transformers.AutoModelForCausalLM.from_pretrained(
@@ -78,6 +81,13 @@ def _traced(model: Any, text: Text, limit: int, stride: int) -> Trace:
     trace = Trace(len(text.ids), list(text.ids))
     ids = torch.tensor([text.ids], device=model.device)
     with torch.inference_mode():
+        # The prompt first: rope that has scaled with more tokens would stay as it is.
+        last = None
+        for piece in _prompt(model, ids):
+            for row in piece:
+                if last is not None:
+                    trace.put(last.cpu().numpy(), None, stride)
+                last = row
         steps = model.generate(
             ids,
             attention_mask=torch.ones_like(ids),
@@ -86,12 +96,10 @@ def _traced(model: Any, text: Text, limit: int, stride: int) -> Trace:
             return_dict_in_generate=True,
         )
         trace.tokens += steps.sequences[0, len(text.ids) :].tolist()
-        for piece in _prompt(model, ids):
-            for row in piece:
-                trace.put(row.cpu().numpy(), None, stride)
-        # The first one's logits are those of the prompt's last place.
-        for row in steps.logits[1:]:
-            trace.put(row[0].float().cpu().numpy(), None, stride)
+        # Its own first logits are those of the prompt's last place once more.
+        for row in (last, *(step[0].float() for step in steps.logits[1:])):
+            assert row is not None
+            trace.put(row.cpu().numpy(), None, stride)
     return trace
 
 

@@ -6,19 +6,20 @@ Whoever calls it says how ranks are started and who watches; it prints nothing.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from contextlib import closing
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 from shardwise.engine.ranks import Ranks
 from shardwise.engine.setup import Options, Setup, resolve
-from shardwise.engine.text import open_tokenizer
+from shardwise.engine.text import Tokenizer, open_tokenizer
 from shardwise.errors import ShardwiseError, UserError
+from shardwise.spec.moe import stacks
 from shardwise.verify import texts
 from shardwise.verify.drive import SEQUENCES, STEP_TOKENS, Advance, traced
 from shardwise.verify.trace import Text, Trace, stride
-from shardwise.verify.verdict import TOLERANCES, Comparison, Tolerance, Verdict, compare
+from shardwise.verify.verdict import Comparison, Tolerance, Verdict, compare, tolerance
 
 Outcome = Literal["reference", "refused", "failed"] | Verdict
 
@@ -35,18 +36,6 @@ class Reference(Protocol):
         ...
 
 
-class Watch(Protocol):
-    """Who is told how far it is."""
-
-    def begin(self, name: str, places: int) -> None:
-        """A run of so many places begins."""
-        ...
-
-    def advance(self, places: int) -> None:
-        """So many more are done."""
-        ...
-
-
 @dataclass(frozen=True, slots=True)
 class Plan:
     """What is asked for: degrees and the shares of those that are not even, `limit` tokens after each text."""
@@ -57,7 +46,7 @@ class Plan:
     prompts: str | None = None
     against: Reference | None = None
 
-    def at(self, degree: int, sequences: int) -> Options:
+    def at(self, degree: int) -> Options:
         """The options of one degree; `shares` are for the degree of as many ranks."""
         shares = self.options.shares
         return replace(
@@ -65,7 +54,6 @@ class Plan:
             tp=degree,
             shares=shares if shares is not None and len(shares) == degree else None,
             max_num_batched_tokens=STEP_TOKENS,
-            max_num_seqs=min(sequences, SEQUENCES),
             enable_prefix_caching=False,
         )
 
@@ -84,7 +72,8 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """Everything that was found. `places` in `stride` had their logits compared, one in so many."""
+    """Everything that was found. One place in `stride` had its logits compared. `spelled`: the text of each token that rows
+    speak of, where there is a tokenizer."""
 
     model: str
     dtype: str
@@ -95,6 +84,7 @@ class Report:
     stride: int
     rows: tuple[Row, ...]
     notes: tuple[str, ...]
+    spelled: Mapping[int, str]
 
     @property
     def code(self) -> int:
@@ -119,6 +109,8 @@ class Report:
 
 
 Start = Callable[[Setup], Ranks]
+Watch = Callable[[str, int], AbstractContextManager[Advance]]
+"""watch(name, places) lasts as long as a run of so many places, and hears how many more are done."""
 
 
 class Verification:
@@ -129,6 +121,7 @@ class Verification:
         self._rows: list[Row] = []
         self._notes: list[str] = []
         self._base: list[Trace] | None = None
+        self._tokenizer: Tokenizer | None = None
 
     def run(self) -> Report:
         """UserError where nothing can be compared at all: then nothing was run, or only what it would be held against."""
@@ -142,12 +135,13 @@ class Verification:
         vocabulary = first.layout.model.vocab
         chosen = self._texts(first, min(setup.context for setup in runnable))
         every = stride(chosen, plan.limit, vocabulary)
-        tolerance = TOLERANCES[first.layout.dtype]
+        model = first.layout.model
+        limits = tolerance(first.layout.dtype, model.layers, routed=any(stacks(model)))
         places = sum(len(text.ids) + plan.limit - 1 for text in chosen)
         if plan.against is not None:
             begun = time.perf_counter()
-            self._watch.begin(plan.against.name, places)
-            self._base = plan.against.traces(first, chosen, plan.limit, every, self._watch.advance)
+            with self._watch(plan.against.name, places) as advance:
+                self._base = plan.against.traces(first, chosen, plan.limit, every, advance)
             self._rows.append(Row(plan.against.name, None, "reference", seconds=time.perf_counter() - begun))
             if not plan.against.greedy:
                 self._notes.append(f"{plan.against.name} does not name its tokens by id: greedy tokens are not compared")
@@ -155,16 +149,25 @@ class Verification:
             self._notes.append(f"logits are compared at one place in {every}, log-likelihoods and tokens at all")
         for degree, setup in setups.items():
             self._rows.append(
-                self._row(degree, setup, chosen, every, tolerance, places)
+                self._row(degree, setup, chosen, every, limits, places)
                 if isinstance(setup, Setup)
                 else Row(f"-tp {degree}", degree, "refused", setup)
             )
         if not any(row.comparison for row in self._rows):
-            raise ShardwiseError("nothing could be compared: " + "; ".join(f"{row.name}: {row.reason}" for row in self._rows if row.reason))
+            raise ShardwiseError(
+                "nothing could be compared: " + "; ".join(f"{row.name}: {row.reason}" for row in self._rows if row.reason)
+            )
         return Report(
-            first.name, first.layout.dtype, first.device, tolerance, tuple(chosen), plan.limit, every,
-            tuple(self._rows), tuple(self._notes),
+            first.name, first.layout.dtype, first.device, limits, tuple(chosen), plan.limit, every,
+            tuple(self._rows), tuple(self._notes), self._spelled(),
         )  # fmt: skip
+
+    def _spelled(self) -> dict[int, str]:
+        firsts = [row.comparison.first for row in self._rows if row.comparison and row.comparison.first]
+        if self._tokenizer is None:
+            return {}
+        ids = {token for first in firsts for token in (first.ours, first.theirs)}
+        return {token: self._tokenizer.decode([token], skip_special_tokens=False) for token in sorted(ids)}
 
     def _setups(self) -> dict[int, Setup | str]:
         """Each degree's setup, or why it is refused. Raises where all are: then the model, or a flag, is at fault."""
@@ -172,7 +175,7 @@ class Verification:
         causes = []
         for degree in self._plan.degrees:
             try:
-                found[degree] = resolve(self._plan.at(degree, SEQUENCES))
+                found[degree] = resolve(self._plan.at(degree))
             except UserError as error:
                 found[degree] = str(error)
                 causes.append(error)
@@ -183,7 +186,7 @@ class Verification:
     def _texts(self, setup: Setup, context: int) -> list[Text]:
         """The user's texts, or the built-in ones, fitted to the context."""
         plain = (setup.folder / "tokenizer.json").is_file() or (setup.folder / "vocab.json").is_file()
-        tokenizer = open_tokenizer(setup.folder) if plain else None
+        tokenizer = self._tokenizer = open_tokenizer(setup.folder) if plain else None
         vocabulary = setup.layout.model.vocab
         if self._plan.prompts is not None:
             given = texts.read_texts(self._plan.prompts, tokenizer)
@@ -197,15 +200,12 @@ class Verification:
             self._notes.append(f"{clipped} of {len(found)} prompts are clipped, so that they fit the context of {context}")
         return found
 
-    def _row(
-        self, degree: int, setup: Setup, chosen: Sequence[Text], every: int, tolerance: Tolerance, places: int
-    ) -> Row:
+    def _row(self, degree: int, setup: Setup, chosen: Sequence[Text], every: int, limits: Tolerance, places: int) -> Row:
         name, begun, base = _name(setup), time.perf_counter(), self._base
-        longest = max(len(text.ids) for text in chosen) + self._plan.limit
-        self._watch.begin(name, places)
+        setup = _small(setup, chosen, self._plan.limit)
         try:
-            with closing(self._start(setup.only(longest, min(len(chosen), setup.limits.sequences)))) as ranks:
-                found = traced(ranks, setup, chosen, self._plan.limit, base, every, self._watch.advance)
+            with closing(self._start(setup)) as ranks, self._watch(name, places) as advance:
+                found = traced(ranks, setup, chosen, self._plan.limit, base, every, advance)
         except UserError as error:
             return Row(name, degree, "refused", str(error))
         except ShardwiseError as error:
@@ -214,8 +214,15 @@ class Verification:
         if base is None:
             self._base = found
             return Row(name, degree, "reference", seconds=seconds)
-        compared = compare(found, base, tolerance)
+        compared = compare(found, base, limits)
         return Row(name, degree, compared.verdict, "; ".join(compared.reasons), compared, seconds)
+
+
+def _small(setup: Setup, chosen: Sequence[Text], limit: int) -> Setup:
+    """The same with a cache for a few of the texts side by side."""
+    sequences = min(len(chosen), setup.limits.sequences, SEQUENCES)
+    longest = max(len(text.ids) for text in chosen) + limit
+    return replace(setup, limits=replace(setup.limits, sequences=sequences)).only(longest, sequences)
 
 
 def _name(setup: Setup) -> str:

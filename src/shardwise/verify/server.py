@@ -207,7 +207,9 @@ def _listed(choice: _Choice, vocabulary: int) -> tuple[list[float | None], list[
             raise UserError(f"the server gave {logprob} as a log-probability")
     for token in ids or ():
         if not 0 <= token < vocabulary:
-            raise UserError(f"the server gave token id {token}, beyond this model's vocabulary of {vocabulary}: it is another model")
+            raise UserError(
+                f"the server gave token id {token}, beyond this model's vocabulary of {vocabulary}: it is another model"
+            )
     return logprobs, ids
 
 

@@ -51,10 +51,11 @@ def built_in(tokenizer: Tokenizer) -> list[Text]:
 
 def random_ids(vocabulary: int) -> list[Text]:
     """Token ids at random, always the same ones."""
-    return [
-        Text(f"{count} random ids", tuple(random.Random(seed).randrange(vocabulary) for _ in range(count)))
-        for count, seed in RANDOM
-    ]
+    found = []
+    for count, seed in RANDOM:
+        chance = random.Random(seed)
+        found.append(Text(f"{count} random ids", tuple(chance.randrange(vocabulary) for _ in range(count))))
+    return found
 
 
 def read_texts(path: str, tokenizer: Tokenizer | None) -> list[Text]:
