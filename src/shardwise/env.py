@@ -12,6 +12,15 @@ DEBUG = "SHARDWISE_DEBUG"
 """Set to 1: an unexpected failure shows its traceback."""
 
 
+API_KEY = "SHARDWISE_API_KEY"
+"""The key of the server that `verify --against URL` asks."""
+
+
+def api_key(environ: Mapping[str, str] = os.environ) -> str | None:
+    """The key for a server, or None."""
+    return environ.get(API_KEY) or None
+
+
 def debug(environ: Mapping[str, str] = os.environ) -> bool:
     """Whether tracebacks of unexpected failures are wanted."""
     return environ.get(DEBUG, "") not in ("", "0")

@@ -33,6 +33,8 @@ SEEDS = 2**32
 MAX_TOKENS = 256
 """Where nobody says how many to generate: a few paragraphs, and an end for models that never stop by themselves."""
 
+DEGREES = "numbers of ranks to cut the model over, one after another (default: 1,2,3)"
+
 UNITS = {
     "": 1, "b": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40,
     "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12,
@@ -79,15 +81,16 @@ class Parser(argparse.ArgumentParser):
         return joined
 
 
-def add_model(parser: Parser) -> None:
-    """MODEL and how it is cut: what every command takes."""
+def add_model(parser: Parser, *, several: bool = False) -> None:
+    """MODEL and how it is cut: what every command takes. `several` degrees make `args.tp` a tuple."""
     parser.add_argument(
         "model", nargs="?", metavar="MODEL", help="a folder, org/name on the hub, or nothing for the model that is bundled"
     )
     cut = parser.add_argument_group("the cut")
     cut.add_argument(
         "-tp", "--tensor-parallel-size", "--tp", "--tp-size", "--num-shard",
-        dest="tp", type=int, metavar="N", help="ranks to cut the model over, any number up to its query heads (default: 1)",
+        dest="tp", type=degrees if several else int, metavar="1,2,3" if several else "N",
+        help=DEGREES if several else "ranks to cut the model over, any number up to its query heads (default: 1)",
     )  # fmt: skip
     cut.add_argument(
         "-ts", "--tensor-split", "--shares",
@@ -215,6 +218,15 @@ def shares(text: str) -> tuple[float, ...]:
         raise argparse.ArgumentTypeError(
             f"{text!r} is not a list of numbers; give one a rank, as 3,1 or 0.5,0.25,0.25"
         ) from None
+
+
+def degrees(text: str) -> tuple[int, ...]:
+    """1,2,3 as numbers of at least 1, each once."""
+    found = tuple(count(part) for part in text.split(","))
+    for n, degree in enumerate(found):
+        if degree in found[:n]:
+            raise argparse.ArgumentTypeError(f"{text!r} has {degree} twice; give each degree once")
+    return found
 
 
 def memory(text: str) -> int:

@@ -19,6 +19,7 @@ from shardwise.errors import ShardwiseError, UserError
 COMMANDS = {
     "generate": "continue a prompt, or answer a question",
     "chat": "talk with a model in the terminal",
+    "verify": "show that the cut changes nothing: several degrees, transformers, a server",
     "inspect": "show how a model is cut over ranks; its config.json is enough",
 }
 
@@ -50,7 +51,7 @@ def run(argv: Sequence[str]) -> int:
     _prepare_streams()
     signal.signal(signal.SIGTERM, _terminated)
     try:
-        _dispatch(argv)
+        code = _dispatch(argv)
         sys.stdout.flush()
     except BrokenPipeError:
         # The rest goes nowhere, so that the flush at exit does not complain.
@@ -60,22 +61,24 @@ def run(argv: Sequence[str]) -> int:
         return 130
     except Exception as error:
         return _explained(error)
-    return 0
+    return code
 
 
-def _dispatch(argv: Sequence[str]) -> None:
+def _dispatch(argv: Sequence[str]) -> int:
+    """The command's own exit code, where it has one: `verify` found that something differs."""
     if not argv or argv[0] in ("-h", "--help", "help"):
         commands = "\n".join(f"  {name:10}{text}" for name, text in COMMANDS.items())
         sys.stdout.write(HELP.format(commands=commands))
-        return
+        return 0
     if argv[0] in ("-V", "--version", "version"):
         from importlib.metadata import version
 
         sys.stdout.write(f"shardwise {version('shardwise')}\n")
-        return
+        return 0
     if argv[0] not in COMMANDS:
         raise UserError(_unknown(argv[0]))
-    importlib.import_module(f"shardwise.cli.{argv[0]}").run(argv[1:])
+    code: int | None = importlib.import_module(f"shardwise.cli.{argv[0]}").run(argv[1:])
+    return code or 0
 
 
 def _unknown(word: str) -> str:

@@ -37,13 +37,16 @@ def start_ranks(setup: Setup, progress: Progress | None) -> Ranks:
 @contextmanager
 def start(setup: Setup) -> Iterator[TokenEngine]:
     """An engine whose ranks have loaded, closed at the end."""
-    if sys.stderr.isatty():
-        with _bars(setup) as progress:
-            engine = Engine(setup, start_ranks(setup, progress))
-    else:
-        engine = Engine(setup, start_ranks(setup, None))
-    with engine:
+    with Engine(setup, loaded(setup)) as engine:
         yield engine
+
+
+def loaded(setup: Setup) -> Ranks:
+    """Ranks that have loaded. The caller closes them."""
+    if not sys.stderr.isatty():
+        return start_ranks(setup, None)
+    with _bars(setup) as progress:
+        return start_ranks(setup, progress)
 
 
 @contextmanager

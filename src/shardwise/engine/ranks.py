@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 from shardwise.comm.protocol import DEADLINE_S
@@ -53,6 +53,11 @@ class Ranks(Protocol):
     def wait(self, wake: int) -> Done | None:
         """The results of the oldest step, waiting for them; None as soon as descriptor `wake` can be read. Raises the cause
         where a rank failed or is gone."""
+        ...
+
+    def logits(self, step: Step) -> Iterator[wire.Rows]:
+        """Instead of forward, sample and wait, and with nothing else under way: the logits of all rows of all items, in order.
+        To be read to the end. Raises the cause where a rank failed or is gone."""
         ...
 
     @property
@@ -155,6 +160,17 @@ class ProcessRanks:
             return None
         finally:
             self._selector.unregister(wake)
+
+    def logits(self, step: Step) -> Iterator[wire.Rows]:
+        self._tell(wire.Logits(step))
+        left = sum(item.rows for item in step.items)
+        while left > 0:
+            found = self._next()
+            assert found is not None
+            _, message = found
+            assert isinstance(message, wire.Rows)
+            left -= message.count
+            yield message
 
     def _tell(self, message: wire.Message) -> None:
         body = wire.encode(message)

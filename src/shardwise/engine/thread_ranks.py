@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import select
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -20,7 +20,7 @@ from shardwise.errors import CommError, RankLost, ShardwiseError
 from shardwise.runtime import wire
 from shardwise.runtime.opening import open_runner
 from shardwise.runtime.runner import Runner
-from shardwise.runtime.worker import ready
+from shardwise.runtime.worker import ready, rows_of
 from shardwise.sched.step import Draw, Step
 
 T = TypeVar("T")
@@ -71,6 +71,11 @@ class ThreadRanks:
                 os.eventfd_read(self._news)
             elif wake in ready:
                 return None
+
+    def logits(self, step: Step) -> Iterator[wire.Rows]:
+        found = self._each(lambda rank: list(rows_of(self.runners[rank], step)))
+        self._check("generate", [(rank, future.exception()) for rank, future in enumerate(found)])
+        yield from found[0].result()
 
     def _settle(self) -> None:
         """Raises the cause where anything that was started has failed, once all ranks are done with it."""

@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -65,6 +65,12 @@ class TorchrunRanks:
         """This process is itself the lead rank: what was sampled is done, and what was not waits for `wake`."""
         return self._done.popleft() if self._done else None
 
+    def logits(self, step: Step) -> Iterator[wire.Rows]:
+        from shardwise.runtime.worker import rows_of
+
+        self._post(wire.Logits(step))
+        yield from rows_of(self._runner, step)
+
     def _post(self, message: wire.Message) -> None:
         # The stubs ask for text; the store takes bytes, and gives bytes back.
         self._store.set(f"message/{self._posted}", wire.encode(message))  # type: ignore[arg-type]
@@ -85,6 +91,8 @@ def follow(place: Torchrun) -> None:
     """A follower's life: start as told, then compute what is posted until told to stop."""
     import msgspec
 
+    from shardwise.runtime.worker import rows_of
+
     # It holds nothing that could be lost. Python's own handlers would wait for the store's long call to return.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -101,6 +109,9 @@ def follow(place: Torchrun) -> None:
             runner.forward(message.step)
         elif isinstance(message, wire.Sample) and runner is not None:
             runner.sample(message.number, message.draws)
+        elif isinstance(message, wire.Logits) and runner is not None:
+            for _ in rows_of(runner, message.step):
+                pass
         elif isinstance(message, wire.Stop):
             # Not a return: taking the process group down in order would wait for peers that may be gone.
             sys.stdout.flush()

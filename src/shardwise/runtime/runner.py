@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 
@@ -11,6 +11,7 @@ from shardwise.nn.build import Decoder
 from shardwise.runtime import load
 from shardwise.runtime.cache import PagedCache
 from shardwise.runtime.inputs import Inputs
+from shardwise.runtime.kinds import pieces
 from shardwise.runtime.limits import Buckets, Limits
 from shardwise.runtime.parts import Parts
 from shardwise.runtime.recent import Recent
@@ -66,6 +67,11 @@ class Runner:
     def logits(self, step: Step) -> torch.Tensor:
         """Instead of forward and sample: the logits of all rows of all items in order, [rows, vocabulary] in float32, gathered
         from all ranks."""
+        return torch.cat(list(self.logits_pieces(step, step.tokens)))
+
+    @torch.inference_mode()
+    def logits_pieces(self, step: Step, most: int) -> Iterator[torch.Tensor]:
+        """The same in pieces of up to `most` rows, so that no more of them are held at once. Every rank takes part in each."""
         hidden, batch = self._hidden(step)
         rows = []
         scored, drawn = batch.scored.tolist(), batch.drawn.tolist()
@@ -73,7 +79,8 @@ class Runner:
             count = item.rows - len(item.targets)
             rows += scored[: len(item.targets)] + drawn[:count]
             scored, drawn = scored[len(item.targets) :], drawn[count:]
-        return self.parts.whole(self.decoder.logits(hidden[rows]), "logits")
+        for piece in pieces(len(rows), most):
+            yield self.parts.whole(self.decoder.logits(hidden[rows[piece.start : piece.stop]]), "logits")
 
     def _hidden(self, step: Step) -> tuple[torch.Tensor, Batch]:
         """Hidden states [T, hidden] of a step, and its batch."""

@@ -74,6 +74,33 @@ class Done(msgspec.Struct, frozen=True, tag=True):
     results: tuple[Result, ...]
 
 
+class Logits(msgspec.Struct, frozen=True, tag=True):
+    """One step to compute, instead of Forward and Sample: the logits of all its rows are wanted. The lead rank answers with as
+    many Rows as it takes, the others with nothing."""
+
+    step: Step
+
+
+class Rows(msgspec.Struct, frozen=True, tag=True):
+    """Some more rows of logits, in order: float32, little-endian, `vocabulary` of them a row."""
+
+    vocabulary: int
+    logits: bytes
+
+    @property
+    def count(self) -> int:
+        return len(self.logits) // (4 * self.vocabulary)
+
+
+PIECE_BYTES = 4 * 2**20
+"""The most logits in one message, unless a single row is longer. A rank holds no more of them at once, in a few copies."""
+
+
+def piece_rows(vocabulary: int) -> int:
+    """How many rows of logits go into one message."""
+    return max(1, PIECE_BYTES // (4 * vocabulary))
+
+
 class Failed(msgspec.Struct, frozen=True, tag=True):
     """The rank gives up. `mendable`: the user can mend it. `culprit`: the rank at fault where it is another one."""
 
@@ -87,7 +114,7 @@ class Stop(msgspec.Struct, frozen=True, tag=True):
     """The end, where closing the channel cannot say so."""
 
 
-Message = Start | Loading | Ready | Forward | Sample | Done | Failed | Stop
+Message = Start | Loading | Ready | Forward | Sample | Done | Logits | Rows | Failed | Stop
 
 
 class WireError(ShardwiseError):

@@ -15,6 +15,7 @@ import signal
 import socket
 import threading
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,7 @@ from shardwise.runtime import wire
 if TYPE_CHECKING:
     from shardwise.runtime.load import Progress
     from shardwise.runtime.runner import Runner
+    from shardwise.sched.step import Step
 
 
 def main() -> None:
@@ -67,9 +69,20 @@ def _work(channel: wire.Channel, inbox: queue.SimpleQueue[wire.Message], rendezv
         message = inbox.get()
         if isinstance(message, wire.Forward):
             runner.forward(message.step)
+        elif isinstance(message, wire.Logits):
+            for rows in rows_of(runner, message.step):
+                channel.send(rows)
         else:
             assert isinstance(message, wire.Sample)
             channel.send(wire.Done(message.number, runner.sample(message.number, message.draws)))
+
+
+def rows_of(runner: Runner, step: Step) -> Iterator[wire.Rows]:
+    """The rows of a step's logits as messages; every rank takes part to the end, and only the lead rank has any to send."""
+    vocabulary = runner.parts.vocabulary
+    for piece in runner.logits_pieces(step, wire.piece_rows(vocabulary)):
+        if runner.parts.lead:
+            yield wire.Rows(vocabulary, piece.cpu().numpy().astype("<f4", copy=False).tobytes())
 
 
 def ready(runner: Runner) -> wire.Ready:
