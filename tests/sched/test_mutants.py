@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 from tests.sched.plant import Plant, planted
@@ -295,6 +297,18 @@ def test_without_a_plant_nothing_is_found():
     assert found(None, DAYS) is None
 
 
-@pytest.mark.parametrize("plant", PLANTS, ids=lambda plant: plant.name)
-def test_a_planted_bug_is_found(plant):
+@pytest.mark.parametrize("plant", PLANTS[::4], ids=lambda plant: plant.name)
+def test_a_planted_bug_is_found(plant: Plant):
     assert found(plant, DAYS) is not None
+
+
+@pytest.mark.slow
+def test_all_planted_bugs_are_found(figures: Callable[..., None]):
+    missed = [plant.name for plant in PLANTS if found(plant, DAYS) is None]
+    figures("planted bugs", planted=len(PLANTS), found=len(PLANTS) - len(missed))
+    assert missed == []
+
+
+@pytest.mark.parametrize("plant", PLANTS, ids=lambda plant: plant.name)
+def test_the_line_of_a_plant_is_still_there(plant: Plant):
+    assert plant.text(plant.module)
