@@ -48,6 +48,12 @@ def _glm4(**changes: Any) -> dict[str, Any]:
     return _moe("glm4_moe", **{**mine, **changes})
 
 
+def _llama4(**changes: Any) -> dict[str, Any]:
+    mine = {"num_local_experts": 5, "intermediate_size": 48, "intermediate_size_mlp": 80, "num_hidden_layers": 4, "head_dim": 8}
+    far = {"attention_chunk_size": 11, "floor_scale": 7, "attn_scale": 0.4, "num_experts_per_tok": 1}
+    return _moe("llama4_text", **{**mine, **far, **changes})
+
+
 LONG: dict[str, Any] = {
     "rope_type": "longrope",
     "rope_theta": 10000.0,
@@ -138,6 +144,15 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "residual_multiplier": 0.4,
         "logits_scaling": 3.0,
     },
+    "granite-moe": _moe(
+        "granitemoe",
+        num_local_experts=5,
+        intermediate_size=48,
+        embedding_multiplier=6.0,
+        attention_multiplier=0.2,
+        residual_multiplier=0.4,
+        logits_scaling=3.0,
+    ),
     "gpt2": {
         "model_type": "gpt2",
         "vocab_size": 131,
@@ -180,6 +195,20 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "gemma2-full": _gemma("gemma2", sliding_window=128, num_key_value_heads=2, query_pre_attn_scalar=40, attention_bias=True),
     "gemma3": _gemma("gemma3_text", num_hidden_layers=4, sliding_window=8, rope_parameters=TWO_ROPES, layer_types=KINDS),
     "gemma3-mqa": _gemma("gemma3_text", num_key_value_heads=1, final_logit_softcapping=3.0),
+    # A multimodal checkpoint, of which the text part is run.
+    "gemma3-vision": {
+        "model_type": "gemma3",
+        "text_config": _gemma("gemma3_text", sliding_window=8, layer_types=KINDS[:2]),
+        "vision_config": {
+            "hidden_size": 16,
+            "intermediate_size": 16,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "image_size": 28,
+            "patch_size": 14,
+        },
+        "mm_tokens_per_image": 1,
+    },
     "olmo2": {"model_type": "olmo2", **BASE, "num_key_value_heads": 2},
     "olmo2-biased": {"model_type": "olmo2", **BASE, "num_key_value_heads": 1, "attention_bias": True, "rms_norm_eps": 1e-2},
     "olmo3": {
@@ -209,6 +238,15 @@ FAMILIES: dict[str, dict[str, Any]] = {
         sliding_window=8,
         swiglu_limit=1.2,
         rope_parameters={"rope_type": "yarn", "rope_theta": 150000.0, "factor": 4.0, "original_max_position_embeddings": 32},
+    ),
+    # Chunks of less than a page and more than a generated token; a temperature that rises within a prompt.
+    "llama4": _llama4(),
+    "llama4-every-other": _llama4(
+        interleave_moe_layer_step=2,
+        num_experts_per_tok=2,
+        use_qk_norm=False,
+        attn_temperature_tuning=False,
+        attention_bias=True,
     ),
     "glm4-moe": _glm4(num_nextn_predict_layers=0),
     "glm4-moe-groups": _glm4(

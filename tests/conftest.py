@@ -5,10 +5,15 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from shardwise.engine.fake import Answer, FakeEngine
+    from shardwise.engine.setup import Setup
 
 DATA = "SHARDWISE_TEST_DATA"
 
@@ -49,6 +54,30 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
         return folders[name]
 
     return folder
+
+
+@pytest.fixture(scope="session")
+def setup() -> Setup:
+    """The bundled model on one rank, not started."""
+    from shardwise.engine.setup import Options, resolve
+
+    return resolve(Options("shardling", device="cpu"))
+
+
+@pytest.fixture
+def fake(setup: Setup) -> Iterator[Callable[..., FakeEngine]]:
+    """fake(answer, held=...) is a FakeEngine of the bundled model, closed after the test."""
+    from shardwise.engine.fake import FakeEngine
+
+    made: list[FakeEngine] = []
+
+    def make(answer: Answer | None = None, *, held: bool = False) -> FakeEngine:
+        made.append(FakeEngine(setup, answer, held=held))
+        return made[-1]
+
+    yield make
+    for engine in made:
+        engine.close()
 
 
 @pytest.fixture

@@ -28,7 +28,6 @@ from shardwise.spec.mesh import Mesh
 T = TypeVar("T")
 
 
-
 def greedy(sequence: int = 0) -> Draw:
     return Draw(sequence, temperature=0.0, seed=0)
 
@@ -156,9 +155,7 @@ class Request:
         pages = tuple(self._pages(g, start, stop) for g in range(len(self.ids)))
         new = tuple(self.tokens[start:stop])
         targets = (0,) * ((0 if drawn else len(new)) if wants is None else wants)
-        return Item(
-            self.index, new, start, len(self.tokens), pages, targets=targets, drawn=(self.index,) if drawn else ()
-        )
+        return Item(self.index, new, start, len(self.tokens), pages, targets=targets, drawn=(self.index,) if drawn else ())
 
     def _pages(self, group: int, start: int, stop: int) -> Pages:
         window, ids = self.layout.cache[group].window, self.ids[group]

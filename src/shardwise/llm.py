@@ -39,7 +39,10 @@ class _Open:
 
     `model`: a folder, org/name on the hub, or nothing for the small one that comes with shardwise.
     `tensor_parallel_size`: how many ranks it is cut over, any number up to its query heads; `tensor_split`: the proportions,
-    one a rank. `ranks`: as processes of this host, or as threads of this process. `memory`: bytes a rank may take.
+    one a rank. `ranks`: as processes of this host, or as threads of this process. `memory`: bytes a rank may take,
+    `kv_cache_memory_bytes` those of its cache.
+    one a rank; `enable_expert_parallel` deals out whole experts. `ranks`: as processes of this host, or as threads of this
+    process. `memory`: bytes a rank may take.
     `max_num_seqs` sequences run at once, `max_num_batched_tokens` go into one step; None leaves these to the engine.
     `seed`: the seeds of requests that bring none follow from it, in the order of the requests.
     A UserError says what cannot work. It needs no `__main__` guard.
@@ -51,6 +54,7 @@ class _Open:
         *,
         tensor_parallel_size: int | None = None,
         tensor_split: Sequence[float] | None = None,
+        enable_expert_parallel: bool = False,
         dtype: str = "auto",
         device: str = "auto",
         max_model_len: int | None = None,
@@ -58,6 +62,7 @@ class _Open:
         max_num_batched_tokens: int | None = None,
         enable_prefix_caching: bool = True,
         memory: int | None = None,
+        kv_cache_memory_bytes: int | None = None,
         threads: int | None = None,
         seed: int | None = None,
         revision: str | None = None,
@@ -66,7 +71,8 @@ class _Open:
     ) -> None:
         counts = {
             "tensor_parallel_size": tensor_parallel_size, "max_model_len": max_model_len, "max_num_seqs": max_num_seqs,
-            "max_num_batched_tokens": max_num_batched_tokens, "memory": memory, "threads": threads,
+            "max_num_batched_tokens": max_num_batched_tokens, "memory": memory,
+            "kv_cache_memory_bytes": kv_cache_memory_bytes, "threads": threads,
         }  # fmt: skip
         given = {name: None if value is None else whole(name, value, 1, SEEDS) for name, value in counts.items()}
         if ranks not in ("processes", "threads"):
@@ -85,6 +91,8 @@ class _Open:
             max_num_seqs=given["max_num_seqs"],
             max_num_batched_tokens=given["max_num_batched_tokens"],
             enable_prefix_caching=flag("enable_prefix_caching", enable_prefix_caching),
+            cache_memory=given["kv_cache_memory_bytes"],
+            expert_parallel=flag("enable_expert_parallel", enable_expert_parallel),
         )
         self._begin(options, ranks, seed)
 

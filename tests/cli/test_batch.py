@@ -23,16 +23,11 @@ from shardwise.cli.lines import LIMIT_BYTES, Defaults, read_lines
 from shardwise.cli.results import Results, open_results
 from shardwise.engine.fake import FakeEngine
 from shardwise.engine.front import Front
-from shardwise.engine.setup import Options, Setup, resolve
+from shardwise.engine.setup import Setup
 from shardwise.errors import ShardwiseError, UserError
 from tests.cli.command import Done, marked, running, shardwise
 
 DEFAULTS = Defaults("shardling", {})
-
-
-@pytest.fixture(scope="session")
-def setup() -> Setup:
-    return resolve(Options("shardling", device="cpu"))
 
 
 @pytest.fixture
@@ -309,10 +304,9 @@ def test_a_file_that_cannot_grow_is_told(tmp_path: Path):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (7, hard))
     try:
-        with pytest.raises(ShardwiseError, match="File too large; what is there so far can be gone on with --resume"):
-            with Results().writing(str(path)) as sink:
-                sink(b"12345\n")
-                sink(b"67890\n")
+        with pytest.raises(ShardwiseError, match="File too large; what is there so far"), Results().writing(str(path)) as sink:
+            sink(b"12345\n")
+            sink(b"67890\n")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert path.read_bytes() == b"12345\n6"
@@ -376,8 +370,8 @@ def test_through_pipes():
 
 def test_ctrl_c_leaves_a_file_to_go_on_with(tmp_path: Path):
     source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
-    source.write_bytes(jsonl(*({"prompt": f"number {n}", "max_tokens": 200, "ignore_eos": True} for n in range(40))))
-    flags = ("generate", "--dtype", "float32", "--input", source, "--output", output, "--temp", "0")
+    source.write_bytes(jsonl(*({"prompt": f"number {n}", "max_tokens": n * 20 + 1, "ignore_eos": True} for n in range(8))))
+    flags = ("generate", "--dtype", "float32", "--input", source, "--output", output, "--temp", "0", "--max-num-seqs", "2")
     with running(*flags) as (process, mark):
         until = time.monotonic() + 60
         while time.monotonic() < until and process.poll() is None and not (output.exists() and output.stat().st_size):
@@ -387,10 +381,10 @@ def test_ctrl_c_leaves_a_file_to_go_on_with(tmp_path: Path):
     assert (process.returncode, err) == (130, b"")
     assert list(marked(mark)) == []
     before = len(lines_of(output))
-    assert before >= 1
+    assert 1 <= before < 8
     done = shardwise(*flags, "--resume")
     assert done.code == 0, done.err
-    assert [line["line"] for line in lines_of(output)] == list(range(1, 41))
+    assert [line["line"] for line in lines_of(output)] == list(range(1, 9))
 
 
 def test_ctrl_c_in_the_middle_of_a_batch(tmp_path: Path):

@@ -122,3 +122,26 @@ def test_layers_that_differ_are_shown_once_each(tmp_path):
     assert drawn.startswith("mixed ")
     assert "model.layers.0,2,4,6 " in drawn and "model.layers.1,3,5,7 " in drawn
     assert drawn.count("4 equal layers") == 2 and "sees the last 4096 tokens" in drawn
+
+
+def test_experts_are_shown(tmp_path: Path) -> None:
+    mixture = CONFIG | {"model_type": "mixtral", "num_local_experts": 8, "num_hidden_layers": 2, "num_attention_heads": 8}
+    (tmp_path / "config.json").write_text(json.dumps(mixture))
+    inside = json.loads(inspect(tmp_path, "-tp", "3", "--json"))
+    whole = json.loads(inspect(tmp_path, "-tp", "3", "--enable-expert-parallel", "--json"))
+    assert (inside["expert_parallel"], whole["expert_parallel"]) == (False, True)
+    assert [part["experts"] for part in inside["ranks"]] == [[0, 8]] * 3
+    assert [part["experts"] for part in whole["ranks"]] == [[0, 3], [3, 5], [5, 8]]
+    assert [part["expert_rows"] for part in whole["ranks"]] == [[0, 28672]] * 3
+    assert sum(len(range(*part["expert_rows"])) for part in inside["ranks"]) == 28672
+    for found in (inside, whole):
+        assert [branch["collective"] for branch in found["blocks"] if branch["shape"] == "8 experts, 2 a token"] == [
+            "all-reduce"
+        ]
+    assert inside["totals"]["collectives"] == whole["totals"]["collectives"]
+    assert "a part of every expert" in inspect(tmp_path, "-tp", "3")
+
+
+def test_whole_experts_of_a_model_without_any(config: Path) -> None:
+    done = shardwise("inspect", config.parent, "-tp", "2", "--enable-expert-parallel")
+    assert done.code == 2 and "this model (llama) has none; without --enable-expert-parallel it works" in done.err

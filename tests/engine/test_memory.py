@@ -47,7 +47,7 @@ from shardwise.sched.request import SamplingParams
 setup = resolve(Options(sys.argv[1], tp=2, device="cpu", memory=int(sys.argv[2])))
 with Engine(setup) as engine:
     params = SamplingParams(temperature=0, max_tokens=4, ignore_eos=True)
-    tokens = [t.id for t in engine.generate(list(range(100, 164)), params)]
+    tokens = [t.chosen.token for t in engine.generate(list(range(100, 164)), params)]
     ready = [[r.weight_bytes, r.kv_bytes, r.peak_bytes] for r in engine.ranks.ready]
 print(json.dumps({"tokens": tokens, "ready": ready, "context": setup.context}))
 """

@@ -140,7 +140,7 @@ from shardwise.engine.setup import Options, resolve
 from shardwise.sched.request import SamplingParams
 with Engine(resolve(Options(sys.argv[1], tp=2, dtype="float32", device="cpu", threads=1))) as engine:
     for token in engine.generate([1, 5, 9], SamplingParams(temperature=0, max_tokens=100, ignore_eos=True)):
-        print(token.id, flush=True)
+        print(token.chosen.token, flush=True)
     input()
 """
 

@@ -30,7 +30,8 @@ def setup_of(folder: Path, tp: int, device: str, dtype: str = "float32") -> Setu
 
 def greedy(setup: Setup, ranks: str) -> list[int]:
     with Engine(setup, ranks) as engine:  # type: ignore[arg-type]
-        return [token.id for token in engine.generate(PROMPT, SamplingParams(temperature=0, max_tokens=24, ignore_eos=True))]
+        params = SamplingParams(temperature=0, max_tokens=24, ignore_eos=True)
+        return [token.chosen.token for token in engine.generate(PROMPT, params)]
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -45,8 +45,11 @@ def by_definition(module: Attention, rank: Rank, x: torch.Tensor, window: int | 
         own = head * block.kv_heads // block.heads - kv.start
         for t in range(len(x)):
             low = 0 if window is None else max(0, t - window + 1)
-            scores = torch.stack([q[t, i] @ k[s, own] * block.scale for s in range(low, t + 1)]).softmax(0)
-            seen[t, i] = sum(score * v[s, own] for score, s in zip(scores, range(low, t + 1), strict=True))
+            scores = torch.stack([q[t, i] @ k[s, own] * block.scale for s in range(low, t + 1)])
+            if block.softcap:
+                scores = torch.tanh(scores / block.softcap) * block.softcap
+            weights = zip(scores.softmax(0), range(low, t + 1), strict=True)
+            seen[t, i] = sum(weight * v[s, own] for weight, s in weights)
     return seen.flatten(1) @ module.o.weight.double().t()
 
 
@@ -54,12 +57,12 @@ CUTS = [even(1), even(2), even(3), even(5), (3.0, 1.0, 1.0), (1.0, 6.0), (5.0, 2
 
 
 @pytest.mark.parametrize("shares", CUTS, ids=str)
-@pytest.mark.parametrize("name", ["llama", "llama-9-3", "mistral-window"])
+@pytest.mark.parametrize("name", ["llama", "llama-9-3", "mistral-window", "gemma2"])
 def test_every_rank_contributes_its_heads(name: str, shares: tuple[float, ...]) -> None:
     layout = layout_of(FAMILIES[name], shares)
     window = layout.cache[0].window
     x = torch.randn(20, layout.model.hidden, generator=torch.Generator().manual_seed(1)) * 3
-    step = Step(1, (Item(0, (0,) * 20, 0, 20, (Pages(0, (4, 1)),)),))
+    step = Step(1, (Item(0, (0,) * 20, 0, 20, (Pages(0, (4, 1)),) * len(layout.cache)),))
     for index in range(len(shares)):
         rank, decoder, cache = alone(layout, index)
         module = decoder.layers[0].steps[0].body.steps[1]

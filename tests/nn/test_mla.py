@@ -13,8 +13,11 @@ from shardwise.nn.batch import Rank
 from shardwise.nn.build import Decoder
 from shardwise.nn.mla import MLA
 from shardwise.nn.state import State
-from shardwise.runtime import inputs, load
+from shardwise.runtime import load
 from shardwise.runtime.cache import PagedCache
+from shardwise.runtime.inputs import Inputs
+from shardwise.runtime.limits import Buckets, Limits
+from shardwise.runtime.recent import Recent
 from shardwise.sched.step import Item, Pages, Step
 from shardwise.spec.blocks import Rope
 from shardwise.spec.layout import PAGE_TOKENS
@@ -61,7 +64,7 @@ def test_every_rank_contributes_its_heads(shares: tuple[float, ...]) -> None:
         load.fill_dummy(tensors, layout.slices(index), lambda _: None)
         module, cache = Decoder(rank, tensors).layers[0].steps[0].body.steps[1], PagedCache(rank, (6,))
         assert isinstance(module, MLA)
-        _, batch = inputs.batch(step, rank)
+        _, batch = Inputs(rank, Limits(20, 1, (2,)), Buckets(), Recent(1, CPU)).batch(step)
         rope: Rope = module.block.rope
         found = module(x, State(batch, cache, {rope: (STILL[0].expand(20, 1, 8), STILL[1].expand(20, 1, 8))}))
         want = by_definition(module, tensors, x)

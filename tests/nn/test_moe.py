@@ -84,9 +84,8 @@ def test_routers_are_transformers(name: str, dtype: torch.dtype) -> None:
     with torch.inference_mode():
         weights, chosen = Router(block, "gate", tensors)(x)
         _, their_weights, their_chosen = theirs(x)
-    ours, others = (
-        torch.zeros(200, EXPERTS).scatter(1, i, w.float()) for i, w in ((chosen, weights), (their_chosen, their_weights))
-    )
+    pairs = (chosen, weights), (their_chosen, their_weights)
+    ours, others = (torch.zeros(200, EXPERTS).scatter(1, experts, each.float()) for experts, each in pairs)
     assert torch.equal(ours != 0, others != 0)
     assert weights.dtype == their_weights.dtype
     torch.testing.assert_close(ours, others, rtol=0 if block.rounded else 1e-6, atol=0)

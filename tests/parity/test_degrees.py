@@ -105,7 +105,7 @@ def test_as_many_ranks_as_heads(
 
 
 @pytest.mark.parametrize("shares", [(1.0, 1e-6), (1e-6, 1.0, 1e-6), (100.0, 1.0, 1.0)], ids=str)
-@pytest.mark.parametrize("name", ["llama", "qwen3-biased", "gpt2", "deepseek-v2"])
+@pytest.mark.parametrize("name", ["llama", "qwen3-biased", "gpt2", "gemma2", "olmo2", "falcon-7b", "deepseek-v2"])
 def test_ranks_that_hold_nothing(name: str, shares: tuple[float, ...], checkpoint: Checkpoints, references: References) -> None:
     folder, wanted, score = checkpoint(name), references(name), Score()
     layout = layout_of(folder, shares)
@@ -122,7 +122,9 @@ ROUNDING = {"bfloat16": 2.0**-8, "float16": 2.0**-11}
 
 @pytest.mark.parametrize("dtype", ROUNDING)
 @pytest.mark.parametrize("shares", [even(1), (3.0, 1.0, 1.0)], ids=str)
-@pytest.mark.parametrize("name", ["llama-9-3", "granite", "qwen3", "gpt2", "phi3", "deepseek-dense"])
+@pytest.mark.parametrize(
+    "name", ["llama-9-3", "granite", "qwen3", "gpt2", "phi3", "gemma2", "gemma3", "olmo3", "gpt-neox", "deepseek-dense"]
+)
 def test_sixteen_bits(
     name: str,
     shares: tuple[float, ...],

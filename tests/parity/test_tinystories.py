@@ -37,7 +37,7 @@ def trained(data: Path) -> list[Reference]:
 def check(engine: Engine, wanted: list[Reference]) -> None:
     params = SamplingParams(temperature=0, max_tokens=NEW, ignore_eos=True)
     for want in wanted:
-        assert [token.id for token in engine.generate(want.prompt, params)] == list(want.tokens)
+        assert [token.chosen.token for token in engine.generate(want.prompt, params)] == list(want.tokens)
 
 
 DEGREES = [4, *(pytest.param(degree, marks=pytest.mark.slow) for degree in (6, 7, 8))]

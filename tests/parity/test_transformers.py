@@ -27,6 +27,13 @@ VARIANTS = (
     "phi3-window",
     "phi3-longrope-partial",
     "deepseek-dense",
+    "gemma2-full",
+    "gemma3-vision",
+    "gpt-neox-in-turn",
+    "falcon-11b",
+    "falcon-in-turn",
+    "llama4-every-other",
+    "glm4-moe",
 )
 """What is special of these is the same on every rank: two of the degrees are left to the slow tests."""
 

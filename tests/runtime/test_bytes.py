@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from shardwise.runtime.kinds import traffic_rows
-from shardwise.sched.step import Draw, Step
+from shardwise.sched.step import Draw, Item
 from shardwise.spec import traffic
 from shardwise.spec.blocks import layer_blocks, walk
 from shardwise.spec.moe import MoE
@@ -32,6 +32,14 @@ SHARES = [
 
 SPARE_BYTES = 64 * 2**10
 """What a rank may hold besides weights and cache: rope frequencies and the like."""
+
+
+TWO = ["attn_out", "mlp_down"]
+LAYER_SITES = {
+    **{name: ["qk_norm", *TWO] for name in ("olmo2", "olmo2-biased", "olmo3")},
+    **{name: ["branches"] for name in ("gpt-neox", "falcon-7b", "falcon-40b", "falcon-11b")},
+}
+"""The sums over ranks of a layer, where they are not one of the attention and one of the MLP."""
 
 
 def tensors(root: object) -> Iterator[tuple[str, torch.Tensor]]:
@@ -88,7 +96,7 @@ def test_bytes_and_traffic(
     with Group(layout, folder, sequences=2) as group:
         kv = [layout.kv_bytes(rank, group.pages) for rank in range(len(shares))]
         arenas = [layout.arena_bytes(rank) for rank in range(len(shares))]
-        check_traffic(group)
+        check_traffic(group, name)
         spares = []
         for rank, runner in enumerate(group.runners):
             alive = storages(runner)
@@ -100,27 +108,29 @@ def test_bytes_and_traffic(
     figures("bytes besides weights and cache", most=float(max(spares)), layouts=1)
 
 
-def check_traffic(group: Group) -> None:
-    """Prefill of several, a chunk that draws nothing, and decode: the calls of every rank, one by one."""
+def check_traffic(group: Group, name: str) -> None:
+    """Prefill of several, a chunk that draws nothing, and decode, drawn in every way: the calls of every rank, one by one."""
     layout = group.layout
     one, two = group.request(0), group.request(1)
     one.tokens[:], two.tokens[:] = range(3, 30), range(40, 49)
-    check_step(group, 20 + 9, 1 + 9, one.take(20, draw=GREEDY, wants=0), two.take(draw=GREEDY))
-    check_step(group, 7, 0, one.take(wants=0))
-    two.tokens.append(5)
-    check_step(group, 1, 1, two.take(draw=GREEDY, wants=0))
-    sites = [c.site for c in group.comms[0].calls if c.op == "all_reduce" and c.site != "embed"]
+    check_step(group, 20 + 9, (one.take(20), two.take(drawn=True)), greedy(1))
+    check_step(group, 7, (one.take(wants=0),))
+    for draw in (greedy(1), Draw(1, 1.0, 7), Draw(1, 0.7, 7, min_p=0.1), Draw(1, 1.0, 7, top_p=0.9, logprobs=3)):
+        two.tokens.append(5)
+        check_step(group, 1, (two.take(drawn=True),), draw)
+    sites = [c.site for c in group.comms[0].calls if c.op == "all_reduce" and c.site not in ("embed", "ranks")]
     mixed = [any(isinstance(node, MoE) for _, node in walk(block)) for _, block in layer_blocks(layout.model)]
-    wanted = [site for moe in mixed for site in ("attn_out", "moe_out" if moe else "mlp_down")]
+    usual = [site for moe in mixed for site in ("attn_out", "moe_out" if moe else "mlp_down")]
+    wanted = LAYER_SITES[name] * layout.model.layers if name in LAYER_SITES else usual
     assert sites == (wanted if layout.mesh.tp > 1 else [])
 
 
-def check_step(group: Group, tokens: int, rows: int, *items: Item) -> None:
-    """The calls of one step that has `tokens` tokens and computes `rows` rows of logits."""
+def check_step(group: Group, tokens: int, items: tuple[Item, ...], *draws: Draw) -> None:
+    """The calls of one step that has `tokens` tokens."""
     for comm in group.comms:
         comm.calls.clear()
-    step = group.step(*items)
-    group.each(lambda runner: runner.step(step))
+    group.results(group.step(*items), *draws)
+    rows = traffic_rows(items, draws, group.layout.model.vocab)
     wanted = traffic.of(group.layout.model, group.layout, tokens, rows)
     for comm in group.comms:
         assert comm.calls == list(wanted)

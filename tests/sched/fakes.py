@@ -6,11 +6,13 @@ one of its own history. Tokens are a pure function of history, seed, choice and 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from collections.abc import Sequence as Many
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import accumulate
 
+from shardwise.sched.events import Finish
 from shardwise.sched.limits import Limits
 from shardwise.sched.sequence import Request, Sequence
 from shardwise.sched.step import SCRATCH, Chosen, Item, Pages, Result, Step
@@ -27,7 +29,7 @@ class Broken(AssertionError):
     """A step that real ranks would have computed wrongly."""
 
 
-def need(holds: bool, *words: object) -> None:
+def need(holds: object, *words: object) -> None:
     """Broken unless `holds`."""
     if not holds:
         raise Broken(" ".join(map(str, words)))
@@ -59,7 +61,8 @@ class Story:
             place = len(self.tokens)
             self.append(hash((self.hashes[place], self.request.number, self.choice, place)) % VOCABULARY)
 
-    def told(self) -> tuple[list[int], str]:
+    @cached_property
+    def told(self) -> tuple[list[int], Finish]:
         """The tokens that the client gets when nobody interferes, and why they end."""
         start = len(self.request.prompt)
         for place in range(start, start + self.request.limit):
@@ -123,16 +126,15 @@ class Ranks:
 
     # --- a step comes -------------------------------------------------------------------------------------------------
 
-    def submit(self, step: Step, stories: Mapping[int, Story], alive: Iterable[Sequence] = ()) -> None:
-        """A step to be computed after those that came before it. `stories` by the number of the sequence; `alive`: who may
-        hold pages now."""
+    def submit(self, step: Step, alive: Iterable[Sequence] = ()) -> None:
+        """A step to be computed after those that came before it; `stories` must have its sequences. `alive`: who may hold
+        pages now."""
         need(step.number > self.last, f"step {step.number} after step {self.last}")
         self.last = step.number
         need(0 < step.tokens <= self.limits.tokens, f"{step.tokens} tokens in one step")
         numbers = [item.sequence for item in step.items]
         need(len(set(numbers)) == len(numbers) <= self.limits.sequences, "items of step", step.number, numbers)
         for item in step.items:
-            self.stories |= {s: stories[s] for s in (item.sequence, *item.drawn)}
             self._shape(item)
         if self.checked:
             self._private(step, alive)
@@ -160,13 +162,15 @@ class Ranks:
     def _shape(self, item: Item) -> None:
         """Page tables reach over all that is written, and all that is seen from there."""
         stop = item.start + item.count
+        need(stop <= self.stories[item.sequence].request.cached, "further than the request ever goes", item)
         need(len(item.pages) == len(self.pages), "a table for each group", item)
         for pages, window, count in zip(item.pages, self.windows, self.pages, strict=True):
             seen = 0 if window is None else max(0, item.start - window + 1)
+            ids = pages.ids
             need(pages.first % PAGE_TOKENS == 0 and pages.first <= seen, "the table begins late", item)
-            need(pages.first + len(pages.ids) * PAGE_TOKENS >= stop, "the table ends early", item)
-            need(all(SCRATCH < page < count for page in pages.ids), "SCRATCH, or no page at all", item)
-            need(len(set(pages.ids)) == len(pages.ids), "a page twice", item)
+            need(pages.first + len(ids) * PAGE_TOKENS >= stop, "the table ends early", item)
+            need(min(ids) > SCRATCH and max(ids) < count, "SCRATCH, or no page at all", item)
+            need(len(set(ids)) == len(ids), "a page twice", item)
         need(item.source is None or not item.tokens, "both ids and a source", item)
         need(not item.drafts or len(item.drawn) == 1, "guesses for several", item)
 
@@ -207,12 +211,13 @@ class Ranks:
         own = story.tokens[item.start : stop]
         need(tokens[: len(own)] == own, f"tokens {tokens}, but the history goes on with {own}", item)
         self._angles(story, item, stop)
+        if not self.checked:
+            return self._answers(number, item, story, stop)
         keys = story.keys(item.known, item.start, stop)
         keys += story.guessed(item.known, stop, tokens[len(own) :])
         for group, pages in enumerate(item.pages):
             self._write(group, pages, item.start, keys)
-            if self.checked:
-                self._see(group, pages, story, item, stop)
+            self._see(group, pages, story, item, stop)
         return self._answers(number, item, story, stop)
 
     def _angles(self, story: Story, item: Item, stop: int) -> None:

@@ -13,7 +13,7 @@ from shardwise.sched.events import Emitted, Ended, Event, Scored
 from shardwise.sched.limits import Limits
 from shardwise.sched.scheduler import Guess, Scheduler
 from shardwise.sched.sequence import Request
-from shardwise.sched.step import SCRATCH, Step
+from shardwise.sched.step import SCRATCH, Result, Step
 from tests.sched.fakes import Ranks, Story, need
 
 
@@ -27,7 +27,7 @@ class Client:
     done: list[bool] = field(default_factory=list)
     scored: int = 1
     left: bool = False
-    late: bool = False
+    failed: bool = False
 
     def __post_init__(self) -> None:
         self.told = [0] * self.request.n
@@ -35,7 +35,7 @@ class Client:
 
 
 class World:
-    """`build` makes the scheduler; the tests of planted bugs make another one. `checked`: whether the ranks look at contents."""
+    """`build` makes the scheduler; tests of planted bugs make another one. `checked`: whether ranks look at contents."""
 
     def __init__(
         self,
@@ -77,26 +77,42 @@ class World:
 
     def step(self) -> Step | None:
         """Asks for a step, and hands it to the ranks."""
+        before = {sequence: sequence.preempted for sequence in self.scheduler.running}
         step, events = self.scheduler.step()
         self.take(events)
+        late = [c.request for c in self.clients.values() if c.request.deadline is not None and c.request.deadline < self.now]
+        need(not late, "their time is up:", late)
+        gave_way = [s for s, preempted in before.items() if s.preempted > preempted and not s.running]
+        kept = [s for s in before if s.running and not s.pledged]
+        need(all(s.order > other.order for s in gave_way for other in kept), "an older one gave way:", gave_way)
         sequences = (*self.scheduler.running, *self.scheduler.waiting)
         if step is None:
             idle = not self.scheduler.in_flight and self.scheduler.requests
             need(not idle, "nothing is in flight, and nothing runs:", sequences)
         else:
-            stories = {s.number: self.clients[s.request.number].stories[s.choice] for s in sequences}
-            self.ranks.submit(step, stories, self.scheduler.running)
+            known = self.ranks.stories
+            known |= {s.number: self.clients[s.request.number].stories[s.choice] for s in sequences if s.number not in known}
+            self.ranks.submit(step, self.scheduler.running)
             self.flight.append(step)
             self.steps += 1
-            self.trace = hash((self.trace, step))
+            self.trace = hash((self.trace, marks(step)))
         self._busy(step)
         return step
 
-    def apply(self) -> None:
-        """The results of the oldest step come."""
+    def apply(self, error: int | None = None) -> None:
+        """The results of the oldest step come; there is an `error` for one of its sequences."""
         number = self.flight.popleft().number
         results = self.ranks.results(number)
+        if error is not None:
+            results = self._failed(results, error)
         self.take(self.scheduler.apply(number, results))
+
+    def _failed(self, results: tuple[Result, ...], error: int) -> tuple[Result, ...]:
+        """The results, one of them an error instead."""
+        failed = results[error % len(results)].sequence
+        for client in self.clients.values():
+            client.failed |= any(story is self.ranks.stories[failed] for story in client.stories)
+        return tuple(Result(r.sequence, error="not a number") if r.sequence == failed else r for r in results)
 
     def drop(self, index: int, computed: int = 0) -> None:
         """The step in flight at `index` and all later ones are lost, `computed` of all of them after their forward was done."""
@@ -114,8 +130,11 @@ class World:
         self.ranks.forget()
         self.flight.clear()
 
-    def drain(self, most: int) -> None:
-        """Runs until every request has ended, in at most `most` steps."""
+    def drain(self) -> None:
+        """Runs until every request has ended: in no more steps than all the tokens that can have to be computed, one a step."""
+        again = 2 + self.limits.preemptions + len(self.limits.turns)
+        work = sum(again * r.n * (len(r.prompt) + r.limit) for r in (client.request for client in self.clients.values()))
+        most = 100 + 2 * work
         while self.scheduler.requests:
             if self.step() is None:
                 self.apply()
@@ -131,7 +150,7 @@ class World:
     def take(self, events: Iterable[Event]) -> None:
         """Events, each of which must be what the client of a request that has not ended waits for."""
         for event in events:
-            self.trace = hash((self.trace, event))
+            self.trace = hash((self.trace, event.request, event.chosen.token if isinstance(event, Emitted) else -1))
             need(event.request in self.clients, "of a request that has ended:", event)
             client = self.clients[event.request]
             match event:
@@ -147,7 +166,7 @@ class World:
 
     def _emitted(self, client: Client, event: Emitted) -> None:
         need(not client.done[event.choice], "after its end:", event)
-        wanted, reason = client.stories[event.choice].told()
+        wanted, reason = client.stories[event.choice].told
         place = client.told[event.choice]
         need(event.chosen.token == wanted[place], f"token {place} is not {wanted[place]}:", event, client.request)
         client.told[event.choice] += 1
@@ -164,7 +183,8 @@ class World:
         if client.left:
             return
         if event.error:
-            need(request.deadline is not None and request.deadline < self.now, "failed", event)
+            late = request.deadline is not None and request.deadline < self.now
+            need(client.failed if event.error == "not a number" else late, "failed", event)
             return
         need(all(client.done) or request.limit == 0, "ended early:", event, client.told)
         need(not request.scored or client.scored == len(request.prompt), "scores", client.scored, request)
@@ -208,3 +228,12 @@ class World:
         head = scheduler.waiting[0]
         pledge = head.preempted < self.limits.preemptions or scheduler.cache.can_pledge(head)
         need(head.sources or not pledge or scheduler._room(head) is None, "there is room for", head)
+
+
+def marks(step: Step) -> int:
+    """A hash of all of a step: of numbers alone, so that it is the same in every process."""
+    items = [
+        (i.sequence, i.tokens, i.start, i.known, i.pages, -1 if i.source is None else i.source, i.targets, i.drawn, i.drafts)
+        for i in step.items
+    ]
+    return hash((step.number, tuple(items), step.copies))

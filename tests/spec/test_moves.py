@@ -6,6 +6,7 @@ The world is the plainest one: for each rank and weight, the set of elements tha
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from itertools import pairwise, product
 
 import pytest
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 
 from shardwise.spec.axes import Axis
 from shardwise.spec.blocks import Run, model_weights
+from shardwise.spec.config import read_model
 from shardwise.spec.formats import GPTQ, Dense
 from shardwise.spec.layout import Layout, Shares
 from tests.spec.models_by_hand import Experts, around, attention, lay, layer, model
@@ -88,6 +90,15 @@ def test_stacked_experts():
     body = layer(attention(4, 2, 2, 3, fmt=Dense()), Experts("experts", 5, Axis(4, "mlp"), 2), 3)
     of = around((Run("layers", 0, 2, body),), 3, 5)
     chain(*(lay(of, (1.0,) * tp, ep=ep, pp=pp) for tp, ep, pp in [(1, 1, 1), (1, 3, 1), (2, 2, 1), (2, 1, 2), (1, 5, 1)]))
+
+
+def test_from_parts_of_experts_to_whole_ones_and_back():
+    of = read_model(
+        {"model_type": "mixtral", "num_local_experts": 4, "hidden_size": 4, "intermediate_size": 3, "num_hidden_layers": 2}
+        | {"vocab_size": 5, "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 32, "head_dim": 2}
+    )
+    inside, whole = (replace(lay(of, (1.0, 2.0, 1.0)), expert_parallel=way) for way in (False, True))
+    chain(inside, whole, inside, replace(lay(of, (1.0,) * 2), expert_parallel=True))
 
 
 SHARES = st.lists(st.integers(1, 5).map(float), min_size=1, max_size=6)

@@ -212,7 +212,7 @@ class TestRefusals:
             ({"factor": True}, "factor is True"),
             ({"factor": math.nan}, "factor is nan"),
             ({"low_freq_factor": -1}, "low_freq_factor is -1"),
-            ({"high_freq_factor": 2.5}, "high_freq_factor is 2.5; it must be a number above 2.5"),
+            ({"high_freq_factor": 2.4}, "high_freq_factor is 2.4; it must be a number from 2.5"),
             ({"high_freq_factor": math.inf}, "high_freq_factor is inf"),
             ({"original_max_position_embeddings": 8192.5}, "original_max_position_embeddings is 8192.5"),
             ({"rope_theta": 1}, "rope_theta is 1; it must be a number above 1"),

@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 
 from shardwise.spec import traffic
-from shardwise.spec.blocks import MLP, Chain, Linear, Residual
+from shardwise.spec.blocks import MLP, Attention, Chain, HeadsNorm, Linear, Residual
+from shardwise.spec.rewrite import joined
 from shardwise.spec.traffic import Call, Rows
 from tests.spec.models_by_hand import lay, model
 
@@ -57,13 +58,38 @@ def test_a_contraction_over_an_axis_that_is_not_cut_needs_no_sum():
     assert sites == ["embed", "attn_out", "attn_out", "attn_out", "draw_best"]
 
 
+def changed(block: Chain):
+    """The model by hand, with another block in all layers."""
+    return replace(OF, runs=(replace(OF.runs[0], block=block),))
+
+
+def test_branches_side_by_side_are_one_sum():
+    layer = OF.runs[0].block
+    attend, mlp = (part.body for part in layer.blocks)
+    of = changed(Chain((Residual(joined(attend, mlp)),)))
+    sites = [c.site for c in traffic.of(of, lay(of, (1.0, 1.0)), 7, DRAWN)]
+    assert sites == ["embed", *["branches"] * 3, "draw_best"]
+    assert traffic.of(of, lay(of), 7, DRAWN) == ()
+
+
+def test_a_norm_over_all_heads_is_a_small_sum_in_float32_before_the_heads_meet():
+    layer = OF.runs[0].block
+    norm, attend = layer.blocks[0].body.blocks
+    assert isinstance(attend, Attention)
+    normed = replace(attend, heads_norm=HeadsNorm(attend.q.out, attend.k.out, 1e-5))
+    of = changed(Chain((Residual(Chain((norm, normed))), layer.blocks[1])))
+    found = traffic.of(of, lay(of, (1.0, 1.0)), 7, DRAWN)
+    assert [c.site for c in found[1:4]] == ["qk_norm", "attn_out", "mlp_down"]
+    assert found[1] == Call("all_reduce", "qk_norm", (7, 2), "float32")
+
+
 def test_without_logits_there_is_nothing_to_gather():
     layout = lay(OF, (1.0, 1.0))
     assert traffic.of(OF, layout, 7, Rows()) == traffic.of(OF, layout, 7, DRAWN)[:-1]
 
 
 def test_what_is_made_of_logits_in_the_order_in_which_it_is():
-    rows = Rows(targets=((64, 2), (5, 2)), peaks=4, best=3, candidates=2, offered=8, whole=(8, 1), asked=((6, 0),))
+    rows = Rows(targets=((64, 2), (5, 2)), peaks=4, best=3, candidates=((2, 8), (1, 9)), whole=(8, 1), asked=((6, 0),))
     layout = lay(OF, (1.0, 0.2, 1.0))
     assert list(traffic.of(OF, layout, 7, rows))[len(traffic.of(OF, layout, 7, Rows())) :] == [
         Call("all_gather", "logprobs", (64, 4 * 3), "int64"),
@@ -73,6 +99,7 @@ def test_what_is_made_of_logits_in_the_order_in_which_it_is():
         Call("all_gather", "draw_peaks", (4, 3), "float64"),
         Call("all_gather", "draw_best", (3, 2 * 3), "float64"),
         Call("all_gather", "draw_candidates", (2, 25 * 3), "int64"),
+        Call("all_gather", "draw_candidates", (1, 28 * 3), "int64"),
         Call("all_gather", "draw_whole", (8, 13), "float32"),
         Call("broadcast", "draw_decided", (8,), "int64"),
         Call("all_gather", "draw_whole", (1, 13), "float32"),

@@ -11,9 +11,9 @@ from functools import partial
 from queue import SimpleQueue
 
 from shardwise.cli import flags
-from shardwise.cli.generate import show_cut, shown_logprobs
 from shardwise.cli.lines import Asked, Defaults, Line, ask, identity, open_lines, read_lines
 from shardwise.cli.results import Results, Sink, open_results, standard_output
+from shardwise.cli.show import show_cut, shown_logprobs
 from shardwise.cli.start import start
 from shardwise.engine.front import Front, Running, sampling_defaults
 from shardwise.engine.outputs import CompletionOutput, RequestOutput

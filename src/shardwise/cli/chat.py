@@ -16,8 +16,8 @@ from types import FrameType
 
 from shardwise.cli import flags
 from shardwise.cli.conversation import Conversation
-from shardwise.cli.generate import rates, show_cut, write
 from shardwise.cli.prompt import decoded
+from shardwise.cli.show import rates, show_cut, write
 from shardwise.cli.start import followed, start
 from shardwise.engine.complete import Prompt
 from shardwise.engine.front import Front, sampling_defaults

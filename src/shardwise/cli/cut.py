@@ -29,17 +29,21 @@ from shardwise.spec.blocks import (
 from shardwise.spec.layout import Layout, Shares
 from shardwise.spec.mesh import Mesh
 from shardwise.spec.mla import MLA
+from shardwise.spec.moe import MoE, Router
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """What one rank holds and computes. `shared` are the KV heads of it that another rank holds too."""
+    """What one rank holds and computes. `shared` are the KV heads of it that another rank holds too. Of a mixture it has the
+    rows `expert_rows` of every one of its `experts`."""
 
     rank: int
     q: range
     kv: range
     shared: tuple[int, ...]
     mlp: range
+    experts: range
+    expert_rows: range
     vocab: range
     weight_bytes: int
     kv_token_bytes: int
@@ -47,12 +51,14 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """What is cut: the first attention and MLP of the model stand for all. An absent one has size 0; latent attention has no
-    KV heads."""
+    """What is cut: the first attention, MLP and mixture of experts of the model stand for all. An absent one has size 0, as KV
+    heads where attention is latent."""
 
     heads: int
     kv_heads: int
     mlp: int
+    experts: int
+    expert_rows: int
     vocab: int
 
 
@@ -87,11 +93,13 @@ class Branch:
 
 
 def sizes(model: Model) -> Sizes:
-    attention, mlp = _first(model, Attending), _first(model, MLP)
+    attention, mlp, moe = _first(model, Attending), _first(model, MLP), _first(model, MoE)
     return Sizes(
         attention.heads if attention else 0,
         attention.kv_heads if isinstance(attention, Attention) else 0,
         mlp.up.out.size if mlp else 0,
+        moe.router.experts if moe else 0,
+        moe.up.out.size if moe else 0,
         model.vocab,
     )
 
@@ -99,7 +107,7 @@ def sizes(model: Model) -> Sizes:
 def parts(layout: Layout) -> tuple[Part, ...]:
     """Every rank's part, in order."""
     model = layout.model
-    attention, mlp = _first(model, Attending), _first(model, MLP)
+    attention, mlp, moe = _first(model, Attending), _first(model, MLP), _first(model, MoE)
     ranks = range(layout.mesh.size)
     at = [layout.mesh.coords(rank) for rank in ranks]
     heads = [layout.heads(attention, at[rank]) if attention else (range(0), range(0)) for rank in ranks]
@@ -113,6 +121,8 @@ def parts(layout: Layout) -> tuple[Part, ...]:
             heads[rank][1],
             tuple(head for head in heads[rank][1] if holders[head] > 1),
             layout.span(mlp.up.out, at[rank]) if mlp else range(0),
+            layout.span(moe.up.experts, at[rank]) if moe else range(0),
+            layout.span(moe.up.out, at[rank]) if moe else range(0),
             layout.span(model.head.linear.out, at[rank]),
             layout.weight_bytes(rank),
             layout.kv_bytes_per_token(rank),
@@ -221,7 +231,9 @@ def _branch(layout: Layout, block: Block, depth: int) -> Branch | None:
     """The line of one block; None for those that only hold others together."""
     if isinstance(block, Linear):
         shape = f"{block.inp.size} -> {block.out.size}" + (" + bias" if block.bias else "") + (", tied" if block.tied else "")
-        how = _how(block.out, block.inp) + (f", {block.format.name}" if block.format.name != "dense" else "")
+        whole = block.experts and layout.expert_parallel
+        how = "whole experts" if whole else _how(block.out, block.inp)
+        how += f", {block.format.name}" if block.format.name != "dense" else ""
         sums = layout.cut(block.inp) and not block.partial
         reduced = "all-reduce" if sums else "all-gather" if block is layout.model.head.linear else ""
         return Branch(depth, block.name, shape, how, reduced if layout.mesh.tp > 1 else "")
@@ -235,19 +247,28 @@ def _branch(layout: Layout, block: Block, depth: int) -> Branch | None:
         return Branch(depth, "side by side", "", "", "all-reduce" if any(layout.cut(end.inp) for end in block.ends) else "")
     if isinstance(block, HeadsNorm):
         reduced = "all-reduce" if layout.cut(block.q) else ""
-        return Branch(depth, "q_norm, k_norm", f"{block.q.size}, {block.k.size}", "by heads, over all of them", reduced)
+        return Branch(depth, "q_norm, k_norm", f"{block.q.size}, {block.k.size}", "by heads", reduced)
     if isinstance(block, Attention):
-        window = f"sees the last {block.window} tokens" if block.window else ""
+        back = "back to a multiple of" if block.chunked else "the last"
+        window = f"sees {back} {block.window} tokens" if block.window else ""
         return Branch(depth, block.name, f"{block.heads} heads, {block.kv_heads} KV, of {block.dim}", window)
     if isinstance(block, MLA):
         widths = f"{block.nope_dim} + {block.rope.dim}"
         return Branch(depth, block.name, f"{block.heads} heads of {widths}, one latent of {block.kv_norm.size}", "")
+    if isinstance(block, MoE):
+        how = "whole experts" if layout.expert_parallel else "a part of every expert" if layout.mesh.tp > 1 else ""
+        count, top = block.router.experts, block.router.top
+        reduced = "all-reduce" if block.summed(layout.cut) else ""
+        return Branch(depth, block.name or "mixture", f"{count} experts, {top} a token", how, reduced)
+    if isinstance(block, Router):
+        shape = f"{block.hidden} -> {block.experts}" + (" + bias" if block.bias or block.correction else "")
+        return Branch(depth, block.name, shape, "whole on every rank")
     if isinstance(block, MLP):
         return Branch(depth, block.name, f"{block.activation}{', gated' if block.gate else ''}", "")
     return None
 
 
-FAMILIES = {"q": "query heads", "kv": "KV heads", "mlp": "MLP rows", "vocab": "vocabulary", "expert": "experts"}
+FAMILIES = {"q": "query heads", "kv": "KV heads", "mlp": "MLP rows", "vocab": "vocabulary", "moe": "expert rows"}
 
 
 def _how(out: Axis, inp: Axis) -> str:

@@ -65,7 +65,7 @@ def draw_all(console: Console, name: str, layout: Layout) -> None:
         iter([title(name, layout)]),
         blocks(list(tree(layout)), g),
         picture(ranks, whole, width(console), g),
-        table(ranks, width(console), g),
+        table(ranks, whole, width(console), g),
         summary(layout, sums, ranks, g),
     ]
     for section in sections:
@@ -117,10 +117,11 @@ def picture(ranks: Sequence[Part], whole: Sizes, columns: int, g: Glyphs) -> Ite
     """A line a rank; in each family of axes, the columns that it holds. Equal columns in two lines are held twice."""
     label = len(f"rank {ranks[-1].rank}")
     room = columns - label - 5 * 2 - BAR_CELLS - len(" 99.9 GiB")
+    inner = _inner(ranks, whole)
     families = [
         ("query heads", whole.heads, _cells(whole.heads, room * 35 // 100), [part.q for part in ranks]),
         ("KV heads", whole.kv_heads, _cells(whole.kv_heads, room * 18 // 100), [part.kv for part in ranks]),
-        ("MLP rows", whole.mlp, room * 25 // 100, [part.mlp for part in ranks]),
+        *((name, size, cells, spans) for name, size, spans in inner if (cells := room * 25 // 100 // len(inner))),
         ("vocabulary", whole.vocab, room * 22 // 100, [part.vocab for part in ranks]),
     ]
     families = [family for family in families if family[1]]
@@ -143,17 +144,18 @@ def picture(ranks: Sequence[Part], whole: Sizes, columns: int, g: Glyphs) -> Ite
         yield line
 
 
-def table(ranks: Sequence[Part], columns: int, g: Glyphs) -> Iterator[Text]:
+def table(ranks: Sequence[Part], whole: Sizes, columns: int, g: Glyphs) -> Iterator[Text]:
     """The same in numbers."""
     held = sum(part.weight_bytes for part in ranks)
-    rows = [("rank", "query heads", "KV heads", "MLP rows", "vocabulary", "weights", "share", "KV/token")]
+    inner = _inner(ranks, whole)
+    rows = [("rank", "query heads", "KV heads", *(name for name, *_ in inner), "vocabulary", "weights", "share", "KV/token")]
     for part in ranks:
         rows.append(
             (
                 str(part.rank),
                 _counted(part.q, g),
                 _counted(part.kv, g) + ("*" if part.shared else ""),
-                _span(part.mlp, g),
+                *(_span(spans[part.rank], g) for *_, spans in inner),
                 _span(part.vocab, g),
                 size_of(part.weight_bytes),
                 f"{100 * part.weight_bytes / held:.1f}%",
@@ -181,7 +183,7 @@ def summary(layout: Layout, sums: Totals, ranks: Sequence[Part], g: Glyphs) -> I
     if layout.mesh.tp > 1:
         again = sums.held_bytes - sums.whole_bytes
         yield line("held again", f"{size_of(again)}, {100 * again / sums.whole_bytes:.2g}% of the model")
-        uncut = "norms, position tables, biases after a row cut" + (", what makes latents" if latent else "")
+        uncut = "norms, routers, position tables, biases after a row cut" + (", what makes latents" if latent else "")
         yield line("", f"{size_of(sums.uncut_bytes):>10}  whole on every rank: {uncut}")
         if sums.shared_bytes:
             why = (
@@ -205,6 +207,17 @@ def summary(layout: Layout, sums: Totals, ranks: Sequence[Part], g: Glyphs) -> I
         yield line("traffic", "none: one rank holds everything")
     if not uniform(layout.model):
         yield Text("Layers differ in heads or MLP rows: picture and table show the first; bytes are of all.", DIM)
+
+
+def _inner(ranks: Sequence[Part], whole: Sizes) -> list[tuple[str, int, list[range]]]:
+    """Name, size and ranges of what is inside of the layers' MLPs and mixtures; of a mixture, that which is divided."""
+    dealt = any(len(part.experts) < whole.experts for part in ranks)
+    found = [
+        ("MLP rows", whole.mlp, [part.mlp for part in ranks]),
+        ("expert rows", 0 if dealt else whole.expert_rows, [part.expert_rows for part in ranks]),
+        ("experts", whole.experts if dealt else 0, [part.experts for part in ranks]),
+    ]
+    return [family for family in found if family[1]]
 
 
 # --- pieces ---------------------------------------------------------------------------------------------------------------

@@ -96,6 +96,10 @@ def add_model(parser: Parser, *, several: bool = False) -> None:
         "-ts", "--tensor-split", "--shares",
         dest="shares", type=shares, metavar="3,1", help="proportions, one a rank (default: even)",
     )  # fmt: skip
+    cut.add_argument(
+        "--enable-expert-parallel", "--expert-parallel",
+        dest="expert_parallel", action="store_true", help="deal out whole experts (default: every rank has a part of each)",
+    )  # fmt: skip
     cut.add_argument("--dtype", default="auto", help="auto (as saved), float32, bfloat16 or float16 (default: auto)")
     cut.add_argument("--revision", help="branch, tag or commit of a model on the hub")
 
@@ -112,6 +116,20 @@ def add_running(parser: Parser) -> None:
         dest="max_model_len", type=context, metavar="N",
         help="tokens of prompt and answer together (default: auto, what the model and the memory allow)",
     )  # fmt: skip
+    where.add_argument(
+        "--kv-cache-memory",
+        dest="cache_memory",
+        type=memory,
+        metavar="SIZE",
+        help="what each rank keeps for its KV cache (default: what is left)",
+    )
+    where.add_argument("--max-num-seqs", type=count, metavar="N", help="sequences that run at once (default: what suits)")
+    where.add_argument(
+        "--max-num-batched-tokens", type=count, metavar="N", help="the most tokens of one step (default: what suits)"
+    )
+    where.add_argument(
+        "--enable-prefix-caching", action=argparse.BooleanOptionalAction, default=True, help="find prompts that begin alike"
+    )
     where.add_argument("-t", "--threads", type=count, metavar="N", help="CPU threads a rank (default: all, shared equally)")
     where.add_argument(
         "--load-format", default="auto", metavar="FORMAT", help="auto, or dummy for random weights (default: auto)"
@@ -158,6 +176,11 @@ def options(args: argparse.Namespace) -> Options:
         max_model_len=args.max_model_len,
         threads=args.threads,
         revision=args.revision,
+        expert_parallel=args.expert_parallel,
+        max_num_seqs=args.max_num_seqs,
+        max_num_batched_tokens=args.max_num_batched_tokens,
+        enable_prefix_caching=args.enable_prefix_caching,
+        cache_memory=args.cache_memory,
     )
 
 

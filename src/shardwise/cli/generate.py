@@ -6,16 +6,16 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from shardwise.cli import flags
 from shardwise.cli.prompt import read_prompt
+from shardwise.cli.show import rates, show_cut, shown_logprobs, write
 from shardwise.cli.start import followed, start
 from shardwise.engine.admit import admit
 from shardwise.engine.complete import Prompt
 from shardwise.engine.front import Front, sampling_defaults
-from shardwise.engine.outputs import Logprobs
 from shardwise.engine.setup import Setup, resolve
 from shardwise.engine.text import Tokenizer, open_tokenizer
 from shardwise.errors import RequestError
@@ -111,15 +111,6 @@ def prepare(args: argparse.Namespace) -> Job:
     return Job(setup.only(len(prompt) + limit), tokenizer, Prompt(text, prompt), params)
 
 
-def show_cut(setup: Setup) -> None:
-    """Draws the cut on standard error."""
-    from rich.console import Console
-
-    from shardwise.cli.draw import draw_cut
-
-    draw_cut(Console(stderr=True), setup.name, setup.layout)
-
-
 # --- out ------------------------------------------------------------------------------------------------------------------
 
 
@@ -144,24 +135,6 @@ def _stream(job: Job, front: Front, ready_s: float, args: argparse.Namespace) ->
         sys.stderr.write(", ".join(notes) + "\n")
 
 
-def rates(tokens: int, first_s: float, last_s: float) -> Iterator[str]:
-    """Times of one answer as people read them: until the first token, and for each further one."""
-    yield f"first token {1000 * first_s:.0f} ms"
-    yield f"{tokens} tokens"
-    if tokens > 1 and last_s > first_s:
-        each_s = (last_s - first_s) / (tokens - 1)
-        yield f"{1 / each_s:.1f} tok/s"
-        yield f"{1000 * each_s:.1f} ms/token"
-
-
-def write(text: str) -> None:
-    """Text to standard output at once. What a terminal would take for a command is not passed on to it."""
-    if sys.stdout.isatty():
-        text = "".join(c if c.isprintable() or c in "\n\t" or ord(c) > 0x9F else "\ufffd" for c in text)
-    sys.stdout.write(text)
-    sys.stdout.flush()
-
-
 def _print_json(job: Job, front: Front) -> None:
     whole = [output.outputs[0] for output in front.stream(job.prompt, job.params)]
     ids = [token for part in whole for token in part.token_ids]
@@ -180,12 +153,3 @@ def _print_json(job: Job, front: Front) -> None:
     }
     # ASCII: one line for every reader, whatever it takes for a line end, in every encoding.
     sys.stdout.write(json.dumps(shown) + "\n")
-
-
-def shown_logprobs(place: Logprobs, top: int) -> dict[str, object]:
-    """The log-probabilities at one place as JSON: the token's own, and the `top` likeliest."""
-    named = {
-        token: {"token_id": token, "token": found.decoded_token, "logprob": found.logprob} for token, found in place.items()
-    }
-    likeliest = sorted((found.rank, n, token) for n, (token, found) in enumerate(place.items()) if found.rank <= top)
-    return {**next(iter(named.values())), "top": [named[token] for _, _, token in likeliest[:top]]}

@@ -23,7 +23,9 @@ def run(argv: Sequence[str]) -> None:
     flags.add_model(parser)
     parser.add_argument("--json", action="store_true", help="everything as one JSON object")
     args = parser.read(argv)
-    options = Options(args.model or BUNDLED, args.tp, args.shares, flags.dtype(args.dtype))
+    options = Options(
+        args.model or BUNDLED, args.tp, args.shares, flags.dtype(args.dtype), expert_parallel=args.expert_parallel
+    )
     path = resolve_config(options.model, revision=args.revision)
     layout = layout_of(options, read_model(read_json(path)))
     name = model_name(options.model, path)
@@ -54,6 +56,7 @@ def described(name: str, layout: Layout) -> dict[str, Any]:
         "dtype": layout.dtype,
         "tensor_parallel_size": layout.mesh.tp,
         "shares": list(layout.shares.attention),
+        "expert_parallel": layout.expert_parallel,
         "blocks": [asdict(branch) for branch in tree(layout)],
         "ranks": [{key: plain(value) for key, value in asdict(part).items()} for part in ranks],
         "totals": asdict(totals(layout, ranks)),

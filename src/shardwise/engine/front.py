@@ -70,10 +70,10 @@ class Running:
     def ended(self) -> bool:
         return self.transcript.ended is not None
 
-    def check(self, name: str = "the request") -> None:
-        """ShardwiseError where it has failed."""
-        if self.transcript.ended is not None and self.transcript.ended.error is not None:
-            raise ShardwiseError(f"{name} failed: {self.transcript.ended.error}")
+    def check(self, name: str | None = None) -> None:
+        """ShardwiseError where it has failed; `name` says which it was."""
+        if self.transcript.ended is not None and (reason := self.transcript.ended.error) is not None:
+            raise ShardwiseError(reason if name is None else f"{name} failed: {reason}")
 
     def abort(self) -> None:
         """Ends it in the engine, if it has not ended; any thread, any time."""

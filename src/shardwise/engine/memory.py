@@ -13,6 +13,7 @@ from shardwise.spec.blocks import Attention, Linear, walk
 from shardwise.spec.layout import PAGE_TOKENS, Layout, Shares
 from shardwise.spec.mesh import Mesh
 from shardwise.spec.mla import MLA
+from shardwise.spec.moe import MoE
 
 STEP_TOKENS = {"cpu": 512, "cuda": 2048}
 """Unless told, the most tokens of one step: bounds the memory of activations, and how long a decode waits for a prompt."""
@@ -89,7 +90,7 @@ class Demand:
         tokens = min(self.tokens, kept)
         # Sequences are gathered side by side, padded to less than twice their length.
         gathered = max(context, min(2 * kept, self.sequences * context))
-        item, widest, attended = BITS[layout.dtype] // 8, 0, 0
+        item, widest, attended, states = BITS[layout.dtype] // 8, 0, 0, 6
         for block in {id(run.block): run.block for run in layout.model.runs}.values():
             for _, node in walk(block):
                 if isinstance(node, Linear):
@@ -98,10 +99,13 @@ class Demand:
                     attended = max(attended, _attention_bytes(layout, node, rank, tokens, context, gathered))
                 elif isinstance(node, MLA):
                     attended = max(attended, _latent_bytes(layout, node, rank, tokens, context, gathered))
+                elif isinstance(node, MoE):
+                    # All tokens may go to one expert: its inputs, its outputs and these weighed, beside the sum.
+                    states = 10
         # Norms are computed in float32, whatever the dtype; sampling works on float64 and int64 rows of the vocabulary.
         own = len(layout.span(layout.model.head.linear.out, at))
         sampled = 16 * item * layout.model.vocab + 16 * min(self.sequences, kept) * own
-        return 4 * tokens * (6 * layout.model.hidden + 3 * widest) + attended + sampled
+        return 4 * tokens * (states * layout.model.hidden + 3 * widest) + attended + sampled
 
 
 def room(demand: Demand, asked: int | None, *, fewer: bool) -> Room:

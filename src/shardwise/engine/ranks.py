@@ -80,6 +80,7 @@ def start_message(setup: Setup, rank: int) -> wire.Start:
         folder=str(setup.folder) if setup.load_format == "auto" else None,
         tp=layout.mesh.tp,
         shares=shares,
+        expert_parallel=layout.expert_parallel,
         dtype=layout.dtype,
         kv_dtype=layout.kv_dtype,
         device=setup.device,

@@ -49,6 +49,7 @@ class Options:
     max_num_batched_tokens: int | None = None
     enable_prefix_caching: bool = True
     cache_memory: int | None = None
+    expert_parallel: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +126,7 @@ def resolve(options: Options) -> Setup:
 
 
 def layout_of(options: Options, model: Model) -> Layout:
-    """How `model` is cut and held by what the options say: degree, shares, dtype."""
+    """How `model` is cut and held by what the options say: degree, shares, whole experts or parts of all, dtype."""
     _known("--dtype", options.dtype, DTYPES)
     tp = options.tp if options.tp is not None else len(options.shares or (1.0,))
     if tp < 1:
@@ -133,7 +134,7 @@ def layout_of(options: Options, model: Model) -> Layout:
     dtype = model.dtype if options.dtype == "auto" else options.dtype
     # Shares are made for a degree that can be cut; a higher one is the layout's to refuse.
     shares = Shares.of(options.shares) if options.shares else Shares.even(min(tp, model.heads + 1))
-    return Layout(model, Mesh(tp=tp), shares, dtype, dtype)
+    return Layout(model, Mesh(tp=tp), shares, dtype, dtype, options.expert_parallel)
 
 
 def _limits(model: Model, tokens: int, sequences: int, prefixes: bool) -> Limits:

@@ -57,6 +57,8 @@ class Attention(nn.Module):
         if self.block.rope:
             angles: Angles = state.angles[self.block.rope]
             q, k = rotate(q, angles, self.block.rope.halves), rotate(k, angles, self.block.rope.halves)
+        if self.block.temperature:
+            q = q * warmth(state.batch.positions, self.block.temperature).to(q.dtype)
         (keys, values), group = state.cache.layer(self.layer)
         batch = state.batch.groups[group]
         keys[batch.begun], values[batch.begun] = 0, 0
@@ -85,6 +87,12 @@ class Attention(nn.Module):
         return seen.transpose(1, 2)
 
 
+def warmth(positions: torch.Tensor, of: blocks.Temperature) -> torch.Tensor:
+    """What queries at `positions` [tokens] are multiplied by, [tokens, 1, 1]."""
+    steps = torch.floor((positions.float() + 1) / of.every)
+    return (torch.log1p(steps) * of.scale + 1)[:, None, None]
+
+
 def masked(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -99,14 +107,19 @@ def masked(
     q [sequences, heads, queries, dim]; k and v [sequences, kv heads, keys, dim], each KV head read by equally many heads, in
     order; mask [sequences, 1, queries, keys]; sinks [heads]. The shape of q comes back.
     """
-    readers = q.unflatten(1, (k.shape[1], -1))  # [sequences, kv heads, readers, queries, dim]
-    scores = readers @ k[:, :, None].transpose(-1, -2) * scale
+    queries = q.shape[2]
+    grouped = q.unflatten(1, (k.shape[1], -1)).flatten(2, 3)  # [sequences, kv heads, readers · queries, dim]
+    # One step a line: two sets of scores are alive at a time, never three.
+    scores = grouped @ k.transpose(-1, -2)
+    scores = scores * (scale if softcap is None else scale / softcap)
     if softcap is not None:
-        scores = (scores / softcap).tanh() * softcap
-    wide = scores.float().masked_fill(~mask[:, None], float("-inf"))
+        scores = scores.tanh()
+        scores = scores * softcap
+    scores = scores.float().unflatten(2, (-1, queries))  # [sequences, kv heads, readers, queries, keys]
+    scores = scores.masked_fill(~mask[:, None], float("-inf"))
     if sinks is not None:
         # One more key for every query, seen by all and worth nothing.
-        sink = sinks.float().view(readers.shape[1], -1, 1, 1)  # [kv heads, readers, 1, 1]
-        wide = torch.cat((wide, sink.expand(*wide.shape[:-1], 1)), -1)
-    weights = wide.softmax(-1)[..., : k.shape[2]]
-    return (weights.to(v.dtype) @ v[:, :, None]).flatten(1, 2)
+        sink = sinks.float().view(k.shape[1], -1, 1, 1)  # [kv heads, readers, 1, 1]
+        scores = torch.cat((scores, sink.expand(*scores.shape[:-1], 1)), -1)
+    scores = scores.softmax(-1)[..., : k.shape[2]]
+    return (scores.to(v.dtype).flatten(2, 3) @ v).unflatten(2, (-1, queries)).flatten(1, 2)

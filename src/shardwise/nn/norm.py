@@ -19,16 +19,18 @@ class Norm(nn.Module):
     def __init__(self, block: blocks.Norm, path: str, rank: Rank, tensors: Mapping[str, torch.Tensor]) -> None:
         super().__init__()
         self.eps = block.eps
-        self.rms = block.kind == "rms"
-        self.weight = tensors[f"{path}.weight"]
+        self.rms = block.kind != "layer"
+        self.weight = tensors[f"{path}.weight"] if block.kind != "l2" else None
         self.bias = tensors[f"{path}.bias"] if block.bias else None
         self.offset, self.wide = block.offset, block.wide
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if not self.rms:
+        if not self.rms and self.weight is not None:
             return functional.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
         wide = x.float()
         wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
+        if self.weight is None:
+            return wide.to(x.dtype)
         weight = self.weight.float() if self.wide else self.weight
         if self.offset:
             weight = weight + self.offset

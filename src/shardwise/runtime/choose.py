@@ -22,9 +22,6 @@ WEIGHT = 2.0**40
 """What the likeliest token weighs. Sums over a vocabulary of up to 2^22 ids fit 63 bits; a token that is less likely than the
 likeliest by a factor of 2^41 weighs nothing."""
 
-COLUMNS = {"cpu": 2**17, "cuda": 2**24}
-"""How many numbers of float64 are made at a time: what a core's cache holds, or what keeps a GPU busy."""
-
 
 @dataclass(frozen=True, slots=True)
 class Numbers:
@@ -62,11 +59,11 @@ class Numbers:
 @dataclass(frozen=True, slots=True)
 class Choice:
     """tokens [N]; and tops [N], float64: NaN where a row's logits are not finite, minus infinity where all ids are excluded,
-    else any other number. `uncertain` rows needed more than the candidates."""
+    else any other number. `uncertain`: for how many rows the candidates were not enough, offer by offer."""
 
     tokens: torch.Tensor
     tops: torch.Tensor
-    uncertain: int
+    uncertain: tuple[int, ...]
 
 
 class Chooser:
@@ -90,10 +87,14 @@ class Chooser:
             self._find_peaks(narrow)
         if found["greedy"] or found["noisy"] or found["floor"]:
             self._take_best(found["greedy"], found["noisy"] + found["floor"])
-        uncertain = self._take_candidates(found["candidates"]) if found["candidates"] else []
-        for piece in pieces(len(whole := sorted(found["whole"] + uncertain)), PIECE // 8):
+        left, uncertain = found["candidates"], []
+        for offered in kinds.offers([self._places[row].draw for row in left], self._parts.vocabulary):
+            left = self._take_candidates(left, offered) if left else []
+            uncertain.append(len(left))
+        whole = sorted(found["whole"] + left)
+        for piece in pieces(len(whole), PIECE // 8):
             self._take_whole([whole[i] for i in piece])
-        return Choice(self._tokens, self._tops, len(uncertain))
+        return Choice(self._tokens, self._tops, tuple(uncertain))
 
     def _of(self, rows: list[int]) -> torch.Tensor:
         """Their logits, without a copy where they are all rows."""
@@ -134,8 +135,8 @@ class Chooser:
         lowest = torch.nan_to_num(self._peaks[rows], nan=-math.inf) + numbers.reach
         tops = torch.full((len(rows),), -math.inf, dtype=torch.float64, device=self._device)
         ids = torch.zeros_like(tops)
-        for columns in pieces(logits.shape[1], max(1, COLUMNS[self._device.type] // len(rows))):
-            own, part = self._ids[columns.start : columns.stop], logits[:, columns.start : columns.stop].double()
+        for columns in order.stretches(logits):
+            own, part = self._ids[columns], logits[:, columns].double()
             noisy = gumbel(numbers.keys, own).double().mul_(numbers.temperature).add_(part)
             best = noisy.masked_fill_(part < lowest, -math.inf).max(-1)
             better = best.values > tops
@@ -144,13 +145,12 @@ class Chooser:
 
     # --- narrowed -----------------------------------------------------------------------------------------------------
 
-    def _take_candidates(self, rows: list[int]) -> list[int]:
-        """The rows for which the largest few of each rank were not enough; the others have their token."""
+    def _take_candidates(self, rows: list[int], offered: int) -> list[int]:
+        """The rows for which the largest `offered` of each rank were not enough; the others have their token."""
         numbers, peaks = self._numbers.rows(rows), self._peaks[rows]
         draws = [self._places[row].draw for row in rows]
-        offered = kinds.most(draws, self._parts.vocabulary)
         logits = self._of(rows)
-        packed = order.largest(order.pack(logits, self._ids), offered)
+        packed = order.likeliest(logits, self._ids, offered)
         heavy = [i for i, draw in enumerate(draws) if draw.top_p < 1 and not 0 < draw.top_k < self._parts.vocabulary]
         mass = torch.zeros(len(rows), 1, dtype=torch.int64, device=self._device)
         if heavy:
@@ -177,8 +177,8 @@ class Chooser:
     def _mass(self, logits: torch.Tensor, peaks: torch.Tensor, numbers: Numbers) -> torch.Tensor:
         """The weights of all of this rank's ids that min_p leaves, added up: [rows, 1]."""
         total = torch.zeros(len(logits), 1, dtype=torch.int64, device=self._device)
-        for columns in pieces(logits.shape[1], max(1, COLUMNS[self._device.type] // len(logits))):
-            part = logits[:, columns.start : columns.stop]
+        for columns in order.stretches(logits):
+            part = logits[:, columns]
             held = part.double() - peaks >= numbers.reach
             total += (_weights(part, peaks, numbers) * held).sum(-1, keepdim=True)
         return total

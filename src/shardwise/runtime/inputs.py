@@ -49,7 +49,7 @@ class _Items:
 @dataclass(frozen=True, slots=True)
 class _Tables:
     """The pages of all items in one cache group, one item's after another's: how many each has, where its own begin, and the
-    position at which they begin."""
+    position at which they begin. Pages that an item has for later are left out: they hold what another sequence left there."""
 
     ids: np.ndarray
     counts: np.ndarray
@@ -58,10 +58,12 @@ class _Tables:
 
     @staticmethod
     def of(items: tuple[Item, ...], group: int) -> _Tables:
-        pages = [item.pages[group] for item in items]
-        counts = np.array([len(one.ids) for one in pages], np.int64)
-        ids = np.fromiter(chain.from_iterable(one.ids for one in pages), np.int64, int(counts.sum()))
-        return _Tables(ids, counts, np.cumsum(counts) - counts, np.array([one.first for one in pages], np.int64))
+        firsts = np.array([item.pages[group].first for item in items], np.int64)
+        ends = np.array([item.start + item.count for item in items], np.int64)
+        counts = -(-(ends - firsts) // PAGE_TOKENS)
+        used = [item.pages[group].ids[:count] for item, count in zip(items, counts.tolist(), strict=True)]
+        ids = np.fromiter(chain.from_iterable(used), np.int64, int(counts.sum()))
+        return _Tables(ids, counts, np.cumsum(counts) - counts, firsts)
 
     def padded(self, chosen: np.ndarray, width: int) -> np.ndarray:
         """[chosen items, width]: the pages of each, then its own first one again. What another sequence left in a page could be
@@ -92,9 +94,9 @@ class Inputs:
     """The buffers of one rank, and what fills them. `recent` has the tokens of the steps that items name as their `source`."""
 
     def __init__(self, rank: Rank, limits: Limits, buckets: Buckets, recent: Recent) -> None:
-        self._windows = tuple(group.window for group in rank.layout.cache)
+        self._cache = rank.layout.cache
         self._limits, self._buckets, self._recent = limits, buckets, recent
-        groups, pad = len(self._windows), buckets.pad
+        groups, pad = len(self._cache), buckets.pad
         tokens = pad(limits.tokens) * (7 + 3 * groups)
         # Each segment is padded for itself, to less than twice its size.
         sequences = 2 * (limits.sequences + 3) * (3 + groups + sum(pad(count) for count in limits.pages))
@@ -105,7 +107,7 @@ class Inputs:
         self._check(step)
         put, pad = self._staging.put, self._buckets.pad
         self._staging.begin()
-        made, tables = _Items.of(step.items), [_Tables.of(step.items, g) for g in range(len(self._windows))]
+        made, tables = _Items.of(step.items), [_Tables.of(step.items, g) for g in range(len(self._cache))]
         size = pad(len(made.positions))
         ids, sources = put(self._ids(made), size), put(self._sources(made), size, fill=-1)
         positions, known = put(made.positions, size), put(made.known, size)
@@ -129,10 +131,11 @@ class Inputs:
                 raise ValueError(f"step {step.number} has {count} {what}; this rank takes from 1 to {limit}")
         for g, limit in enumerate(most.pages):
             for item in step.items:
-                if len(item.pages[g].ids) > limit:
+                held, needed = len(item.pages[g].ids), -(-(item.start + item.count - item.pages[g].first) // PAGE_TOKENS)
+                if not needed <= held <= limit:
                     raise ValueError(
-                        f"step {step.number}: sequence {item.sequence} has {len(item.pages[g].ids)} pages in cache group {g}; "
-                        f"this rank takes up to {limit}"
+                        f"step {step.number}: sequence {item.sequence} has {held} pages in cache group {g}; it needs {needed}, "
+                        f"and this rank takes up to {limit}"
                     )
 
     def _ids(self, made: _Items) -> np.ndarray:
@@ -172,11 +175,13 @@ class Inputs:
         at = torch.where(at < staged.counts[:, None], at, 0)
         queries = (staged.starts[:, None] + at)[:, None, :, None]
         reach = []
-        for (table, first), window in zip(staged.tables, self._windows, strict=True):
+        for (table, first), group in zip(staged.tables, self._cache, strict=True):
             keys = first[:, None] + torch.arange(table.shape[1] * PAGE_TOKENS, device=first.device)
             mask = keys[:, None, None] <= queries
-            if window is not None:
-                mask &= keys[:, None, None] > queries - window
+            if group.window is not None:
+                # Chunks begin anew for all at once, windows slide along.
+                seen = queries // group.window * group.window if group.chunked else queries - group.window + 1
+                mask &= keys[:, None, None] >= seen
             reach.append(Reach(table, mask))
         return Segment(staged.offsets[:, None] + at, tuple(reach))
 

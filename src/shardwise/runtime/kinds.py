@@ -14,7 +14,8 @@ Kind = Literal["greedy", "noisy", "floor", "candidates", "whole"]
 top_p leave; or one of more than a few."""
 
 FEW, MANY = 128, 1024
-"""Candidates of each rank: usually, and where a top_k is above FEW. Beyond MANY the logits themselves are gathered."""
+"""Candidates that each rank offers, and offers next where those are not enough of top_p or are fewer than a top_k. Beyond MANY
+the logits themselves are gathered."""
 
 PIECE = 64
 """Rows of log-probabilities that are computed at a time, and 1/8 of it rows of whole logits: bounds their memory."""
@@ -67,9 +68,12 @@ def kind(draw: Draw, vocabulary: int) -> Kind:
     return "floor" if draw.min_p > 0 else "noisy"
 
 
-def most(draws: Sequence[Draw], vocabulary: int) -> int:
-    """How many candidates each rank offers for rows of these draws, all of kind "candidates"."""
-    return min(vocabulary, FEW if all(draw.top_k <= FEW for draw in draws) else MANY)
+def offers(draws: Sequence[Draw], vocabulary: int) -> tuple[int, ...]:
+    """How many candidates each rank offers, one offer after another, for rows of these draws, all of kind "candidates"."""
+    if not draws:
+        return ()
+    found = (FEW, MANY) if all(draw.top_k <= FEW for draw in draws) else (MANY,)
+    return tuple(dict.fromkeys(min(vocabulary, offered) for offered in found))
 
 
 def pieces(rows: int, size: int = PIECE) -> list[range]:
@@ -77,21 +81,22 @@ def pieces(rows: int, size: int = PIECE) -> list[range]:
     return [range(start, min(start + size, rows)) for start in range(0, rows, size)]
 
 
-def traffic_rows(items: Sequence[Item], draws: Sequence[Draw], vocabulary: int, uncertain: int = 0) -> Rows:
-    """What `spec.traffic` asks of a step. `uncertain` rows of top_p are those whose nucleus turns out to be larger than the
-    candidates, which depends on the logits."""
+def traffic_rows(items: Sequence[Item], draws: Sequence[Draw], vocabulary: int, uncertain: Sequence[int] = ()) -> Rows:
+    """What `spec.traffic` asks of a step. `uncertain`: for how many rows of top_p the candidates are not enough, offer by offer,
+    which depends on the logits; by default for none."""
     chosen = [place for each in places(items, draws) for place in each]
     kinds = [kind(place.draw, vocabulary) for place in chosen]
     few = [place.draw for place, one in zip(chosen, kinds, strict=True) if one == "candidates"]
     asked = [place.draw.logprobs for place in chosen if place.draw.logprobs is not None]
     targets = sum(len(item.targets) for item in items)
     top = max((item.top for item in items if item.targets), default=0)
+    left = [len(few), *uncertain]
+    candidates = [(rows, offered) for rows, offered in zip(left, offers(few, vocabulary), strict=False) if rows]
     return Rows(
         targets=tuple((len(piece), min(top, vocabulary)) for piece in pieces(targets)),
         peaks=sum(one in ("floor", "candidates", "whole") for one in kinds),
         best=sum(one in ("greedy", "noisy", "floor") for one in kinds),
-        candidates=len(few),
-        offered=most(few, vocabulary) if few else 0,
-        whole=tuple(len(piece) for piece in pieces(kinds.count("whole") + uncertain, PIECE // 8)),
+        candidates=tuple(candidates),
+        whole=tuple(len(piece) for piece in pieces(kinds.count("whole") + sum(uncertain[-1:]), PIECE // 8)),
         asked=tuple((len(piece), min(max(asked), vocabulary)) for piece in pieces(len(asked))),
     )

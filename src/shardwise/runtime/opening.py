@@ -21,7 +21,8 @@ from shardwise.spec.mesh import Mesh
 
 def layout_of(start: wire.Start) -> Layout:
     """The layout that the engine resolved, made again from the same numbers."""
-    return Layout(read_model(json.loads(start.config)), Mesh(tp=start.tp), Shares(*start.shares), start.dtype, start.kv_dtype)
+    model, shares = read_model(json.loads(start.config)), Shares(*start.shares)
+    return Layout(model, Mesh(tp=start.tp), shares, start.dtype, start.kv_dtype, start.expert_parallel)
 
 
 def device_of(start: wire.Start) -> torch.device:

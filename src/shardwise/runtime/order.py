@@ -3,7 +3,12 @@ the lower id. Such numbers are unique in a row: the largest k of them are the sa
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
+
+COLUMNS = {"cpu": 2**17, "cuda": 2**24}
+"""How many 64-bit numbers are made at a time: what a core's cache holds, or what keeps a GPU busy."""
 
 LEAST = -(2**63)
 """Below the number of any logit and id."""
@@ -28,6 +33,20 @@ def largest(packed: torch.Tensor, count: int) -> torch.Tensor:
     if held:
         found[:, :held] = packed.topk(held, -1).values
     return found
+
+
+def likeliest(logits: torch.Tensor, ids: torch.Tensor, count: int) -> torch.Tensor:
+    """The `count` largest of logits [N, ids], packed, in falling order; LEAST where there are fewer."""
+    packed = torch.empty(logits.shape if count else (len(logits), 0), dtype=torch.int64, device=logits.device)
+    for part in stretches(packed):
+        packed[:, part] = pack(logits[:, part], ids[part])
+    return largest(packed, count)
+
+
+def stretches(x: torch.Tensor) -> Iterator[slice]:
+    """The columns of x [N, columns], as many at a time as COLUMNS allows."""
+    width = max(1, COLUMNS[x.device.type] // max(1, len(x)))
+    yield from (slice(start, min(start + width, x.shape[1])) for start in range(0, x.shape[1], width))
 
 
 def _turned(bits: torch.Tensor) -> torch.Tensor:

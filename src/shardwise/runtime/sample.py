@@ -34,12 +34,13 @@ class _Forwarded:
 
 
 class Sampler:
-    """`take` after each forward, then `sample`. `uncertain` counts the rows whose likeliest few did not hold all of top_p."""
+    """`take` after each forward, then `sample`. `uncertain` is of the last one: for how many rows of top_p the candidates were
+    not enough, offer by offer; the last number is of those whose logits were gathered."""
 
     def __init__(self, parts: Parts, logits: Logits, recent: Recent) -> None:
         self._parts, self._logits, self._recent = parts, logits, recent
         self._waiting: _Forwarded | None = None
-        self.uncertain = 0
+        self.uncertain: tuple[int, ...] = ()
 
     def take(self, step: Step, hidden: torch.Tensor, batch: Batch) -> None:
         """hidden [T, hidden] of a step. Its targets are scored a piece at a time: their logits are never all there."""
@@ -78,7 +79,7 @@ class Sampler:
             logits, sound = logits[rows], sound[rows]
         logits = edited(logits, [place.edit for place in flat], self._parts.own)
         choice = Chooser(logits, sound, flat, self._parts).choose()
-        self.uncertain += choice.uncertain
+        self.uncertain = choice.uncertain
         return choice
 
     def _keep(self, number: int, wanted: list[list[Place]], choice: Choice) -> None:

@@ -35,17 +35,18 @@ class Scores:
 
 def score(logits: torch.Tensor, ids: torch.Tensor, top: int, parts: Parts) -> Scores:
     """logits [N, own ids] and ids [N], of the whole vocabulary. Every rank takes part, and gets the same."""
+    own = torch.arange(parts.own.start, parts.own.stop, device=logits.device)
     values = _held(logits, ids, parts)
     sent = (
         _masses(logits).view(torch.int64)[:, None],
         values.view(torch.int32).long()[:, None],
-        _likeliest(logits, top, parts),
+        order.likeliest(logits, own, top),
     )
     found = parts.gather(torch.cat(sent, -1), "logprobs")  # [rows, parts, 2 + top]
     mass = found[:, :, 0].contiguous().view(torch.float64).logsumexp(-1)
     values = found[:, :, 1].int().view(torch.float32).amax(-1)
     likeliest, top_ids = order.unpack(order.largest(found[:, :, 2:].flatten(1), top))
-    ranks = parts.sum(_ahead(logits, values, ids, parts), "ranks") + 1
+    ranks = parts.sum(_ahead(logits, own, values[:, None], ids[:, None]), "ranks") + 1
     return Scores(ids, values.double() - mass, ranks, top_ids, likeliest.double() - mass[:, None])
 
 
@@ -72,14 +73,10 @@ def _masses(logits: torch.Tensor) -> torch.Tensor:
     return torch.where(finite(logits), logits.logsumexp(-1), torch.nan).double()
 
 
-def _likeliest(logits: torch.Tensor, top: int, parts: Parts) -> torch.Tensor:
-    """The largest logits of this rank with their ids, packed: [N, top]."""
-    ids = torch.arange(parts.own.start, parts.own.stop, device=logits.device)
-    return order.largest(order.pack(logits, ids) if top else logits.new_empty((len(logits), 0), dtype=torch.int64), top)
-
-
-def _ahead(logits: torch.Tensor, values: torch.Tensor, ids: torch.Tensor, parts: Parts) -> torch.Tensor:
-    """How many of this rank's ids [N] are likelier than the given ones, or equally likely and lower."""
-    own = torch.arange(parts.own.start, parts.own.stop, device=logits.device)
-    ahead = (logits > values[:, None]) | ((logits == values[:, None]) & (own < ids[:, None]))
-    return ahead.sum(-1)
+def _ahead(logits: torch.Tensor, own: torch.Tensor, values: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    """How many [N] of this rank's `own` ids are likelier than ids [N, 1] of logits `values`, or equally likely and lower."""
+    below = values.nextafter(torch.full_like(values, -torch.inf))
+    found = torch.zeros(len(logits), dtype=torch.int64, device=logits.device)
+    for part in order.stretches(logits):
+        found += (logits[:, part] > torch.where(own[part] < ids, below, values)).sum(-1)
+    return found

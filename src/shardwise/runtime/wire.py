@@ -27,6 +27,7 @@ class Start(msgspec.Struct, frozen=True, tag=True):
     folder: str | None
     tp: int
     shares: tuple[tuple[float, ...], tuple[float, ...], tuple[float, ...]]
+    expert_parallel: bool
     dtype: str
     kv_dtype: str
     device: str

@@ -6,13 +6,13 @@ It holds weights and caches and nothing that could not be computed again. When t
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import queue
 import resource
 import shutil
 import signal
 import socket
-import sys
 import threading
 import traceback
 from collections.abc import Iterator
@@ -109,10 +109,9 @@ def _report(channel: wire.Channel, error: BaseException) -> None:
     message = str(error) if isinstance(error, ShardwiseError) else f"{type(error).__name__}: {error}"
     culprit = error.culprit if isinstance(error, CommError) else None
     failed = wire.Failed(message, isinstance(error, UserError), culprit, isinstance(error, CommError))
-    try:
+    # Where the engine is gone, or is closing, what a step in flight ran into is of no interest to anybody.
+    with contextlib.suppress(OSError):
         channel.send(failed)
-    except OSError:
-        sys.stderr.write(f"rank: {message}\n")
 
 
 if __name__ == "__main__":

@@ -22,8 +22,8 @@ class Swap:
 @dataclass(eq=False, slots=True)
 class Part:
     """What one step does for one sequence: `count` tokens from `start` on, in its life `life`, the last `guesses` of them
-    guessed. One token is drawn for each of `drawn`; `forked`: all but the first of them began with it. `scoring` is what the
-    sequence's was before."""
+    guessed. One token is drawn for each of `drawn`; `forked`: all but the first of them began with it. `targets`
+    log-probabilities are wanted; `scoring` is what the sequence's was before."""
 
     sequence: Sequence
     start: int
@@ -34,6 +34,7 @@ class Part:
     guesses: int = 0
     drawn: list[Sequence] = field(default_factory=list)
     forked: bool = False
+    targets: int = 0
     item: Item | None = None
 
     @property

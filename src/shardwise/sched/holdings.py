@@ -22,6 +22,7 @@ class Holdings:
 
     def __init__(self, pages: Many[int], windows: Many[int | None], limits: Limits) -> None:
         self.windows = tuple(windows)
+        self._windowed = [group for group, window in enumerate(windows) if window is not None]
         self.pools = [Pool(group, count) for group, count in enumerate(pages)]
         self._prefixes = Prefixes(windows)
         self._limits = limits
@@ -82,7 +83,7 @@ class Holdings:
         """The known prefix of a waiting sequence, of whole pages. At least one token is left to compute, and all whose
         log-probabilities are still wanted."""
         most = sequence.goal - 1
-        if sequence.request.scored and sequence.scored < len(sequence.request.prompt):
+        if sequence.scored < len(sequence.request.prompt):
             most = min(most, sequence.scored - 1)
         if self._limits.shared is not None:
             most = min(most, self._limits.shared) if sequence.known <= self._limits.shared else 0
@@ -111,6 +112,11 @@ class Holdings:
         sequence.computed = sequence.issued = 0
         sequence.life += 1
 
+    def turn(self, sequence: Sequence) -> None:
+        """The sequence begins anew with the angles of its present length."""
+        self.leave(sequence)
+        sequence.known = sequence.length
+
     def disown(self, sequence: Sequence) -> None:
         """What the sequence has computed, or found, is not to be found any more: it may be wrong."""
         for node in sequence.path:
@@ -138,7 +144,11 @@ class Holdings:
         """Takes pages so that `wanted` more tokens can be written, and a page of its own for one that is shared. How many can
         be: fewer where pages are lacking in any group; where none can be, nothing is taken."""
         start, until = sequence.issued, sequence.issued + wanted
-        copied = [start % PAGE_TOKENS > 0 and self._shared(group, sequence, start) for group in range(self.groups)]
+        # Whole pages are what prefixes share; one that is begun is shared among the continuations of one request alone.
+        begun = start % PAGE_TOKENS > 0 and sequence.request.n > 1
+        if not begun and until <= sequence.tables[0].end * PAGE_TOKENS:
+            return wanted
+        copied = [begun and self._shared(group, sequence, start) for group in range(self.groups)]
         for pool, table, copy in zip(self.pools, sequence.tables, copied, strict=True):
             until = min(until, (table.end + pool.free - copy) * PAGE_TOKENS)
         if until <= start:
@@ -186,20 +196,20 @@ class Holdings:
 
     def commit(self, sequence: Sequence) -> None:
         """All up to `computed` is in the cache for certain: full pages become known, those behind a window are given back."""
-        self._publish(sequence)
-        for group, (pool, table) in enumerate(zip(self.pools, sequence.tables, strict=True)):
-            behind = min(self._prefixes.first(group, sequence.computed) - table.first, len(table.ids))
+        if sequence.computed // PAGE_TOKENS > len(sequence.path) and self._limits.prefixes:
+            self._publish(sequence)
+        for group in self._windowed:
+            table = sequence.tables[group]
+            behind = self._prefixes.first(group, sequence.computed) - table.first
             if behind > 0:
                 for page in table.ids[:behind]:
-                    pool.release(page)
+                    self.pools[group].release(page)
                 del table.ids[:behind]
                 table.first += behind
                 table.changed()
 
     def _publish(self, sequence: Sequence) -> None:
         full = sequence.computed // PAGE_TOKENS
-        if not self._limits.prefixes or len(sequence.path) >= full:
-            return
         node = sequence.path[-1] if sequence.path else self._prefixes.root(self._salt(sequence))
         for index in range(len(sequence.path), full):
             end = (index + 1) * PAGE_TOKENS

@@ -13,7 +13,7 @@ from heapq import heappop, heappush
 from itertools import count
 
 from shardwise.errors import RequestError
-from shardwise.sched.events import Emitted, Ended, Event, Scored
+from shardwise.sched.events import Emitted, Ended, Event, Finish, Scored
 from shardwise.sched.flight import Flight, Part, Swap
 from shardwise.sched.holdings import Holdings
 from shardwise.sched.limits import Limits
@@ -24,6 +24,10 @@ from shardwise.sched.step import Chosen, Item, Result, Step
 
 Guess = Callable[[Many[int], int], Many[int]]
 """guess(tokens, most): up to `most` tokens that may come next. Wrong ones cost time and nothing else."""
+
+
+NOTHING = Result(0)
+"""What a step made for a sequence that it neither draws for nor scores."""
 
 
 class Scheduler:
@@ -106,7 +110,9 @@ class Scheduler:
     def _sequence(self, request: Request, order: Order, tokens: list[int], known: int) -> Sequence:
         number, tables = next(self._numbers), self.cache.tables()
         self._owners[number] = request.number, order[2]
-        return Sequence(number, request, order[2], order, tokens, tables, known, forked=request.n == 1)
+        scored = 1 if request.scored and order[2] == 0 else len(request.prompt)
+        forked = request.n == 1 or order[2] > 0
+        return Sequence(number, request, order[2], order, tokens, tables, known, forked, scored, scored)
 
     def abort(self, request: int) -> tuple[Event, ...]:
         """Ends a request wherever it is. Numbers that are not here, or no longer, are ignored."""
@@ -183,20 +189,16 @@ class Scheduler:
         all that it draws is known."""
         if sequence.guessing or len(sequence.sources) > self.limits.ahead:
             return 0
-        if self.limits.turned(sequence.known, sequence.length):
+        if self.limits.turns and self.limits.turned(sequence.known, sequence.length):
             if sequence.sources:
                 return 0
-            self._turn(sequence)
+            self.cache.turn(sequence)
         return sequence.goal - sequence.issued
-
-    def _turn(self, sequence: Sequence) -> None:
-        self.cache.leave(sequence)
-        sequence.known = sequence.length
 
     def _issue(self, sequence: Sequence, wanted: int, spare: int, plan: Flight) -> int:
         """Puts up to `wanted` tokens of a sequence into the plan, as many as there are pages for, and up to `spare` guesses.
         Who is younger gives way where there is no page at all. How many guesses there are."""
-        guesses = self._guesses(sequence, wanted, spare)
+        guesses = self._guesses(sequence, wanted, spare) if self._guess else ()
         swaps: list[Swap] = []
         granted = self.cache.grow(sequence, wanted + len(guesses), swaps)
         while granted == 0 and (victim := self._victim(sequence)):
@@ -214,30 +216,26 @@ class Scheduler:
 
     def _guesses(self, sequence: Sequence, wanted: int, most: int) -> tuple[int, ...]:
         """What may come after the last token, if that is the one to be computed."""
-        if self._guess is None or wanted != 1 or len(sequence.tokens) != sequence.issued + 1 or not sequence.forked:
-            return ()
         most = min(most, sequence.request.limit - sequence.drawn - 1, self.limits.unturned(len(sequence.tokens)))
-        return tuple(self._guess(sequence.tokens, most))[:most] if most > 0 else ()
+        if not self._guess or wanted != 1 or len(sequence.tokens) != sequence.issued + 1 or not sequence.forked or most <= 0:
+            return ()
+        return tuple(self._guess(sequence.tokens, most))[:most]
 
     def _item(self, part: Part, guesses: Many[int], number: int) -> Item:
         """The part as the ranks see it. Draws after its last token if all that is known then is computed."""
         sequence, request = part.sequence, part.sequence.request
         stop = part.start + part.count - part.guesses
-        tokens = (*sequence.tokens[part.start : stop], *guesses)
+        targets = sequence.score(part.start, stop) if sequence.scoring < len(request.prompt) else ()
+        part.targets = len(targets)
         source = sequence.sources[-1] if part.start >= len(sequence.tokens) else None
-        targets: tuple[int, ...] = ()
-        if request.scored and sequence.scoring < len(request.prompt):
-            first, last = max(part.start + 1, sequence.scoring), min(stop, len(request.prompt) - 1)
-            targets = request.prompt[first : last + 1]
-            sequence.scoring = max(sequence.scoring, last + 1)
-        if request.limit and stop == len(sequence.tokens) + len(sequence.sources):
+        if request.limit and stop == sequence.length:
             part.forked = not sequence.forked
             part.drawn = self._fork(sequence, stop) if part.forked else [sequence]
             for drawn in part.drawn:
                 drawn.sources.append(number)
         return Item(
             sequence.number,
-            tokens,
+            (*sequence.tokens[part.start : stop], *guesses),
             part.start,
             sequence.known,
             tuple([table.pages() for table in sequence.tables]),
@@ -254,8 +252,6 @@ class Scheduler:
         lead.forked = True
         for choice in range(1, lead.request.n):
             child = self._sequence(lead.request, (*lead.order[:2], choice), list(lead.tokens), lead.known)
-            child.forked = True
-            child.scored = child.scoring = len(lead.request.prompt)
             child.issued = issued
             self.cache.share(lead, child)
             self._roster.fork(child)
@@ -293,7 +289,7 @@ class Scheduler:
         if not self._roster.waiting or (sequence := self._roster.waiting[0]).sources:
             return None
         if self.limits.turned(sequence.known, sequence.length):
-            self._turn(sequence)
+            self.cache.turn(sequence)
         last = sequence.preempted >= self.limits.preemptions
         if last and not self.cache.can_pledge(sequence):
             return None
@@ -329,61 +325,56 @@ class Scheduler:
             for drawn in part.drawn:
                 del drawn.sources[0]
             if not part.sequence.finished:
-                events += self._apply(part, made)
+                self._apply(part, made, events)
         return tuple(events)
 
-    def _apply(self, part: Part, made: dict[int, Result]) -> Iterator[Event]:
+    def _apply(self, part: Part, made: dict[int, Result], events: list[Event]) -> None:
+        """What a part made: keys, scores, tokens, in this order; tokens may end it, after its pages became known to others."""
         sequence, request = part.sequence, part.sequence.request
-        results = [made.get(s.number, Result(s.number)) for s in (part.drawn or [sequence])]
-        error = next((result.error for result in results if result.error), None)
-        if error:
-            self.cache.disown(sequence)
-            yield self._end(request.number, error)
-            return
-        assert not part.drawn or all(result.tokens for result in results), f"no token was drawn for request {request.number}"
-        kept = part.count - part.guesses + max(0, len(results[0].tokens) - 1)
-        for s in part.drawn if part.forked else [sequence]:
-            self._advance(s, part, kept)
-        if part.alive and not part.guesses:
-            # Before what was drawn may end it: then what it has computed is known to those who come after it.
-            self.cache.commit(sequence)
-        if part.item and part.item.targets:
-            scores = results[0].scores
-            assert len(scores) == len(part.item.targets), f"request {request.number} lacks scores"
-            sequence.scored += len(scores)
-            yield Scored(request.number, scores)
+        results = [made.get(s.number, NOTHING) for s in (part.drawn or (sequence,))]
+        for result in results:
+            if result.error:
+                self.cache.disown(sequence)
+                events.append(self._end(request.number, result.error))
+                return
         for s, result in zip(part.drawn, results, strict=False):
-            yield from self._draw(s, result.tokens)
-        if part.alive and part.guesses:
-            self.cache.commit(sequence)
+            assert result.tokens, f"no token was drawn for request {request.number}"
+            s.tokens += [chosen.token for chosen in result.tokens]
+        self._advance(part, part.count - part.guesses + max(0, len(results[0].tokens) - 1))
+        if part.targets:
+            scores = results[0].scores
+            assert len(scores) == part.targets, f"request {request.number} lacks scores"
+            sequence.scored += len(scores)
+            events.append(Scored(request.number, scores))
+        for s, result in zip(part.drawn, results, strict=False):
+            self._tell(s, result.tokens, events)
         if request.limit == 0 and sequence.computed == sequence.goal:
-            yield self._end(request.number)
+            events.append(self._end(request.number))
 
-    def _advance(self, sequence: Sequence, part: Part, kept: int) -> None:
-        """The first `kept` tokens of a part are in the cache, for those who shared it from the start too."""
+    def _advance(self, part: Part, kept: int) -> None:
+        """The first `kept` tokens of a part are in the cache."""
+        sequence = part.sequence
         if part.guesses:
             sequence.guessing = False
-        if sequence.life == (part.life if sequence is part.sequence else 0):
+        if part.alive:
             sequence.computed = part.start + kept
             if part.guesses:
                 sequence.issued = sequence.computed
+            self.cache.commit(sequence)
 
-    def _draw(self, sequence: Sequence, tokens: Many[Chosen]) -> Iterator[Event]:
-        """Appends what was drawn, up to the end; what was drawn beyond it is nobody's."""
+    def _tell(self, sequence: Sequence, tokens: Many[Chosen], events: list[Event]) -> None:
+        """Its new tokens, up to the end; what was drawn beyond it is nobody's."""
         request = sequence.request
+        drawn = len(sequence.tokens) - len(request.prompt) - len(tokens)
         for chosen in tokens:
-            if sequence.finished:
-                return
-            sequence.tokens.append(chosen.token)
-            drawn = len(sequence.tokens) - len(request.prompt)
+            drawn += 1
+            finish: Finish | None = "length" if drawn == request.limit else None
             if chosen.token in request.ends and drawn > request.least:
-                yield Emitted(request.number, sequence.choice, chosen, "stop")
-                yield from self._finish(sequence)
-            elif drawn == request.limit:
-                yield Emitted(request.number, sequence.choice, chosen, "length")
-                yield from self._finish(sequence)
-            else:
-                yield Emitted(request.number, sequence.choice, chosen)
+                finish = "stop"
+            events.append(Emitted(request.number, sequence.choice, chosen, finish))
+            if finish:
+                events += self._finish(sequence)
+                return
 
     def drop(self, number: int) -> None:
         """Undoes a step in flight and all later ones, as if they had never been made; later steps do their work again."""

@@ -84,18 +84,18 @@ class Sequence:
     tokens: list[int]
     tables: list[Table] = field(repr=False)
     known: int
+    forked: bool
+    scored: int
+    scoring: int
     computed: int = 0
     issued: int = 0
     sources: list[int] = field(default_factory=list)
     life: int = 0
     preempted: int = 0
-    forked: bool = False
     guessing: bool = False
     running: bool = False
     finished: bool = False
     pledged: bool = False
-    scored: int = 1
-    scoring: int = 1
     path: list[Node] = field(default_factory=list, repr=False)
 
     @property
@@ -113,9 +113,14 @@ class Sequence:
         """How many tokens are to be computed, as far as can be known before the steps in flight are done."""
         if self.request.limit == 0:
             return len(self.tokens) - 1
-        if self.drawn >= self.request.limit:
-            return self.issued
-        return self.length
+        length = self.length
+        return self.issued if length - len(self.request.prompt) >= self.request.limit else length
+
+    def score(self, start: int, stop: int) -> tuple[int, ...]:
+        """The tokens of its prompt whose log-probabilities come with positions `start` to `stop`, and did not before."""
+        first, last = max(start + 1, self.scoring), min(stop, len(self.request.prompt) - 1)
+        self.scoring = max(self.scoring, last + 1)
+        return self.request.prompt[first : last + 1]
 
     @property
     def slots(self) -> int:

@@ -6,9 +6,9 @@ nesting (`Residual`, `Sum`), not flags. A weight's axes say how it may be cut; n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, fields, is_dataclass, replace
-from typing import Any, Literal, Protocol, runtime_checkable
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Literal, Protocol, runtime_checkable
 
 from shardwise.spec.axes import Axis, Fused, Source, Weight
 from shardwise.spec.formats import Dense, Format, fused_source, stacked
@@ -75,7 +75,7 @@ class Linear:
 
 @dataclass(frozen=True, slots=True)
 class Norm:
-    """RMS or layer norm over the last `size` elements. Never cut.
+    """RMS or layer norm over the last `size` elements, or "l2": an RMS norm without a weight. Never cut.
 
     `offset` is added to the weight: Gemma stores how far it is from one. `wide`: an RMS norm's weight is applied in float32,
     before rounding to the model's dtype (Gemma, OLMo), and not after it (Llama).
@@ -84,7 +84,7 @@ class Norm:
     name: str
     size: int
     eps: float
-    kind: Literal["rms", "layer"] = "rms"
+    kind: Literal["rms", "layer", "l2"] = "rms"
     bias: bool = False
     offset: float = 0.0
     wide: bool = False
@@ -93,7 +93,8 @@ class Norm:
         return ()
 
     def own_weights(self) -> Iterator[Weight]:
-        yield Weight(f"{self.name}.weight", (Axis(self.size),))
+        if self.kind != "l2":
+            yield Weight(f"{self.name}.weight", (Axis(self.size),))
         if self.bias:
             yield Weight(f"{self.name}.bias", (Axis(self.size),))
 
@@ -175,12 +176,22 @@ class Attending(Block, Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Temperature:
+    """Queries at position p times 1 + `scale` · log(1 + floor((p + 1) / `every`)), for softmaxes over long contexts
+    (arXiv 2501.19399, as Llama 4 has it)."""
+
+    every: int
+    scale: float
+
+
+@dataclass(frozen=True, slots=True)
 class Attention:
     """Causal attention with `heads` query heads over `kv_heads` KV heads of `dim`. `window` None sees everything.
 
     q and k are normed head by head (`q_norm`, `k_norm`), or all heads together (`heads_norm`). `softcap` c bends a score s to
     c · tanh(s / c) (Gemma-2, arXiv 2408.00118). `sinks`: a score a head that takes part in the softmax and adds nothing
     (gpt-oss). `chunked`: a query sees no farther back than the last multiple of `window` (Llama 4).
+    `temperature` grows queries with their position.
     """
 
     name: str
@@ -200,11 +211,13 @@ class Attention:
     softcap: float | None = None
     sinks: bool = False
     chunked: bool = False
+    temperature: Temperature | None = None
 
     @property
     def kept(self) -> Kept:
         """Keys and values, as wide as each other."""
-        return Kept("full" if self.window is None else "window", self.k.out, (self.dim, self.dim), self.window)
+        kind: Literal["full", "window", "chunked"] = "full" if self.window is None else "chunked" if self.chunked else "window"
+        return Kept(kind, self.k.out, (self.dim, self.dim), self.window)
 
     def children(self) -> tuple[Block, ...]:
         norms = tuple(n for n in (self.q_norm, self.k_norm, self.heads_norm) if n)
@@ -408,30 +421,6 @@ def parameters(model: Model) -> int:
     total = count(model.embed) + sum(run.count * count(run.block) for run in model.runs) + count(model.head)
     tied = model.head.linear.tied
     return total - (model.head.linear.out.size * model.head.linear.inp.size if tied else 0)
-
-
-def joined(*branches: Block) -> Sum:
-    """The sum of branches, reduced once for all of them: whatever contracts a cut axis leaves that to the sum."""
-
-    def change(_: str, linear: Linear) -> Linear:
-        return replace(linear, partial=linear.inp.cut is not None)
-
-    return Sum(tuple(rewrite(branch, change) for branch in branches))
-
-
-def rewrite(block: Any, change: Callable[[str, Linear], Linear], prefix: str = "") -> Any:
-    """The same tree with every linear replaced by change(path, linear): how formats are put on a model."""
-    if isinstance(block, Linear):
-        return change(".".join(p for p in (prefix, block.name) if p), block)
-    below = ".".join(p for p in (prefix, getattr(block, "name", "")) if p)
-    changed = {}
-    for f in fields(block):
-        value = getattr(block, f.name)
-        if isinstance(value, tuple) and value and is_dataclass(value[0]):
-            changed[f.name] = tuple(rewrite(v, change, below) for v in value)
-        elif isinstance(value, Block):
-            changed[f.name] = rewrite(value, change, below)
-    return replace(block, **changed) if changed else block
 
 
 def ropes(model: Model) -> tuple[Rope, ...]:

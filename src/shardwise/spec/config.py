@@ -17,11 +17,12 @@ from typing import Any
 from shardwise.errors import ConfigError
 from shardwise.spec import formats
 from shardwise.spec.axes import Axis
-from shardwise.spec.blocks import Block, Linear, Model, Run, rewrite, walk
+from shardwise.spec.blocks import Block, Linear, Model, Run, walk
 from shardwise.spec.formats import Dense, Format
 from shardwise.spec.models import MODELS, MULTIMODAL, REFUSED
 from shardwise.spec.models.fields import Fields, refuse_unread, shown
 from shardwise.spec.models.kinds import FULL
+from shardwise.spec.rewrite import rewrite
 
 __all__ = ["Fields", "read_model"]
 
@@ -90,6 +91,16 @@ NEUTRAL: tuple[tuple[str, tuple[object, ...]], ...] = (
     ("qk_nope_head_dim", NONE),
     ("v_head_dim", NONE),
     ("*expert*", NO),
+    ("routed_scaling_factor", ONE),
+    ("scoring_func", ("softmax",)),
+    ("topk_method", ("greedy",)),
+    ("n_group", ONE),
+    ("topk_group", ONE),
+    ("first_k_dense_replace", (0,)),
+    ("mlp_only_layers", ([],)),
+    ("decoder_sparse_step", ONE),
+    ("intermediate_size_mlp", NONE),
+    ("swiglu_*", NONE),
     ("moe_*", NO),
     ("apply_residual_connection_post_layernorm", NO),
     ("use_post_norm", NO),

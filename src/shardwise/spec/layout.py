@@ -46,8 +46,8 @@ class Shares:
 
     def family(self, cut: str) -> tuple[float, ...]:
         """The proportions by which the axes of a family are cut."""
-        by = {"q": self.attention, "kv": self.attention, "vocab": self.vocab}
-        return by.get(cut, self.mlp)  # "mlp", "moe" and "expert"
+        attention, mlp = self.attention, self.mlp
+        return {"q": attention, "kv": attention, "mlp": mlp, "moe": mlp, "expert": mlp, "vocab": self.vocab}[cut]
 
     def check(self, degree: int) -> None:
         """Raises LayoutError unless there is one positive, finite share a rank."""
@@ -102,6 +102,11 @@ class CacheGroup:
     def window(self) -> int | None:
         """None keeps every token; else a sequence needs pages for the last `window` tokens and the chunk in work."""
         return self.kept.window
+
+    @property
+    def chunked(self) -> bool:
+        """Whether a query sees no farther back than the last multiple of `window`, which is never farther."""
+        return self.kept.kind == "chunked"
 
     def pages(self, context: int, chunk: int) -> int:
         """Pages that one sequence of up to `context` tokens needs, computed in chunks of up to `chunk`."""

@@ -48,15 +48,14 @@ class Rows:
     """What a step makes of logits, in the order in which it does, as numbers of rows; by default nothing.
 
     `targets`: pieces of (rows, likeliest ids wanted) whose next token is given. `peaks`: rows whose largest logit is asked for
-    first. `best`: rows whose token is the largest of all. `candidates`: rows for which each rank offers the largest `offered`.
+    first. `best`: rows whose token is the largest of all. `candidates`: offers of (rows, largest ids that each rank offers).
     `whole`: pieces of rows whose logits are gathered. `asked`: as `targets`, of tokens drawn.
     """
 
     targets: tuple[tuple[int, int], ...] = ()
     peaks: int = 0
     best: int = 0
-    candidates: int = 0
-    offered: int = 0
+    candidates: tuple[tuple[int, int], ...] = ()
     whole: tuple[int, ...] = ()
     asked: tuple[tuple[int, int], ...] = ()
 
@@ -78,8 +77,8 @@ def _choices(vocab: int, parts: int, rows: Rows) -> Iterator[Call]:
         yield Call("all_gather", "draw_peaks", (rows.peaks, parts), "float64")
     if rows.best:
         yield Call("all_gather", "draw_best", (rows.best, 2 * parts), "float64")
-    if rows.candidates:
-        yield Call("all_gather", "draw_candidates", (rows.candidates, (3 * rows.offered + 1) * parts), "int64")
+    for count, offered in rows.candidates:
+        yield Call("all_gather", "draw_candidates", (count, (3 * offered + 1) * parts), "int64")
     for count in rows.whole:
         yield Call("all_gather", "draw_whole", (count, vocab), "float32")
         yield Call("broadcast", "draw_decided", (count,), "int64")

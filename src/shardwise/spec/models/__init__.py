@@ -13,8 +13,9 @@ from shardwise.spec.models.glm4_moe import glm4_moe
 from shardwise.spec.models.gpt2 import gpt2
 from shardwise.spec.models.gpt_neox import gpt_neox
 from shardwise.spec.models.gpt_oss import gpt_oss
-from shardwise.spec.models.granite import granite
+from shardwise.spec.models.granite import granite, granitemoe
 from shardwise.spec.models.llama import llama
+from shardwise.spec.models.llama4 import llama4, llama4_text
 from shardwise.spec.models.mistral import mistral
 from shardwise.spec.models.mixtral import mixtral
 from shardwise.spec.models.olmo import olmo2, olmo3
@@ -35,8 +36,11 @@ MODELS: dict[str, Callable[[Fields], Model]] = {
     "gpt_neox": gpt_neox,
     "gpt_oss": gpt_oss,
     "granite": granite,
+    "granitemoe": granitemoe,
     "kimi_k2": kimi_k2,
     "llama": llama,
+    "llama4": llama4,
+    "llama4_text": llama4_text,
     "mistral": mistral,
     "mixtral": mixtral,
     "olmo2": olmo2,
@@ -54,5 +58,5 @@ REFUSED = {
 }
 """Relatives of what is implemented, each with what is missing."""
 
-MULTIMODAL = ("gemma3",)
+MULTIMODAL = ("gemma3", "llama4")
 """Those of which the text part alone is run: their config holds it at `text_config`."""

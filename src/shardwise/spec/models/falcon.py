@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from shardwise.spec.blocks import MLP, Attention, Chain, Model, Residual, joined
+from shardwise.spec.blocks import MLP, Attention, Chain, Model, Residual
 from shardwise.spec.models.decoder import ACTIVATIONS, Shape, attention, decoder, runs
 from shardwise.spec.models.fields import Fields
 from shardwise.spec.models.gpt_neox import in_turn, interleaved, layer_norm, plain_mlp, shape_of, side_by_side
 from shardwise.spec.models.rope import rope
+from shardwise.spec.rewrite import joined
 
 
 def falcon(fields: Fields) -> Model:

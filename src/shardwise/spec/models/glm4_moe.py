@@ -41,6 +41,8 @@ def _moe(fields: Fields, shape: Shape) -> MoE:
     experts = experts_of(fields, "n_routed_experts", 128)
     width = fields.integer("moe_intermediate_size", 1408, most=2**28)
     stacks = stored_apart(experts, shape.hidden, width, PARTS, "experts.gate_up_proj", "experts.down_proj")
+    fields.choice("scoring_func", {"sigmoid": None}, "sigmoid")
+    fields.choice("topk_method", {"noaux_tc": None}, "noaux_tc")
     router = Router(
         "gate",
         experts,

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 from shardwise.spec.axes import Axis, Fused
-from shardwise.spec.blocks import MLP, Attention, Block, Chain, Linear, Model, Norm, Residual, Rope, joined
+from shardwise.spec.blocks import MLP, Attention, Block, Chain, Linear, Model, Norm, Residual, Rope
 from shardwise.spec.models.decoder import ACTIVATIONS, Activation, Shape, attention, decoder, head_dim, mlp_axis, runs
 from shardwise.spec.models.fields import Fields
 from shardwise.spec.models.rope import rope_of, stated
+from shardwise.spec.rewrite import joined
 
 
 def gpt_neox(fields: Fields) -> Model:
@@ -42,7 +43,7 @@ def _rope(fields: Fields, dim: int) -> Rope:
     theta = section.number("rope_theta", fields.number("rotary_emb_base", 10000.0, above=1), above=1)
     for key, wanted in (("rope_theta", theta), ("partial_rotary_factor", factor)):
         if fields.number(key, wanted) != wanted:
-            raise fields.wrong(key, f"this architecture reads rotary_emb_base and rotary_pct, which make it {wanted:g}")
+            raise fields.wrong(key, f"rotary_emb_base and rotary_pct make it {wanted:g}, which would work")
     return rope_of(fields, section, dim, theta, factor=factor)
 
 

@@ -235,11 +235,12 @@ def _llama3(turn: _Turn) -> Rope:
     section = turn.section
     factor = section.number("factor", least=TINY, most=1e6)
     low = section.number("low_freq_factor", least=TINY, most=1e6)
-    high = section.number("high_freq_factor", above=low, most=1e6)
+    high = section.number("high_freq_factor", least=low, most=1e6)
 
     def bend(step: float) -> float:
         wave = _over(_f32(2 * math.pi), step)
-        if wave < turn.original / high:
+        # Where both factors are one number, as in Llama 4, nothing is left to blend.
+        if wave <= turn.original / high:
             return step
         if wave > turn.original / low:
             return _f32(step / factor)

@@ -1,0 +1,30 @@
+"""What engine and ranks say to each other arrives as it was sent."""
+
+from __future__ import annotations
+
+import pytest
+
+from shardwise.runtime import wire
+from shardwise.runtime.limits import Limits
+from shardwise.sched.step import Chosen, Draw, Edit, Item, Pages, Result, Step
+
+EDIT = Edit(1.1, 0.5, -0.5, (1, 2), ((1, 3),), ((5, -100.0),), (7,), ())
+ITEMS = (
+    Item(3, (5, 6), 0, 2, (Pages(0, (4, 9)), Pages(16, ())), targets=(6,), top=2, drawn=(3, 4)),
+    Item(8, (), 40, 41, (Pages(0, (1,)), Pages(0, (2,))), source=6, drawn=(8,)),
+    Item(9, (1, 2, 3), 7, 10, (Pages(0, (3,)), Pages(0, (3,))), drawn=(9,), drafts=2),
+)
+MESSAGES: list[wire.Message] = [
+    wire.Start(
+        1, "{}", None, 2, ((1.0, 2.0),) * 3, True, "bfloat16", "float8", "cpu", (9, 5), Limits(512, 64, (8, 4)), 1, 0, 60.0, None
+    ),
+    wire.Forward(Step(7, ITEMS, (((1, 2), (1, 3)), ()))),
+    wire.Sample(7, (Draw(3, 0.0, 0), Draw(4, 0.7, 2**63 - 1, 1, 0.9, 40, 0.1, 5, EDIT), Draw(8, 1.0, 3), Draw(9, 1.0, 3))),
+    wire.Sample(8, ()),
+    wire.Done(7, (Result(3, (Chosen(5, -0.5, 1, ((5, -0.5), (6, -1.0))),), (Chosen(6),)), Result(4, error="no"))),
+]
+
+
+@pytest.mark.parametrize("message", MESSAGES, ids=lambda message: type(message).__name__)
+def test_messages_arrive_as_they_were_sent(message: wire.Message) -> None:
+    assert wire.decode(wire.encode(message)) == message
