@@ -11,7 +11,7 @@ import pytest
 from shardwise.engine.setup import Options
 from shardwise.engine.thread_ranks import ThreadRanks
 from shardwise.verify.drive import Advance
-from shardwise.verify.run import Plan, Reference, Report, Verification
+from shardwise.verify.run import Plan, Reference, Report, Start, Verification
 
 Verify = Callable[..., Report]
 
@@ -27,6 +27,7 @@ def verify(checkpoint: Callable[[str], Path]) -> Verify:
         *,
         limit: int = 6,
         prompts: Path | None = None,
+        start: Start = ThreadRanks,
         **options: object,
     ) -> Report:
         folder = checkpoint(model) if isinstance(model, str) else model
@@ -39,7 +40,7 @@ def verify(checkpoint: Callable[[str], Path]) -> Verify:
             done[name] = [places]
             yield done[name].append
 
-        report = Verification(plan, ThreadRanks, watch).run()
+        report = Verification(plan, start, watch).run()
         for name, (places, *parts) in done.items():
             assert sum(parts) == places, f"{name} was {places} places long, and {sum(parts)} were done"
         return report

@@ -2,7 +2,7 @@
 
 Ports are chosen by the system. `manner` says what it gives: "vllm" echoes prompts of ids and names tokens by id; "llama.cpp"
 refuses `echo` and gives ids of new tokens; "silent" leaves `echo` out without a word; "plain" takes text alone and names no
-ids, as OpenAI's own did.
+ids, as OpenAI's own did; "begin" puts a token before every prompt.
 """
 
 from __future__ import annotations
@@ -63,6 +63,8 @@ class OpenAI(AbstractContextManager["OpenAI"]):
         if self.manner == "llama.cpp" and asked.get("echo"):
             return 500, {"error": {"message": "Only no echo is supported", "code": 500}}
         ids = self.encode(prompt) if isinstance(prompt, str) and self.encode is not None else list(prompt)
+        if self.manner == "begin":
+            ids = [1, *ids]
         tokens, scores = self._greedy(ids, asked["max_tokens"])
         choice: dict[str, Any] = {"index": 0, "text": "…", "finish_reason": "length"}
         if self.manner in ("llama.cpp", "silent"):

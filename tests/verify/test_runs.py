@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from shardwise.engine.setup import Options, Setup
-from shardwise.errors import LayoutError, RequestError, UserError
+from shardwise.engine.thread_ranks import ThreadRanks
+from shardwise.errors import CapacityError, LayoutError, RankLost, RequestError, ShardwiseError, UserError
 from shardwise.verify.drive import Advance
 from shardwise.verify.peer import Transformers
 from shardwise.verify.run import Plan, Report
@@ -152,11 +153,29 @@ def test_degrees_that_leave_nothing_to_compare(verify: Verify) -> None:
         verify("llama", (9,), Transformers())
 
 
-def test_a_rank_that_cannot_load_is_a_row(verify: Verify, checkpoint: Checkpoints, tmp_path: Path) -> None:
-    """The first that runs is what the others are held against; a file that ends early is found by the ranks alone."""
-    shutil.copytree(checkpoint("llama"), tmp_path / "other")
-    with pytest.raises(UserError, match="memory"):
-        verify(tmp_path / "other", (1, 2), memory=1000)
+def test_a_degree_that_fails_is_a_row(verify: Verify) -> None:
+    """The first that runs is what the others are held against."""
+
+    def start(setup: Setup) -> ThreadRanks:
+        degree = setup.layout.mesh.tp
+        if degree == 1:
+            raise CapacityError("rank 0 needs more than there is")
+        if degree == 3:
+            raise RankLost(2, "load", "killed")
+        return ThreadRanks(setup)
+
+    report = verify("llama", (1, 2, 3, 4), start=start)
+    assert outcomes(report) == ["refused", "reference", "failed", "same up to rounding"]
+    assert report.rows[2].reason == "rank 2 was lost during load: killed"
+    assert report.code == 1
+    assert report.verdict == "-tp 3: not the same as -tp 2; not run: -tp 1"
+    with pytest.raises(ShardwiseError, match=r"nothing could be compared: -tp 1: rank 0 needs .*; -tp 3: rank 2 was lost"):
+        verify("llama", (1, 3), start=start)
+
+
+def test_too_little_memory(verify: Verify) -> None:
+    with pytest.raises(CapacityError, match="--memory allows"):
+        verify("llama", (1, 2), memory=1000)
 
 
 def test_random_weights(verify: Verify, checkpoint: Checkpoints, tmp_path: Path) -> None:

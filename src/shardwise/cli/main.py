@@ -19,8 +19,8 @@ from shardwise.errors import ShardwiseError, UserError
 COMMANDS = {
     "generate": "continue a prompt, or answer a question",
     "chat": "talk with a model in the terminal",
-    "verify": "show that the cut changes nothing: several degrees, transformers, a server",
     "inspect": "show how a model is cut over ranks; its config.json is enough",
+    "verify": "show that the cut changes nothing: several degrees, transformers, a server",
 }
 
 HELP = """\

@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 COLOURS = {"same": "green", "same up to rounding": "green", "differs": "red", "failed": "red", "refused": "yellow"}
-HEADS = ("", "logits, absolute", "relative", "log-likelihood a token", "greedy tokens", "verdict")
+HEADS = ("", "logits", "relative", "log-lik.", "tokens equal", "verdict")
+"""The largest difference of a logit, and as a part of the largest one at its place; of the mean log-likelihood of a token."""
 
 
 def draw(console: Console, report: Report) -> None:
@@ -25,7 +26,7 @@ def draw(console: Console, report: Report) -> None:
     say = Text("\n").join
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="")
     for head in HEADS:
-        table.add_column(head, justify="left" if head in ("", "verdict") else "right", no_wrap=True)
+        table.add_column(head, justify="left" if head in ("", "verdict") else "right", no_wrap=head != "")
     for row in report.rows:
         table.add_row(*map(Text, cells(row)), Text(row.outcome, COLOURS.get(row.outcome, "")))
     console.print(Text(title(report)))
@@ -54,7 +55,8 @@ def cells(row: Row) -> Iterator[str]:
     yield _number(found.worst_abs)
     yield _number(found.worst_rel)
     yield _number(found.mean, "+.1e")
-    yield f"{found.equal} of {found.tokens}" + (f", {found.ties} near ties" if found.ties else "")
+    ties = f", {found.ties} near tie{'s' * (found.ties > 1)}" if found.ties else ""
+    yield f"{found.equal} of {found.tokens}{ties}"
 
 
 def words(report: Report) -> Iterator[str]:

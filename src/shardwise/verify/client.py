@@ -62,6 +62,8 @@ class Client:
             data = answer.read(self._limit + 1)
             if late.is_set():
                 raise TimeoutError
+            if answer.length and len(data) <= self._limit:
+                raise http.client.IncompleteRead(data, answer.length)
         except (OSError, http.client.HTTPException) as error:
             if late.is_set() or isinstance(error, TimeoutError):
                 raise UserError(f"{where} has not answered in {self._timeout_s:g} s; is it overloaded?") from None

@@ -202,6 +202,8 @@ class Verification:
 
     def _row(self, degree: int, setup: Setup, chosen: Sequence[Text], every: int, limits: Tolerance, places: int) -> Row:
         name, begun, base = _name(setup), time.perf_counter(), self._base
+        if base is not None:
+            places = sum(len(trace.places) for trace in base)
         setup = _small(setup, chosen, self._plan.limit)
         try:
             with closing(self._start(setup)) as ranks, self._watch(name, places) as advance:
