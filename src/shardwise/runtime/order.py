@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-COLUMNS = {"cpu": 2**17, "cuda": 2**24}
+COLUMNS = {"cpu": 2**17, "cuda": 2**22}
 """How many 64-bit numbers are made at a time: what a core's cache holds, or what keeps a GPU busy."""
 
 LEAST = -(2**63)
