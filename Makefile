@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 TORCH_ARGS ?=
 TORCH := $(shell grep '^torch==' constraints.txt)
 
-.PHONY: setup demo test check pure unit slow bench gpu fmt clean
+.PHONY: setup demo test check pure unit slow soak bench gpu fmt clean
 
 setup: $(READY)
 
@@ -38,8 +38,13 @@ unit: setup
 slow: setup  ## minutes long: large models, real memory limits, many trials
 	$(BIN)/python -m pytest -q -m slow --timeout 1800
 
-bench: setup  ## decode speed of a 1 B model with random weights, and where a step goes
+SEED ?= 0
+soak: setup  ## a million simulated requests; SEED=n for other ones
+	$(BIN)/python -m tests.sched.simulation --requests 1000000 --seed $(SEED)
+
+bench: setup  ## decode speed of a 1 B model with random weights, and where a step goes; what the scheduler costs a step
 	$(BIN)/python bench/decode.py
+	$(BIN)/python bench/scheduler.py
 
 gpu:  ## on a machine with a GPU, with whatever torch is there
 	PYTHONPATH=src python3 -m pytest -q -m gpu tests/gpu

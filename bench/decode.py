@@ -10,14 +10,13 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import os
-import platform
 import shutil
 import statistics
-import subprocess
 import tempfile
 import time
 from pathlib import Path
+
+from about import commit, machine
 
 from shardwise.engine.engine import Engine
 from shardwise.engine.setup import Options, Setup, resolve
@@ -43,18 +42,6 @@ def measure(setup: Setup, tokens: int) -> dict[str, float]:
         "decode_tokens_per_s": 1 / statistics.median(steps),
         "prefill_tokens_per_s": len(PROMPT) / (stamps[0] - ready),
     }
-
-
-def machine() -> dict[str, object]:
-    """What it ran on, as far as it can be told."""
-    names = [line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line]
-    return {"cpu": names[0] if names else platform.processor(), "cores": os.cpu_count(), "load_before": os.getloadavg()[0]}
-
-
-def commit() -> str:
-    """The commit, marked where the tree differs from it."""
-    shown = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=HERE, capture_output=True, text=True)
-    return shown.stdout.strip()
 
 
 def main() -> None:

@@ -98,7 +98,7 @@ def rank_main(rank: int, folder: Path, steps: int) -> None:
     import msgspec
     import torch
 
-    from shardwise.runtime import inputs, sample, wire
+    from shardwise.runtime import wire
     from shardwise.runtime.opening import join, open_runner
     from shardwise.sched.step import Draw, Item, Pages, Step
     from shardwise.spec.layout import PAGE_TOKENS
@@ -112,23 +112,22 @@ def rank_main(rank: int, folder: Path, steps: int) -> None:
         if kind := kind_of(name, module):
             module.register_forward_pre_hook(lambda *_, kind=kind: watch.enter(kind))
             module.register_forward_hook(lambda *_: watch.leave())
-    draw = Draw(0, 1, 0, 0, 0)
+    draw = Draw(1, 0.0, 0)
     found = []
     with torch.inference_mode():
         for number in range(steps + 1):
             at = 0 if number == 0 else PROMPT + number - 1
             tokens = tuple(range(100, 100 + PROMPT)) if number == 0 else (100 + number,)
-            pages = Pages(0, tuple(range(-(-(at + len(tokens)) // PAGE_TOKENS))))
-            step = Step(number, (Item(1, tokens, at, at + len(tokens), (pages,), draw),))
+            pages = Pages(0, tuple(range(1, 1 + -(-(at + len(tokens)) // PAGE_TOKENS))))
+            step = Step(number, (Item(1, tokens, at, at + len(tokens), (pages,), drawn=(1,)),))
             watch.spans = []
             watch.enter("rest")
             watch.enter("inputs")
-            ids, batch = inputs.batch(step, runner.rank)
+            ids, batch = runner.inputs.batch(step)
             watch.leave()
-            hidden = runner.decoder(ids, batch, runner.cache)
-            logits = runner.decoder.logits(hidden, batch)
+            runner.sampler.take(step, runner.decoder(ids, batch, runner.cache), batch)
             watch.enter("sample")
-            sample.sample(logits, step.items)
+            runner.sampler.sample(number, (draw,))
             watch.leave()
             watch.leave()
             found.append(watch.spans)

@@ -75,9 +75,7 @@ class Drive:
         told = self.told[number] = Told()
         limit = admit(self.setup, ask.prompt, ask.params)
         seed = ask.params.seed if ask.params.seed is not None else seed
-        entry = Entry(
-            number, ask.prompt, ask.params, seed, limit, told.events.append, ask.ends, (), ask.priority, ask.tenant
-        )
+        entry = Entry(number, ask.prompt, ask.params, seed, limit, told.events.append, ask.ends, (), ask.priority, ask.tenant)
         self.entries[number] = entry
         self.core.add(entry)
         return number

@@ -104,9 +104,7 @@ def test_steps_are_lost(checkpoint: Callable[[str], Path], figures: Callable[...
     assert drive.dropped > 5
 
 
-@pytest.mark.parametrize(
-    "name", ["mistral-window", "qwen2-window", "phi3-longrope", "llama-dynamic", "gemma3", "deepseek-v3"]
-)
+@pytest.mark.parametrize("name", ["mistral-window", "qwen2-window", "phi3-longrope", "llama-dynamic", "gemma3", "deepseek-v3"])
 def test_families_whose_cache_is_special(checkpoint: Callable[[str], Path], name: str) -> None:
     """Windows, latents, and angles that change with length; few pages, and lost steps."""
     setup = fewer_pages(setup_of(checkpoint(name), 2), 480)

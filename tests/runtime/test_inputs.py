@@ -193,8 +193,12 @@ CASES = [(40, 0), (50, 20), (34, 33), (1, 0), (17, 16), (90, 89), (3, 0)]
 """Lengths of which so much is computed: prefills, the middle chunk of one, and decodes of several lengths."""
 
 
+FORMS = ["llama", "mistral-window", "qwen2-window", "llama-dynamic", "phi3-longrope", "gpt2"]
+FORMS += ["gemma3", "gpt-oss", "mixtral", "deepseek-v2-lite"]
+
+
 @pytest.mark.parametrize("shares", [even(1), (3.0, 1.0, 1.0)], ids=str)
-@pytest.mark.parametrize("name", ["llama", "mistral-window", "qwen2-window", "llama-dynamic", "phi3-longrope", "gpt2"])
+@pytest.mark.parametrize("name", FORMS)
 def test_company_and_padding_change_nothing(name: str, shares: tuple[float, ...], checkpoint: Checkpoints) -> None:
     """Prefill, the middle chunk of a prefill, and decode in one step: the logits of each are those it has alone."""
     folder = checkpoint(name)
@@ -211,7 +215,7 @@ def test_company_and_padding_change_nothing(name: str, shares: tuple[float, ...]
 
 
 @pytest.mark.parametrize("buckets", SIZES.values(), ids=SIZES)
-@pytest.mark.parametrize("name", ["llama", "qwen2-window"])
+@pytest.mark.parametrize("name", ["llama", "qwen2-window", "deepseek-v2-lite", "mixtral"])
 def test_what_is_in_the_scratch_page_is_seen_by_nobody(name: str, buckets: Buckets, checkpoint: Checkpoints) -> None:
     folder = checkpoint(name)
     with Group(layout_of(folder, even(2)), folder, sequences=3, buckets=buckets) as group:

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shardwise.runtime.order import LEAST, largest, pack, unpack
+from shardwise.runtime.order import LEAST, falling, largest, likeliest, pack, unpack
 
 FLOATS = st.floats(width=32, allow_nan=False)
 
@@ -28,3 +28,15 @@ def test_rows_with_too_few_are_filled() -> None:
     assert largest(packed, 5).tolist() == [[9, 3, -4, LEAST, LEAST], [2, 1, 0, LEAST, LEAST]]
     assert largest(packed[:, :0], 1).tolist() == [[LEAST], [LEAST]]
     assert largest(packed, 0).shape == (2, 0)
+
+
+def test_the_whole_order_and_its_beginning() -> None:
+    """Many equal logits, in rows that are longer than what is made at a time."""
+    logits = torch.randn(3, 60_000, generator=torch.Generator().manual_seed(0)).bfloat16().float()
+    ids = torch.arange(1000, 61_000)
+    whole = falling(pack(logits, ids))
+    want, order = logits.sort(descending=True, stable=True)
+    values, places = unpack(whole)
+    assert torch.equal(values, want) and torch.equal(places, ids[order])
+    assert torch.equal(likeliest(logits, ids, 500), whole[:, :500])
+    assert likeliest(logits, ids, 0).shape == (3, 0)

@@ -143,6 +143,12 @@ def test_a_source_that_is_forgotten_is_refused() -> None:
             recent.place(number, sequence)
 
 
+def test_more_sequences_than_have_room_are_refused() -> None:
+    recent = Recent(2, torch.device("cpu"))
+    with pytest.raises(ValueError, match="step 9 draws for 3 sequences; this rank takes up to 2"):
+        recent.keep(9, [1, 2, 3], torch.tensor([4, 5, 6]))
+
+
 def test_draws_belong_to_the_last_forward(checkpoint: Checkpoints) -> None:
     with Group(layout_of(checkpoint("llama"), even(1)), checkpoint("llama")) as group:
         [runner] = group.runners

@@ -94,10 +94,12 @@ def start_message(setup: Setup, rank: int) -> wire.Start:
 
 
 class ProcessRanks:
-    """One process a rank, on this host. They end with this process, whatever ends it."""
+    """One process a rank, on this host. They end with this process, whatever ends it. `busy_s` is how long the lead rank has
+    worked on steps so far."""
 
     def __init__(self, setup: Setup, progress: Progress | None = None) -> None:
         self._phase = "start"
+        self.busy_s = 0.0
         self.processes: list[subprocess.Popen[bytes]] = []
         self._channels: list[wire.Channel] = []
         self._folder = tempfile.mkdtemp(prefix=f"shardwise-{os.getpid()}-")  # 0700, as mkdtemp makes it
@@ -156,6 +158,7 @@ class ProcessRanks:
                 assert isinstance(message, wire.Done)
                 # What the others computed is the same; theirs only say that they are alive.
                 if rank == 0:
+                    self.busy_s += message.busy_s
                     return message.number, message.results
             return None
         finally:

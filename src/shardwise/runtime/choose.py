@@ -189,10 +189,12 @@ class Chooser:
         tokens = torch.zeros(len(rows), dtype=torch.int64, device=self._device)
         if self._parts.lead:
             numbers, peaks = self._numbers.rows(rows), self._peaks[rows]
-            ids = torch.arange(self._parts.vocabulary, device=self._device)
-            ordered = order.pack(logits, ids).sort(-1, descending=True).values
+            every = torch.arange(self._parts.vocabulary, device=self._device)
+            ordered = order.falling(order.pack(logits, every))
             values, ids = order.unpack(ordered)
-            tokens, _ = _narrowed(ordered, gumbel(numbers.keys, ids), _weights(values, peaks, numbers), None, peaks, numbers)
+            noise = torch.cat([gumbel(numbers.keys, ids[:, part]) for part in order.stretches(ids)], -1)
+            weights = _weights(values, peaks, numbers)
+            tokens, _ = _narrowed(ordered, noise, weights, None, peaks, numbers)
         self._tokens[rows] = self._parts.decide(tokens, "draw_decided")
 
 

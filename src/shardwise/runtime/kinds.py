@@ -82,8 +82,8 @@ def pieces(rows: int, size: int = PIECE) -> list[range]:
 
 
 def traffic_rows(items: Sequence[Item], draws: Sequence[Draw], vocabulary: int, uncertain: Sequence[int] = ()) -> Rows:
-    """What `spec.traffic` asks of a step. `uncertain`: for how many rows of top_p the candidates are not enough, offer by offer,
-    which depends on the logits; by default for none."""
+    """What `spec.traffic` asks of a step. `uncertain`: for how many rows of top_p the candidates are not enough, offer by
+    offer: it depends on the logits, and by default is none."""
     chosen = [place for each in places(items, draws) for place in each]
     kinds = [kind(place.draw, vocabulary) for place in chosen]
     few = [place.draw for place, one in zip(chosen, kinds, strict=True) if one == "candidates"]

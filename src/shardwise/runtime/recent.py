@@ -23,6 +23,8 @@ class Recent:
         """Remembers tokens [n], the ones that step `number` drew for these n sequences. The oldest step is forgotten."""
         if not sequences:
             return
+        if len(sequences) > self._sequences:
+            raise ValueError(f"step {number} draws for {len(sequences)} sequences; this rank takes up to {self._sequences}")
         start, self._next = self._next * self._sequences, (self._next + 1) % STEPS
         if len(self._places) == STEPS:
             del self._places[next(iter(self._places))]

@@ -68,10 +68,12 @@ class Sample(msgspec.Struct, frozen=True, tag=True):
 
 
 class Done(msgspec.Struct, frozen=True, tag=True):
-    """A step's results; empty from all ranks but the lead."""
+    """A step's results; empty from all ranks but the lead. `busy_s`: how long this rank worked on it, waiting for its peers
+    included, waiting for the engine not."""
 
     number: int
     results: tuple[Result, ...]
+    busy_s: float
 
 
 class Logits(msgspec.Struct, frozen=True, tag=True):

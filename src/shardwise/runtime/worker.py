@@ -14,6 +14,7 @@ import shutil
 import signal
 import socket
 import threading
+import time
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -65,16 +66,20 @@ def _work(channel: wire.Channel, inbox: queue.SimpleQueue[wire.Message], rendezv
     assert isinstance(start, wire.Start)
     runner = build(start, rendezvous, lambda count: channel.send(wire.Loading(count)))
     channel.send(ready(runner))
+    busy_s = 0.0
     while True:
         message = inbox.get()
+        began = time.perf_counter()
         if isinstance(message, wire.Forward):
             runner.forward(message.step)
+            busy_s = time.perf_counter() - began
         elif isinstance(message, wire.Logits):
             for rows in rows_of(runner, message.step):
                 channel.send(rows)
         else:
             assert isinstance(message, wire.Sample)
-            channel.send(wire.Done(message.number, runner.sample(message.number, message.draws)))
+            results = runner.sample(message.number, message.draws)
+            channel.send(wire.Done(message.number, results, busy_s + time.perf_counter() - began))
 
 
 def rows_of(runner: Runner, step: Step) -> Iterator[wire.Rows]:

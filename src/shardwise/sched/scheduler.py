@@ -170,15 +170,14 @@ class Scheduler:
         plan = Flight(next(self._steps), self.cache.groups)
         # Single tokens first, so that nobody's next one waits for a long prompt; guesses take what nobody else wants.
         ready = [(sequence, todo) for sequence in self._roster.running if (todo := self._todo(sequence))]
-        spare = self.limits.tokens - sum(todo for _, todo in ready)
+        spare = 0 if self._roster.waiting else self.limits.tokens - sum(todo for _, todo in ready)
         for sequence, todo in sorted(ready, key=lambda pair: pair[1] > 1):
             wanted = min(todo, self.limits.tokens - plan.tokens)
             # Who was preempted meanwhile is not running any more.
             if wanted and sequence.running:
                 spare -= self._issue(sequence, wanted, spare, plan)
         while (left := self.limits.tokens - plan.tokens) > 0 and (admitted := self._admit(plan)):
-            wanted = min(admitted.goal - admitted.issued, left)
-            self._issue(admitted, wanted, left - wanted, plan)
+            self._issue(admitted, min(admitted.goal - admitted.issued, left), 0, plan)
         if not plan.parts:
             return None, events
         self._flight.append(plan)
