@@ -67,8 +67,12 @@ def ids(tmp_path: Path) -> Path:
 def test_a_server_of_another_model(ids):
     """Exit code 1, everything in one line of JSON; the key comes from the environment."""
     with OpenAI(raw=(200, json.dumps(ANSWER).encode()), key="sk-good") as server:
-        done = verify("-tp", "1", "-n", "1", "--prompts", ids, "--against", server.url, "--json", SHARDWISE_API_KEY="sk-good")
-    assert (done.code, done.err, done.left) == (1, "", ())
+        done = verify(
+            "-tp", "1", "-n", "1", "--prompts", ids, "--against", server.url, "--json", "--stats", SHARDWISE_API_KEY="sk-good"
+        )
+    assert (done.code, done.left) == (1, ())
+    times = done.err.splitlines()
+    assert len(times) == 2 and times[1].startswith("-tp 1: ") and times[1].endswith(" s")
     shown = json.loads(done.out)
     assert done.out.count("\n") == 1 and shown["exit_code"] == 1
     assert [run["verdict"] for run in shown["runs"]] == ["reference", "differs"]

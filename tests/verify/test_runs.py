@@ -80,6 +80,13 @@ def test_the_same_to_the_last_bit(verify: Verify) -> None:
     assert outcomes(verify("llama", (1, 2), shares=(1.0, 1e-9))) == ["reference", "same"]
 
 
+def test_whole_experts(verify: Verify) -> None:
+    """Dealt out to three ranks, unevenly; held against one rank that has them all."""
+    assert outcomes(verify("qwen3-moe", (1, 3), expert_parallel=True)) == ["reference", "same up to rounding"]
+    with pytest.raises(LayoutError, match="expert"):
+        verify("llama", (1, 2), expert_parallel=True)
+
+
 def test_uneven_shares(verify: Verify) -> None:
     report = verify("llama", (1, 2, 3), shares=(3.0, 1.0, 1.0))
     assert [row.name for row in report.rows] == ["-tp 1", "-tp 2", "-tp 3 -ts 3,1,1"]

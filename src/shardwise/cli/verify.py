@@ -27,6 +27,8 @@ def run(argv: Sequence[str]) -> int:
     if followed():
         return 0
     report = Verification(_plan(args), loaded, _watched).run()
+    if args.stats:
+        sys.stderr.write("".join(f"{row.name}: {row.seconds:.1f} s\n" for row in report.rows if row.seconds))
     if args.json:
         from shardwise.cli.verdicts import described
 

@@ -145,6 +145,8 @@ class Verification:
             self._rows.append(Row(plan.against.name, None, "reference", seconds=time.perf_counter() - begun))
             if not plan.against.greedy:
                 self._notes.append(f"{plan.against.name} does not name its tokens by id: greedy tokens are not compared")
+        if first.layout.dtype != "float32":
+            self._notes.append(f"{first.layout.dtype} rounds coarsely: --dtype float32 compares a thousand times closer")
         if every > 1:
             self._notes.append(f"logits are compared at one place in {every}, log-likelihoods and tokens at all")
         for degree, setup in setups.items():
