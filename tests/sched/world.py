@@ -103,7 +103,7 @@ class World:
         """The results of the oldest step come; there is an `error` for one of its sequences."""
         number = self.flight.popleft().number
         results = self.ranks.results(number)
-        if error is not None:
+        if error is not None and results:
             results = self._failed(results, error)
         self.take(self.scheduler.apply(number, results))
 
@@ -207,6 +207,9 @@ class World:
             holders = [pool.holders(page) for page in range(pool.count)]
             need(holders == [held[group, page] for page in range(pool.count)], "holders", group, holders, held)
             need(pool.free == holders.count(0) - 1 and not holders[SCRATCH], "free pages", group, pool.free)
+        owners = {s.number: (s.request.number, s.choice) for s in (*running, *waiting)}
+        need(all(scheduler.owner(number) == owner for number, owner in owners.items()), "owners", owners)
+        need(bool(self.clients) or not scheduler._owners, "owners of nothing", scheduler._owners)
         need(sum(sequence.slots for sequence in running) <= self.limits.sequences, "places")
         need(all(not table.ids for sequence in waiting for table in sequence.tables), "pages of those who wait")
         for queue in (running, waiting):
