@@ -136,7 +136,7 @@ class World:
         work = sum(again * r.n * (len(r.prompt) + r.limit) for r in (client.request for client in self.clients.values()))
         most = 100 + 2 * work
         while self.scheduler.requests:
-            if self.step() is None:
+            if self.step() is None and self.flight:
                 self.apply()
             need((most := most - 1) > 0, "requests do not end:", self.scheduler.running, self.scheduler.waiting)
         while self.flight:
@@ -144,6 +144,14 @@ class World:
         self.check()
         for pool in self.scheduler.cache.pools:
             need(pool.free == pool.count - 1, "pages are held by nobody")
+        known = 0
+        nodes = [node for root in self.scheduler.cache._prefixes._roots.values() for node in root.children.values()]
+        while nodes:
+            node = nodes.pop()
+            nodes += node.children.values()
+            need(node.attached and (node.children or any(node.pages)), "a node that leads nowhere", node.tokens, node.pages)
+            known += sum(page != SCRATCH for page in node.pages)
+        need(known == sum(pool.known for pool in self.scheduler.cache.pools), "known pages", known)
 
     # --- what clients are told ----------------------------------------------------------------------------------------
 
