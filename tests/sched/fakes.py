@@ -253,7 +253,7 @@ class Ranks:
         need(not places or places[0] > item.start, "targets of tokens that are not in the item", item)
         scores = tuple(Chosen(story.tokens[place], story.score(place)) for place in places)
         if not item.drawn:
-            return [Result(item.sequence, (), scores)]
+            return [Result(item.sequence, (), scores)] if scores else []
         drafts = item.tokens[item.count - item.drafts :] if item.drafts else ()
         answers = []
         for sequence in item.drawn:

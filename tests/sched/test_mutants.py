@@ -223,7 +223,12 @@ PLANTS = [
         "        events = tuple(self._expire())\n",
         "        events: tuple[Event, ...] = ()\n",
     ),
-    Plant("deadlines of a number that was taken again", "scheduler", "if own and own[0].order[1] == arrival:", "if own:"),
+    Plant(
+        "deadlines of a number that was taken again",
+        "scheduler",
+        "if number in self._requests and self._requests[number][0].order[1] == arrival:",
+        "if number in self._requests:",
+    ),
     Plant(
         "steps of a number that was taken again",
         "scheduler",

@@ -103,7 +103,7 @@ class World:
         """The results of the oldest step come; there is an `error` for one of its sequences."""
         number = self.flight.popleft().number
         results = self.ranks.results(number)
-        if error is not None:
+        if error is not None and results:
             results = self._failed(results, error)
         self.take(self.scheduler.apply(number, results))
 
@@ -136,7 +136,7 @@ class World:
         work = sum(again * r.n * (len(r.prompt) + r.limit) for r in (client.request for client in self.clients.values()))
         most = 100 + 2 * work
         while self.scheduler.requests:
-            if self.step() is None:
+            if self.step() is None and self.flight:
                 self.apply()
             need((most := most - 1) > 0, "requests do not end:", self.scheduler.running, self.scheduler.waiting)
         while self.flight:
@@ -144,6 +144,14 @@ class World:
         self.check()
         for pool in self.scheduler.cache.pools:
             need(pool.free == pool.count - 1, "pages are held by nobody")
+        known = 0
+        nodes = [node for root in self.scheduler.cache._prefixes._roots.values() for node in root.children.values()]
+        while nodes:
+            node = nodes.pop()
+            nodes += node.children.values()
+            need(node.attached and (node.children or any(node.pages)), "a node that leads nowhere", node.tokens, node.pages)
+            known += sum(page != SCRATCH for page in node.pages)
+        need(known == sum(pool.known for pool in self.scheduler.cache.pools), "known pages", known)
 
     # --- what clients are told ----------------------------------------------------------------------------------------
 
@@ -207,6 +215,9 @@ class World:
             holders = [pool.holders(page) for page in range(pool.count)]
             need(holders == [held[group, page] for page in range(pool.count)], "holders", group, holders, held)
             need(pool.free == holders.count(0) - 1 and not holders[SCRATCH], "free pages", group, pool.free)
+        owners = {s.number: (s.request.number, s.choice) for s in (*running, *waiting)}
+        need(all(scheduler.owner(number) == owner for number, owner in owners.items()), "owners", owners)
+        need(bool(self.clients) or not scheduler._owners, "owners of nothing", scheduler._owners)
         need(sum(sequence.slots for sequence in running) <= self.limits.sequences, "places")
         need(all(not table.ids for sequence in waiting for table in sequence.tables), "pages of those who wait")
         for queue in (running, waiting):

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Many
-from heapq import heappop, heappush
 from itertools import count
 
 from shardwise.errors import RequestError
+from shardwise.sched.deadlines import Deadlines
 from shardwise.sched.events import Emitted, Ended, Event, Finish, Scored
 from shardwise.sched.flight import Flight, Part, Swap
 from shardwise.sched.holdings import Holdings
@@ -52,7 +52,7 @@ class Scheduler:
         self._requests: dict[int, list[Sequence]] = {}
         self._owners: dict[int, tuple[int, int]] = {}
         self._began: dict[int, tuple[int, int]] = {}
-        self._deadlines: list[tuple[float, int, int]] = []
+        self._deadlines = Deadlines()
         self._roster = Roster(limits.sequences)
         self._flight: deque[Flight] = deque()
         self._numbers, self._arrivals, self._steps = count(1), count(), count(1)
@@ -103,7 +103,7 @@ class Scheduler:
         lead = self._sequence(request, (request.priority, next(self._arrivals), 0), list(request.prompt), len(request.prompt))
         self._requests[request.number] = [lead]
         if request.deadline is not None:
-            heappush(self._deadlines, (request.deadline, lead.order[1], request.number))
+            self._deadlines.add(request.deadline, request.number, lead.order[1])
         self._roster.wait(lead)
         return ()
 
@@ -153,11 +153,9 @@ class Scheduler:
         self.cache.unpledge(sequence)
 
     def _expire(self) -> Iterator[Event]:
-        now = self._clock()
-        while self._deadlines and now > self._deadlines[0][0]:
-            _, arrival, number = heappop(self._deadlines)
-            own = self._requests.get(number)
-            if own and own[0].order[1] == arrival:  # not another one that has taken the number since
+        for number, arrival in self._deadlines.passed(self._clock()):
+            # Another one may have taken the number since.
+            if number in self._requests and self._requests[number][0].order[1] == arrival:
                 yield self._end(number, "its time was up before it was complete")
 
     # --- reserve ------------------------------------------------------------------------------------------------------
@@ -230,20 +228,13 @@ class Scheduler:
         if request.limit and stop == sequence.length:
             part.forked = not sequence.forked
             part.drawn = self._fork(sequence, stop) if part.forked else [sequence]
-            for drawn in part.drawn:
-                drawn.sources.append(number)
-        return Item(
-            sequence.number,
-            (*sequence.tokens[part.start : stop], *guesses),
-            part.start,
-            sequence.known,
-            tuple([table.pages() for table in sequence.tables]),
-            source,
-            targets,
-            request.top if targets else 0,
-            tuple([drawn.number for drawn in part.drawn]),
-            part.guesses,
-        )
+            for s in part.drawn:
+                s.sources.append(number)
+        tokens = (*sequence.tokens[part.start : stop], *guesses)
+        pages = tuple([table.pages() for table in sequence.tables])
+        drawn = tuple([s.number for s in part.drawn])
+        top = request.top if targets else 0
+        return Item(sequence.number, tokens, part.start, sequence.known, pages, source, targets, top, drawn, part.guesses)
 
     def _fork(self, lead: Sequence, issued: int) -> list[Sequence]:
         """The n continuations, from here on each by itself: they share the pages of the prompt, and write to copies."""
