@@ -90,7 +90,11 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     asked = parser.parse_args()
     described = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=HERE, capture_output=True, text=True)
-    found: dict[str, object] = {"commit": described.stdout.strip(), "machine": machine(), "sequences": asked.sequences}
+    found: dict[str, object] = {
+        "command": f"python bench/scheduler.py --sequences {asked.sequences} --steps {asked.steps}",
+        "commit": described.stdout.strip(),
+        "machine": machine(),
+    }
     for name, case in CASES.items():
         figures = measure(asked.sequences, asked.steps, **case)
         found[name] = figures
