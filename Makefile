@@ -32,8 +32,8 @@ check: setup  ## style and types
 pure: setup  ## the pure floors' tests, where torch cannot be imported
 	$(BIN)/python -m pytest -q -n 2 -p tests.no_torch -r fE tests/spec tests/sched
 
-unit: setup
-	$(BIN)/python -m pytest -q -n 2
+unit: setup  ## all tests but those of the scheduler, which `pure` has run whole
+	$(BIN)/python -m pytest -q -n 2 --ignore tests/sched
 
 slow: setup  ## minutes long: large models, real memory limits, many trials
 	$(BIN)/python -m pytest -q -m slow --timeout 1800
