@@ -71,7 +71,7 @@ class Machine(RuleBasedStateMachine):
 
     @initialize(
         limits=limits(),
-        groups=st.lists(st.tuples(st.integers(6, 11), st.sampled_from([None, None, 5, 16, 17, 30])), min_size=1, max_size=3),
+        groups=st.lists(st.tuples(st.integers(4, 8), st.sampled_from([None, None, 5, 16, 17, 30])), min_size=1, max_size=3),
         guessed=st.booleans(),
     )
     def begin(self, limits: Limits, groups: list[tuple[int, int | None]], guessed: bool) -> None:
@@ -144,7 +144,7 @@ class Machine(RuleBasedStateMachine):
 
 
 Machine.TestCase.settings = settings(
-    max_examples=300,
+    max_examples=450,
     stateful_step_count=100,
     deadline=None,
     derandomize=True,
