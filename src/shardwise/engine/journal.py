@@ -23,7 +23,6 @@ class Continuation:
 
     tokens: list[int] = field(default_factory=list)
     counts: Counter[int] = field(default_factory=Counter)
-    finished: bool = False
 
 
 @dataclass(eq=False, slots=True)
@@ -63,7 +62,6 @@ class Journal:
             choice = entry.choices[event.choice]
             choice.tokens.append(event.chosen.token)
             choice.counts[event.chosen.token] += 1
-            choice.finished = event.finish is not None
         elif isinstance(event, Ended):
             del self.entries[event.request]
         entry.sink(event)
