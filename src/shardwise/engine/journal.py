@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from shardwise.sched.events import Emitted, Ended, Event
@@ -67,6 +68,7 @@ class Journal:
         entry.sink(event)
 
     def fail(self, reason: str) -> None:
-        """Ends everything that is open."""
+        """Ends everything that is open, whatever the sinks do."""
         for number in list(self.entries):
-            self.note(Ended(number, reason))
+            with suppress(Exception):
+                self.note(Ended(number, reason))
