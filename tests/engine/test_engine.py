@@ -14,7 +14,7 @@ import pytest
 from shardwise.engine.engine import Engine
 from shardwise.engine.ranks import first_readable
 from shardwise.engine.setup import Options, resolve
-from shardwise.errors import ShardwiseError
+from shardwise.errors import RequestError, ShardwiseError
 from shardwise.sched.events import Emitted, Ended, Event
 from shardwise.sched.request import SamplingParams
 
@@ -98,3 +98,16 @@ def test_descriptors_of_a_busy_process_are_waited_for() -> None:
         for descriptor in opened:
             os.close(descriptor)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_admission_knows_the_vocabulary(engine: Engine) -> None:
+    """Also of values that come past the front."""
+    with engine:
+        for prompt, params, name in (
+            ((5, 10**6), LONG, "the prompt"),
+            (PROMPT, SamplingParams(stop_token_ids=[10**6]), "stop_token_ids"),
+            (PROMPT, SamplingParams(allowed_token_ids=[10**6]), "allowed_token_ids"),
+            (PROMPT, SamplingParams(logit_bias={10**6: 1.0}), "logit_bias"),
+        ):
+            with pytest.raises(RequestError, match=f"{name}: token id 1000000 is not in this model's vocabulary of "):
+                engine.submit(prompt, params, fails_with)
