@@ -19,11 +19,11 @@ from shardwise.runtime.limits import Buckets, Limits
 from shardwise.runtime.runner import Runner
 from shardwise.sched.step import Draw, Item, Pages, Result, Step
 from shardwise.spec.binding import bind
-from shardwise.spec.blocks import ropes
 from shardwise.spec.checkpoint import open_checkpoint, read_json
 from shardwise.spec.config import read_model
 from shardwise.spec.layout import PAGE_TOKENS, Layout, Shares
 from shardwise.spec.mesh import Mesh
+from shardwise.spec.model import ropes
 
 T = TypeVar("T")
 

@@ -142,7 +142,7 @@ def test_defaults_are_the_checkpoint_s(fake: Make):
         (None, {}, "prompts is None"),
         (["a", 5], {}, "prompt 1 is 5"),
         (["a", "\ud800"], {}, "prompt 1 has half a surrogate pair"),
-        ([[1], [99999]], {}, "prompt 1: the prompt's token id 99999 is not in this model's vocabulary"),
+        ([[1], [99999]], {}, "prompt 1: the prompt: token id 99999 is not in this model's vocabulary"),
         (["a", [1] * 5000], {}, "prompt 1: the prompt has 5000 tokens"),
         ("a", {"sampling_params": SamplingParams(max_tokens=100_000)}, "max_tokens is 100000"),
         ("a", {"sampling_params": {"temperature": 1}}, "sampling_params is {'temperature': 1}; it takes SamplingParams"),

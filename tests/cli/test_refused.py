@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from shardwise.spec.blocks import model_weights
 from shardwise.spec.config import read_model
+from shardwise.spec.model import model_weights
 from tests.cli.command import Done, shardwise
 
 CONFIG: dict[str, Any] = {

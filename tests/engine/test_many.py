@@ -169,6 +169,27 @@ def test_one_choice_ends_and_the_others_go_on(checkpoint: Callable[[str], Path])
     assert 3 <= len(told_now.tokens(1)) < 12 and len(told_now.ended) == 1
 
 
+@pytest.mark.parametrize("flight", [2, 3])
+def test_one_choice_ends_while_its_next_draw_waits_for_it(checkpoint: Callable[[str], Path], flight: int) -> None:
+    """A penalty makes a draw wait for the token before; that token never comes once the choice has ended."""
+    setup = setup_of(checkpoint("llama"), 2)
+    setup = replace(setup, limits=replace(setup.limits, flight=flight, ahead=flight - 1))
+    ask = Ask((5, 9, 11), SamplingParams(n=2, temperature=1.0, presence_penalty=1.0, max_tokens=12, seed=4))
+    with Drive(setup) as drive:
+        alone = drive.alone(ask)
+        number = drive.add(ask)
+        while not drive.told[number].tokens(1):
+            drive.turn()
+        drive.core.issue()
+        assert drive.core.unsampled
+        drive.core.finish(number, 1)
+        drive.turn()
+        assert not drive.core.unsampled
+        drive.finish()
+    told_now = drive.told[number]
+    assert told_now.tokens(0) == alone.tokens(0) and told_now.ended[0].error is None
+
+
 def test_ranks_that_died_are_replaced(checkpoint: Callable[[str], Path]) -> None:
     """Real processes: one is killed while requests run; with new ones, which know nothing, every request goes on as if
     nothing had been."""

@@ -16,8 +16,8 @@ import pytest
 from shardwise.engine.memory import RANK_BYTES
 from shardwise.engine.setup import Options, resolve
 from shardwise.errors import CapacityError
-from shardwise.spec.blocks import model_weights
 from shardwise.spec.config import read_model
+from shardwise.spec.model import model_weights
 
 MIB = 2**20
 LIMIT = 1500 * MIB

@@ -88,6 +88,29 @@ def test_killed_while_idle(setup: Setup) -> None:
             list(engine.generate(PROMPT, greedy(2)))
 
 
+def test_idle_ranks_end_with_the_first_of_them(setup: Setup) -> None:
+    with Engine(setup, "processes") as engine:
+        found = workers()
+        found[1].kill()
+        assert not psutil.wait_procs(found, OUT_S)[1]
+        with pytest.raises(RankLost, match=r"rank 1 was lost during generate: .* was killed by SIGKILL"):
+            engine.submit(PROMPT, greedy(2), lambda _: None)
+
+
+def test_killed_while_somebody_has_an_order(setup: Setup) -> None:
+    """What wakes the engine is not taken for a rank's report while the others' are awaited."""
+    ranks = ProcessRanks(setup)
+    wake = os.eventfd(1)
+    try:
+        ranks.processes[1].kill()
+        ranks.processes[1].wait()
+        with pytest.raises(RankLost, match=r"rank 1 was lost during generate: .* was killed by SIGKILL"):
+            ranks.wait(wake)
+    finally:
+        ranks.close()
+        os.close(wake)
+
+
 @pytest.mark.parametrize("rank", [0, 2])
 def test_killed_while_loading(setup: Setup, rank: int) -> None:
     killed = []

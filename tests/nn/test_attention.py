@@ -20,8 +20,9 @@ from shardwise.runtime.inputs import Inputs
 from shardwise.runtime.limits import Buckets, Limits
 from shardwise.runtime.recent import Recent
 from shardwise.sched.step import Item, Pages, Step
-from shardwise.spec.blocks import attentions, layer_blocks
+from shardwise.spec.blocks import attentions
 from shardwise.spec.layout import Layout
+from shardwise.spec.model import layer_blocks
 from tests.checkpoints import FAMILIES
 from tests.group import Group, even, layout_of
 from tests.nn.pieces import CPU

@@ -11,8 +11,9 @@ import torch
 
 from shardwise.nn.moe import MoE, Router
 from shardwise.spec.axes import Axis
-from shardwise.spec.blocks import Linear, Run
+from shardwise.spec.blocks import Linear
 from shardwise.spec.formats import Dense
+from shardwise.spec.model import Run
 from shardwise.spec.moe import ClampedSwiglu, Groups
 from shardwise.spec.moe import MoE as Block
 from shardwise.spec.moe import Router as RouterBlock

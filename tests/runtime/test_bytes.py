@@ -16,7 +16,8 @@ import torch
 from shardwise.runtime.kinds import traffic_rows
 from shardwise.sched.step import Draw, Item
 from shardwise.spec import traffic
-from shardwise.spec.blocks import layer_blocks, walk
+from shardwise.spec.blocks import walk
+from shardwise.spec.model import layer_blocks
 from shardwise.spec.moe import MoE
 from tests.checkpoints import FAMILIES
 from tests.group import Group, even, greedy, layout_of

@@ -8,10 +8,11 @@ from math import lcm
 from typing import Any
 
 from shardwise.spec.axes import Axis, Weight
-from shardwise.spec.blocks import MLP, Attention, Block, Chain, Embedding, Head, Linear, Model, Norm, Residual, Run, Table
+from shardwise.spec.blocks import MLP, Attention, Block, Chain, Embedding, Head, Linear, Norm, Residual, Table
 from shardwise.spec.formats import AWQ, GPTQ, Dense, Format, FP8Block, Int8
 from shardwise.spec.layout import Layout, Shares
 from shardwise.spec.mesh import Mesh
+from shardwise.spec.model import Model, Run
 
 FORMATS: tuple[Format, ...] = (
     Dense(),

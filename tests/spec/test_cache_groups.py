@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from shardwise.spec.axes import Axis, split
 from shardwise.spec.blocks import attentions
-from shardwise.spec.blocks import layer_blocks as blocks_of
 from shardwise.spec.kept import Kept
 from shardwise.spec.layout import PAGE_TOKENS, CacheGroup
+from shardwise.spec.model import layer_blocks as blocks_of
 from tests.spec.models_by_hand import lay, model
 
 

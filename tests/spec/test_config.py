@@ -11,11 +11,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from shardwise.errors import ConfigError
-from shardwise.spec.blocks import Linear, Model, layer_blocks, model_weights, parameters, walk
+from shardwise.spec.blocks import Linear, walk
 from shardwise.spec.config import NEUTRAL, NEUTRAL_QUANTIZATION, Fields, read_model
 from shardwise.spec.formats import AWQ, GPTQ, Dense, FP8Block
 from shardwise.spec.layout import Layout, Shares
 from shardwise.spec.mesh import Mesh
+from shardwise.spec.model import Model, layer_blocks, model_weights, parameters
 from shardwise.spec.models import MODELS
 from shardwise.spec.models.fields import refuse_unread, shown
 from shardwise.spec.models.rope import KEYS, KINDS

@@ -8,11 +8,12 @@ from dataclasses import replace
 import pytest
 
 from shardwise.errors import ConfigError
-from shardwise.spec.blocks import attentions, layer_blocks, parameters
+from shardwise.spec.blocks import attentions
 from shardwise.spec.config import read_model
 from shardwise.spec.layout import Layout, Shares
 from shardwise.spec.mesh import Mesh
 from shardwise.spec.mla import MLA
+from shardwise.spec.model import layer_blocks, parameters
 from shardwise.spec.moe import MoE
 from tests.spec.latent import LATENT
 

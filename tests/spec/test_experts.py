@@ -9,10 +9,11 @@ import pytest
 from shardwise.errors import ConfigError, LayoutError
 from shardwise.spec.axes import BITS
 from shardwise.spec.binding import names
-from shardwise.spec.blocks import attentions, layer_blocks, model_weights, walk
+from shardwise.spec.blocks import attentions, walk
 from shardwise.spec.config import read_model
 from shardwise.spec.layout import Layout, Shares
 from shardwise.spec.mesh import Mesh
+from shardwise.spec.model import layer_blocks, model_weights
 from shardwise.spec.moe import Groups, MoE, stacks
 from tests.spec.test_models import SMALL, TINY
 

@@ -7,8 +7,9 @@ from dataclasses import replace
 import pytest
 
 from shardwise.errors import ConfigError
-from shardwise.spec.blocks import attentions, layer_blocks
+from shardwise.spec.blocks import attentions
 from shardwise.spec.config import read_model
+from shardwise.spec.model import layer_blocks
 
 SIZES = {
     "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 7, "vocab_size": 96, "num_attention_heads": 6,

@@ -18,11 +18,12 @@ from hypothesis import strategies as st
 from shardwise.errors import LayoutError
 from shardwise.spec import formats
 from shardwise.spec.axes import BITS, Axis, Weight
-from shardwise.spec.blocks import Chain, Model, Run, attentions, model_weights, parameters
+from shardwise.spec.blocks import Chain, attentions
 from shardwise.spec.config import read_model
 from shardwise.spec.formats import AWQ, GPTQ, Dense, FP8Block
 from shardwise.spec.layout import ALIGN_BYTES, Shares, cut_heads
 from shardwise.spec.mesh import Coords
+from shardwise.spec.model import Model, Run, model_weights, parameters
 from tests.spec.models_by_hand import FORMATS, Counted, Experts, around, attention, lay, layer, mlp, model
 
 

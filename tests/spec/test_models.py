@@ -17,8 +17,9 @@ import pytest
 from shardwise.errors import ConfigError
 from shardwise.spec.axes import BITS, Axis, Fused, Source
 from shardwise.spec.binding import names
-from shardwise.spec.blocks import MLP, Attention, Linear, attentions, layer_blocks, model_weights, parameters, walk
+from shardwise.spec.blocks import MLP, Attention, Linear, attentions, walk
 from shardwise.spec.config import read_model
+from shardwise.spec.model import layer_blocks, model_weights, parameters
 from shardwise.spec.models import MODELS, MULTIMODAL
 from shardwise.spec.moe import MoE
 from tests.spec.latent import LATENT

@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shardwise.spec.axes import Axis
-from shardwise.spec.blocks import Run, model_weights
 from shardwise.spec.config import read_model
 from shardwise.spec.formats import GPTQ, Dense
 from shardwise.spec.layout import Layout, Shares
+from shardwise.spec.model import Run, model_weights
 from tests.spec.models_by_hand import Experts, around, attention, lay, layer, model
 
 World = dict[tuple[int, str], set[tuple[int, ...]]]

@@ -17,18 +17,17 @@ from shardwise.spec.blocks import (
     Block,
     HeadsNorm,
     Linear,
-    Model,
     Norm,
     Sum,
     Table,
     attentions,
-    parameters,
     walk,
     weights,
 )
 from shardwise.spec.layout import Layout, Shares
 from shardwise.spec.mesh import Mesh
 from shardwise.spec.mla import MLA
+from shardwise.spec.model import Model, parameters
 from shardwise.spec.moe import MoE, Router
 
 

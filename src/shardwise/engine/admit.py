@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from shardwise.engine.setup import Setup
 from shardwise.errors import RequestError
+from shardwise.sched.checks import in_vocabulary
 from shardwise.sched.request import SamplingParams
 
 
@@ -17,9 +18,8 @@ def admit(setup: Setup, prompt: Sequence[int], params: SamplingParams) -> int:
     scoring = params.max_tokens == 0
     if len(prompt) >= context + scoring:
         raise RequestError(_too_long(setup, len(prompt), scoring))
-    _in_vocabulary("the prompt's", prompt, vocab)
-    _in_vocabulary("logit_bias:", params.logit_bias or (), vocab)
-    _in_vocabulary("allowed_token_ids:", params.allowed_token_ids or (), vocab)
+    in_vocabulary("the prompt", prompt, vocab)
+    params.check_vocabulary(vocab)
     if scoring:
         return 0
     room = context - len(prompt)
@@ -36,9 +36,3 @@ def _too_long(setup: Setup, length: int, scoring: bool) -> str:
     reasons = {"model": "this model's context", "flag": f"--max-model-len {own}", "memory": f"what the memory holds {own}"}
     most, least = (setup.context, "") if scoring else (setup.context - 1, "with at least one to generate ")
     return f"the prompt has {length} tokens; {least}it may have {most}, by {reasons[setup.bound]}"
-
-
-def _in_vocabulary(what: str, ids: Iterable[int], vocab: int) -> None:
-    for token in ids:
-        if not isinstance(token, int) or not 0 <= token < vocab:
-            raise RequestError(f"{what} token id {token!r} is not in this model's vocabulary of {vocab}: 0 to {vocab - 1} are")

@@ -6,7 +6,6 @@ ranks.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable
 
 from shardwise.engine.draws import Draws
@@ -28,7 +27,7 @@ class Core:
         self.journal = Journal()
         self._ranks = ranks
         self._draws: dict[int, Draws] = {}
-        self._unsampled: deque[Step] = deque()
+        self._unsampled: Step | None = None
 
     # --- requests -----------------------------------------------------------------------------------------------------
 
@@ -70,19 +69,19 @@ class Core:
         return self.scheduler.in_flight
 
     @property
-    def unsampled(self) -> int:
-        """Steps among them whose draws depend on tokens that are not here yet."""
-        return len(self._unsampled)
+    def unsampled(self) -> bool:
+        """Whether the draws of the last of them depend on tokens that are not here yet."""
+        return self._unsampled is not None
 
     def issue(self) -> None:
-        """Sends all steps that can be made now."""
-        while True:
+        """Sends all steps that can be made now: none before it is said how to draw the tokens of the last one."""
+        while self._unsampled is None:
             step, events = self.scheduler.step()
             self._note(events)
             if step is None:
                 return
             self._ranks.forward(step)
-            self._unsampled.append(step)
+            self._unsampled = step
             self._sample()
 
     def apply(self, number: int, results: tuple[Result, ...]) -> None:
@@ -93,16 +92,15 @@ class Core:
     def resume(self, ranks: Ranks) -> None:
         """Goes on with another group of ranks, whose caches are empty: what was in flight is done again."""
         self._ranks = ranks
-        self._unsampled.clear()
+        self._unsampled = None
         self.scheduler.forget()
 
     def _sample(self) -> None:
-        """Says how to draw the tokens of the steps sent, as far as that is known."""
-        while self._unsampled:
-            draws = self._step_draws(self._unsampled[0])
-            if draws is None:
-                return
-            self._ranks.sample(self._unsampled.popleft().number, draws)
+        """Says how to draw the tokens of the last step sent, once that is known."""
+        step = self._unsampled
+        if step is not None and (draws := self._step_draws(step)) is not None:
+            self._unsampled = None
+            self._ranks.sample(step.number, draws)
 
     def _step_draws(self, step: Step) -> tuple[Draw, ...] | None:
         """The draws of a step; None where one of them depends on a token that is not here yet."""
@@ -111,7 +109,7 @@ class Core:
             for sequence in item.drawn:
                 owner = self.scheduler.owner(sequence)
                 if owner is None:
-                    # Its request has ended meanwhile: whatever is drawn is nobody's.
+                    # It has ended meanwhile: whatever is drawn is nobody's.
                     found.append(Draw(sequence, temperature=0.0, seed=0))
                     continue
                 request, choice = owner

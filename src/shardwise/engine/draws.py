@@ -30,8 +30,7 @@ class Draws:
 
     def known(self, choice: int, count: int) -> bool:
         """Whether the draw after `count` tokens of a choice can be stated already."""
-        own = self._entry.choices[choice]
-        return not self._waits or own.finished or len(own.tokens) >= count
+        return not self._waits or len(self._entry.choices[choice].tokens) >= count
 
     def draw(self, sequence: int, choice: int, count: int) -> Draw:
         """How to draw the token after `count` tokens of a choice, for the scheduler's `sequence`."""
@@ -39,9 +38,7 @@ class Draws:
         fixed = self._fixed.get((choice, early))
         if fixed is None or fixed.sequence != sequence:
             fixed = self._fixed[choice, early] = self._draw(sequence, choice, early)
-        if not self._waits or self._entry.choices[choice].finished:
-            return fixed
-        return replace(fixed, edit=self._after(choice, fixed.edit or PLAIN))
+        return replace(fixed, edit=self._after(choice, fixed.edit or PLAIN)) if self._waits else fixed
 
     def _draw(self, sequence: int, choice: int, early: bool) -> Draw:
         params = self._entry.params

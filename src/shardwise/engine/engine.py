@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import secrets
-import select
 import threading
 import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from itertools import count
 from queue import SimpleQueue
 from types import TracebackType
@@ -142,27 +142,25 @@ class Engine:
         try:
             while self._obey():
                 self.core.issue()
-                if not self.core.in_flight:
-                    select.select([self._wake], [], [])
-                elif done := self.ranks.wait(self._wake):
+                if done := self.ranks.wait(self._wake):
                     self.core.apply(*done)
         except BaseException as error:
             if env.debug():
                 traceback.print_exc()
             self._end(error if isinstance(error, ShardwiseError) else ShardwiseError(f"the engine failed: {error!r}"))
         finally:
-            self._obey()
+            # Nothing is ordered any more. What is here still comes in, to be ended with the rest.
+            while self._orders:
+                with suppress(Exception):
+                    self._orders.popleft()()
             self.core.journal.fail(str(self._ended))
             self.ranks.close()
             os.close(self._wake)
 
     def _obey(self) -> bool:
-        """Does what other threads asked for. False when the engine is to end."""
-        with self._lock:
-            orders, self._orders = self._orders, deque()
-            ended = self._ended is not None
-            if select.select([self._wake], [], [], 0)[0]:
-                os.eventfd_read(self._wake)
-        for order in orders:
-            order()
-        return not ended
+        """Does what other threads asked for so far. False when the engine is to end."""
+        with suppress(BlockingIOError):
+            os.eventfd_read(self._wake)
+        for _ in range(len(self._orders)):
+            self._orders.popleft()()
+        return self._ended is None

@@ -126,7 +126,6 @@ class Front:
         RequestError where it can never run, ShardwiseError where the engine is closed.
         """
         params = replace(params, stop=(*params.stop, *prompt.stops)) if prompt.stops and params.detokenize else params
-        params.check_vocabulary(self.core.setup.layout.model.vocab)
         ends = (*(() if params.ignore_eos else self._eos), *params.stop_token_ids)
         number = self.core.submit(
             prompt.ids,

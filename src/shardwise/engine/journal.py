@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from shardwise.sched.events import Emitted, Ended, Event
@@ -23,7 +24,6 @@ class Continuation:
 
     tokens: list[int] = field(default_factory=list)
     counts: Counter[int] = field(default_factory=Counter)
-    finished: bool = False
 
 
 @dataclass(eq=False, slots=True)
@@ -63,12 +63,12 @@ class Journal:
             choice = entry.choices[event.choice]
             choice.tokens.append(event.chosen.token)
             choice.counts[event.chosen.token] += 1
-            choice.finished = event.finish is not None
         elif isinstance(event, Ended):
             del self.entries[event.request]
         entry.sink(event)
 
     def fail(self, reason: str) -> None:
-        """Ends everything that is open."""
+        """Ends everything that is open, whatever the sinks do."""
         for number in list(self.entries):
-            self.note(Ended(number, reason))
+            with suppress(Exception):
+                self.note(Ended(number, reason))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import selectors
 import shutil
 import signal
@@ -51,8 +52,8 @@ class Ranks(Protocol):
         ...
 
     def wait(self, wake: int) -> Done | None:
-        """The results of the oldest step, waiting for them; None as soon as descriptor `wake` can be read. Raises the cause
-        where a rank failed or is gone."""
+        """The results of the oldest step, waiting for them; None as soon as descriptor `wake` can be read: where no step is
+        under way, nothing else comes. Raises the cause where a rank failed or is gone."""
         ...
 
     def logits(self, step: Step) -> Iterator[wire.Rows]:
@@ -68,6 +69,15 @@ class Ranks(Protocol):
     def close(self) -> None:
         """Ends all ranks; nothing of them is left."""
         ...
+
+
+def first_readable(*descriptors: int) -> int:
+    """The first of the descriptors that can be read, waiting for one. (`select.select` takes none above 1023.)"""
+    poll = select.poll()
+    for descriptor in descriptors:
+        poll.register(descriptor, select.POLLIN)
+    ready = dict(poll.poll())
+    return next(descriptor for descriptor in descriptors if descriptor in ready)
 
 
 def start_message(setup: Setup, rank: int) -> wire.Start:
@@ -205,14 +215,16 @@ class ProcessRanks:
         """The cause of a failure: a rank that died before one that failed, one that failed by itself before one that
         only lost its peer. `reports` holds what is known so far; None is the end of a rank's stream."""
         until = time.monotonic() + SETTLE_S
-        for rank in reports:
-            self._selector.unregister(self._channels[rank])
-        while (left := until - time.monotonic()) > 0 and len(reports) < len(self._channels):
-            for key, _ in self._selector.select(left):
-                message = self._channels[key.data].receive()
-                if message is None or isinstance(message, wire.Failed):
-                    self._selector.unregister(self._channels[key.data])
-                    reports[key.data] = message
+        with selectors.DefaultSelector() as others:
+            for rank, channel in enumerate(self._channels):
+                if rank not in reports:
+                    others.register(channel, selectors.EVENT_READ, rank)
+            while (left := until - time.monotonic()) > 0 and others.get_map():
+                for key, _ in others.select(left):
+                    message = self._channels[key.data].receive()
+                    if message is None or isinstance(message, wire.Failed):
+                        others.unregister(key.fileobj)
+                        reports[key.data] = message
         for rank, report in sorted(reports.items()):
             if report is None:
                 return RankLost(rank, self._phase, self._death(rank))

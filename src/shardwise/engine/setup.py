@@ -17,11 +17,12 @@ from shardwise.engine.memory import SEQUENCES, STEP_TOKENS, Bound, Demand, room
 from shardwise.errors import ConfigError, LayoutError, UserError
 from shardwise.sched.limits import Limits
 from shardwise.spec.binding import bind
-from shardwise.spec.blocks import Linear, Model, ropes, walk
+from shardwise.spec.blocks import Linear, walk
 from shardwise.spec.checkpoint import open_checkpoint, read_json
 from shardwise.spec.config import read_model
 from shardwise.spec.layout import Layout, Shares
 from shardwise.spec.mesh import Mesh
+from shardwise.spec.model import Model, ropes
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 DEVICES = ("auto", "cpu", "cuda")

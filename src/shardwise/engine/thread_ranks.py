@@ -6,7 +6,6 @@ Imports torch, whose threads per operation are the caller's to set: they belong 
 from __future__ import annotations
 
 import os
-import select
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,7 +13,7 @@ from typing import Any, TypeVar
 
 from shardwise.comm.protocol import DEADLINE_S
 from shardwise.comm.threads import threads
-from shardwise.engine.ranks import Done, Progress, start_message
+from shardwise.engine.ranks import Done, Progress, first_readable, start_message
 from shardwise.engine.setup import Setup
 from shardwise.errors import CommError, RankLost, ShardwiseError
 from shardwise.runtime import wire
@@ -66,11 +65,9 @@ class ThreadRanks:
             if self._sampled and self._sampled[0][1].done():
                 number, lead = self._sampled.popleft()
                 return number, lead.result()
-            ready, _, _ = select.select([self._news, wake], [], [])
-            if self._news in ready:
-                os.eventfd_read(self._news)
-            elif wake in ready:
+            if first_readable(self._news, wake) == wake:
                 return None
+            os.eventfd_read(self._news)
 
     def logits(self, step: Step) -> Iterator[wire.Rows]:
         found = self._each(lambda rank: list(rows_of(self.runners[rank], step)))

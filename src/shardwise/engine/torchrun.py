@@ -15,7 +15,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from shardwise.comm.protocol import DEADLINE_S
-from shardwise.engine.ranks import Done, Progress, start_message
+from shardwise.engine.ranks import Done, Progress, first_readable, start_message
 from shardwise.engine.setup import Setup
 from shardwise.env import Torchrun
 from shardwise.errors import ShardwiseError, UserError
@@ -62,8 +62,11 @@ class TorchrunRanks:
         self._done.append((number, self._runner.sample(number, tuple(draws))))
 
     def wait(self, wake: int) -> Done | None:
-        """This process is itself the lead rank: what was sampled is done, and what was not waits for `wake`."""
-        return self._done.popleft() if self._done else None
+        """This process is itself the lead rank: what was sampled is done, and only `wake` is waited for."""
+        if self._done:
+            return self._done.popleft()
+        first_readable(wake)
+        return None
 
     def logits(self, step: Step) -> Iterator[wire.Rows]:
         from shardwise.runtime.worker import rows_of

@@ -19,6 +19,7 @@ from shardwise.nn.rope import Rope
 from shardwise.nn.state import Cache, State
 from shardwise.nn.table import Embedding, Head
 from shardwise.spec import blocks, mla, moe
+from shardwise.spec.model import layer_blocks, ropes
 from shardwise.spec.traffic import BRANCHES
 
 Tensors = Mapping[str, torch.Tensor]
@@ -102,9 +103,9 @@ class Decoder(nn.Module):
         super().__init__()
         model = rank.layout.model
         self.embed = Embedding(model.embed, model.embed.name, rank, tensors)
-        self.layers = nn.ModuleList(build(block, path, rank, tensors) for path, block in blocks.layer_blocks(model))
+        self.layers = nn.ModuleList(build(block, path, rank, tensors) for path, block in layer_blocks(model))
         self.head = Head(model.head, model.head.name, rank, tensors)
-        self.ropes = {rope: Rope(rope, rank.device) for rope in blocks.ropes(model)}
+        self.ropes = {rope: Rope(rope, rank.device) for rope in ropes(model)}
 
     def forward(self, tokens: torch.Tensor, batch: Batch, cache: Cache) -> torch.Tensor:
         """tokens [T] to hidden states [T, hidden], the same on every rank."""

@@ -3,7 +3,7 @@ which value, and what would work. numpy's scalars are taken for the numbers they
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable
 from numbers import Integral, Real
 from typing import Any
 
@@ -59,11 +59,11 @@ def token_ids(name: str, value: object, most: int) -> tuple[int, ...]:
     return tuple(dict.fromkeys(found))
 
 
-def in_vocabulary(name: str, ids: tuple[int, ...] | Mapping[int, float], vocab: int) -> None:
-    """RequestError for an id that a model of `vocab` ids does not have."""
+def in_vocabulary(name: str, ids: Iterable[object], vocab: int) -> None:
+    """RequestError, which calls them `name`, for an id that a model of `vocab` ids does not have."""
     for token in ids:
-        if not 0 <= token < vocab:
-            raise RequestError(f"{name}: token id {token} is not in this model's vocabulary of {vocab}")
+        if not isinstance(token, int) or not 0 <= token < vocab:
+            raise RequestError(f"{name}: token id {token!r} is not in this model's vocabulary of {vocab}: 0 to {vocab - 1} are")
 
 
 def strings(name: str, value: object, most: int, most_chars: int) -> tuple[str, ...]:

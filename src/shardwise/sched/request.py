@@ -126,9 +126,9 @@ class SamplingParams:
 
     def check_vocabulary(self, vocab: int) -> None:
         """RequestError for an id that a model of `vocab` ids does not have."""
-        in_vocabulary("stop_token_ids", tuple(self.stop_token_ids), vocab)
-        in_vocabulary("allowed_token_ids", tuple(self.allowed_token_ids or ()), vocab)
-        in_vocabulary("logit_bias", self.logit_bias or {}, vocab)
+        in_vocabulary("stop_token_ids", self.stop_token_ids, vocab)
+        in_vocabulary("allowed_token_ids", self.allowed_token_ids or (), vocab)
+        in_vocabulary("logit_bias", self.logit_bias or (), vocab)
 
 
 FIELDS = tuple(field.name for field in fields(SamplingParams))

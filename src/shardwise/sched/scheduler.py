@@ -75,7 +75,7 @@ class Scheduler:
         return tuple(self._roster.waiting)
 
     def owner(self, sequence: int) -> tuple[int, int] | None:
-        """(request, choice) of a sequence by its number; None once its request has ended."""
+        """(request, choice) of a sequence by its number; None once it has ended."""
         return self._owners.get(sequence)
 
     @property
@@ -134,7 +134,6 @@ class Scheduler:
         sequences = self._requests.pop(number)
         for sequence in sequences:
             self._retire(sequence)
-            del self._owners[sequence.number]
         prefilled, cached = self._began.pop(number, (0, 0))
         return Ended(number, error, prefilled, cached, sum(s.preempted for s in sequences))
 
@@ -145,6 +144,7 @@ class Scheduler:
         elif not sequence.finished:
             self._roster.remove(sequence)
         sequence.finished = True
+        self._owners.pop(sequence.number, None)
 
     def _leave(self, sequence: Sequence) -> None:
         """Takes it off the running ones; its pages go back."""
@@ -252,7 +252,6 @@ class Scheduler:
         own = self._requests[lead.request.number]
         for child in own[1:]:
             self._retire(child)
-            del self._owners[child.number]
         del own[1:]
         self._roster.unfork(lead)
 

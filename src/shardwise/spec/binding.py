@@ -13,9 +13,9 @@ from typing import TypeVar
 
 from shardwise.errors import CheckpointError
 from shardwise.spec.axes import Packed, Source, Weight
-from shardwise.spec.blocks import Model, model_weights
 from shardwise.spec.boxes import Box
 from shardwise.spec.checkpoint import Checkpoint, Stored
+from shardwise.spec.model import Model, model_weights
 
 # safetensors' names of the dtypes that are read, and torch's.
 DTYPES = {

@@ -17,8 +17,9 @@ from typing import Any
 from shardwise.errors import ConfigError
 from shardwise.spec import formats
 from shardwise.spec.axes import Axis
-from shardwise.spec.blocks import Block, Linear, Model, Run, walk
+from shardwise.spec.blocks import Block, Linear, walk
 from shardwise.spec.formats import Dense, Format
+from shardwise.spec.model import Model, Run
 from shardwise.spec.models import MODELS, MULTIMODAL, REFUSED
 from shardwise.spec.models.fields import Fields, refuse_unread, shown
 from shardwise.spec.models.kinds import FULL

@@ -13,10 +13,11 @@ from math import prod
 
 from shardwise.errors import LayoutError
 from shardwise.spec.axes import BITS, Axis, Weight, split
-from shardwise.spec.blocks import Attending, Block, Model, attentions, layer_blocks, weights
+from shardwise.spec.blocks import Attending, Block, attentions, weights
 from shardwise.spec.boxes import Box, atoms, intersect, subtract
 from shardwise.spec.kept import Kept
 from shardwise.spec.mesh import Coords, Mesh
+from shardwise.spec.model import Model, layer_blocks
 from shardwise.spec.moe import stacks
 
 ALIGN_BYTES = 64

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from shardwise.spec.axes import Axis, Source, Weight
-from shardwise.spec.blocks import MLP, Block, Linear, Model, walk
+from shardwise.spec.blocks import MLP, Block, Linear, walk
+from shardwise.spec.model import Model
 
 Score = Literal["softmax", "softmax_of_top", "sigmoid"]
 

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from math import prod
 
 from shardwise.spec.axes import BITS
-from shardwise.spec.blocks import Block, HeadsNorm, Linear, Model, Sum, Table
+from shardwise.spec.blocks import Block, HeadsNorm, Linear, Sum, Table
 from shardwise.spec.layout import Layout
+from shardwise.spec.model import Model
 from shardwise.spec.moe import MoE
 
 SITES = {"q": "attn_out", "mlp": "mlp_down", "moe": "moe_out", "expert": "moe_out", "vocab": "embed"}

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from shardwise.engine.setup import Setup
 from shardwise.errors import ShardwiseError, UserError
-from shardwise.spec.blocks import ropes
+from shardwise.spec.model import ropes
 from shardwise.verify.drive import Advance
 from shardwise.verify.trace import KEPT_BYTES, Text, Trace
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from shardwise.engine.text import Tokenizer
 from shardwise.errors import RequestError
+from shardwise.sched.checks import in_vocabulary
 from shardwise.verify.trace import Text
 
 BUILT_IN = {
@@ -120,7 +121,5 @@ def fitted(texts: Sequence[Text], context: int, limit: int, vocabulary: int) -> 
     if room < 1:
         raise RequestError(f"--max-tokens {limit} leaves no room for a prompt in the context of {context}; use fewer")
     for text in texts:
-        wrong = next((token for token in text.ids if not 0 <= token < vocabulary), None)
-        if wrong is not None:
-            raise RequestError(f"{text.name}: token id {wrong} is not in this model's vocabulary of {vocabulary}")
+        in_vocabulary(text.name, text.ids, vocabulary)
     return [text if len(text.ids) <= room else Text(text.name, text.ids[:room]) for text in texts]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from shardwise.spec.blocks import Model
+from shardwise.spec.model import Model
 from shardwise.spec.models.deepseek import deepseek_v2, deepseek_v3, kimi_k2
 from shardwise.spec.models.falcon import falcon
 from shardwise.spec.models.fields import Fields

@@ -21,14 +21,13 @@ from shardwise.spec.blocks import (
     Embedding,
     Head,
     Linear,
-    Model,
     Norm,
     Residual,
     Rope,
-    Run,
     Table,
     attentions,
 )
+from shardwise.spec.model import Model, Run
 from shardwise.spec.models.fields import Fields
 
 K = TypeVar("K")

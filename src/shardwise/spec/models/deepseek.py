@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from shardwise.spec.axes import Axis
-from shardwise.spec.blocks import Block, Chain, Linear, Model, Norm
+from shardwise.spec.blocks import Block, Chain, Linear, Norm
 from shardwise.spec.mla import MLA
+from shardwise.spec.model import Model
 from shardwise.spec.models.decoder import ACTIVATIONS, Shape, decoder, gated_mlp, layer, read_shape, runs
 from shardwise.spec.models.experts import experts_of, groups_of, shared_expert, stored_apart, top_of
 from shardwise.spec.models.fields import Fields

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from shardwise.spec.blocks import MLP, Attention, Chain, Model, Residual
+from shardwise.spec.blocks import MLP, Attention, Chain, Residual
+from shardwise.spec.model import Model
 from shardwise.spec.models.decoder import ACTIVATIONS, Shape, attention, decoder, runs
 from shardwise.spec.models.fields import Fields
 from shardwise.spec.models.gpt_neox import in_turn, interleaved, layer_norm, plain_mlp, shape_of, side_by_side

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from shardwise.spec.blocks import MLP, Attention, Chain, Model, Norm, Residual, Run
+from shardwise.spec.blocks import MLP, Attention, Chain, Norm, Residual
+from shardwise.spec.model import Model, Run
 from shardwise.spec.models.decoder import (  # fmt: skip
     ACTIVATIONS,
     Activation,

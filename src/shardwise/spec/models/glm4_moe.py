@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from shardwise.spec.blocks import Attention, Block, Chain, Model, Norm
+from shardwise.spec.blocks import Attention, Block, Chain, Norm
+from shardwise.spec.model import Model
 from shardwise.spec.models.decoder import ACTIVATIONS, Shape, attention, decoder, gated_mlp, layer, read_shape, runs
 from shardwise.spec.models.experts import experts_of, groups_of, shared_expert, stored_apart, top_of
 from shardwise.spec.models.fields import Fields

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from shardwise.spec.axes import Axis, Fused, unit_grain
-from shardwise.spec.blocks import MLP, Attention, Chain, Embedding, Head, Linear, Model, Norm, Residual, Table
+from shardwise.spec.blocks import MLP, Attention, Chain, Embedding, Head, Linear, Norm, Residual, Table
+from shardwise.spec.model import Model
 from shardwise.spec.models.decoder import ACTIVATIONS, mlp_axis, read_dtype, runs
 from shardwise.spec.models.fields import Fields
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from shardwise.spec.axes import Axis, Fused
-from shardwise.spec.blocks import MLP, Attention, Block, Chain, Linear, Model, Norm, Residual, Rope
+from shardwise.spec.blocks import MLP, Attention, Block, Chain, Linear, Norm, Residual, Rope
+from shardwise.spec.model import Model
 from shardwise.spec.models.decoder import ACTIVATIONS, Activation, Shape, attention, decoder, head_dim, mlp_axis, runs
 from shardwise.spec.models.fields import Fields
 from shardwise.spec.models.rope import rope_of, stated

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from shardwise.errors import ConfigError
-from shardwise.spec.blocks import Chain, Model, Norm, Rope
+from shardwise.spec.blocks import Chain, Norm, Rope
+from shardwise.spec.model import Model
 from shardwise.spec.models.decoder import Shape, attention, decoder, layer, read_shape, runs, window_of
 from shardwise.spec.models.experts import experts_of, stored_together, top_of
 from shardwise.spec.models.fields import Fields

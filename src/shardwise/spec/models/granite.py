@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from shardwise.spec.blocks import Block, Chain, Model
+from shardwise.spec.blocks import Block, Chain
+from shardwise.spec.model import Model
 from shardwise.spec.models.decoder import ACTIVATIONS, Shape, attention, decoder, gated_mlp, layer, read_shape, runs
 from shardwise.spec.models.experts import experts_of, stored_together, top_of
 from shardwise.spec.models.fields import Fields

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from shardwise.spec.blocks import Chain, Model
+from shardwise.spec.blocks import Chain
+from shardwise.spec.model import Model
 from shardwise.spec.models.decoder import attention, decoder, gated_mlp, layer, read_shape, runs
 from shardwise.spec.models.fields import Fields
 from shardwise.spec.models.rope import rope

@@ -7,7 +7,8 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from shardwise.errors import ConfigError
-from shardwise.spec.blocks import Attention, Chain, Model, Norm, Temperature
+from shardwise.spec.blocks import Attention, Chain, Norm, Temperature
+from shardwise.spec.model import Model
 from shardwise.spec.models.decoder import (  # fmt: skip
     ACTIVATIONS,
     Shape,

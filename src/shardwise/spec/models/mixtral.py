@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from shardwise.spec.blocks import Chain, Model
+from shardwise.spec.blocks import Chain
+from shardwise.spec.model import Model
 from shardwise.spec.models.decoder import ACTIVATIONS, attention, decoder, layer, read_shape, runs, window_of
 from shardwise.spec.models.experts import stored_apart, top_of
 from shardwise.spec.models.fields import Fields

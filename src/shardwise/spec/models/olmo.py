@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from shardwise.spec.blocks import MLP, Attention, Chain, HeadsNorm, Model, Norm, Residual, Rope, Run
+from shardwise.spec.blocks import MLP, Attention, Chain, HeadsNorm, Norm, Residual, Rope
+from shardwise.spec.model import Model, Run
 from shardwise.spec.models.decoder import Shape, attention, decoder, gated_mlp, read_shape, runs, window_of
 from shardwise.spec.models.fields import Fields
 from shardwise.spec.models.kinds import SLIDING, layer_kinds

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from shardwise.spec.axes import Fused
-from shardwise.spec.blocks import MLP, Attention, Chain, Linear, Model
+from shardwise.spec.blocks import MLP, Attention, Chain, Linear
+from shardwise.spec.model import Model
 from shardwise.spec.models.decoder import attention, decoder, gated_mlp, layer, read_shape, runs, window_of
 from shardwise.spec.models.fields import Fields
 from shardwise.spec.models.rope import rope

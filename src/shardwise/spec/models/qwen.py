@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from shardwise.errors import ConfigError
-from shardwise.spec.blocks import Chain, Model, Norm
+from shardwise.spec.blocks import Chain, Norm
+from shardwise.spec.model import Model
 from shardwise.spec.models.decoder import Shape, attention, decoder, gated_mlp, layer, read_shape, runs, window_of
 from shardwise.spec.models.fields import Fields
 from shardwise.spec.models.kinds import SLIDING, layer_kinds

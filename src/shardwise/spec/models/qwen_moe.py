@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from shardwise.spec.axes import Axis
-from shardwise.spec.blocks import Attention, Block, Chain, Linear, Model, Norm
+from shardwise.spec.blocks import Attention, Block, Chain, Linear, Norm
+from shardwise.spec.model import Model
 from shardwise.spec.models.decoder import ACTIVATIONS, Shape, attention, decoder, gated_mlp, layer, read_shape, runs, window_of
 from shardwise.spec.models.experts import experts_of, shared_expert, stored_apart, top_of
 from shardwise.spec.models.fields import Fields
