@@ -8,10 +8,11 @@ from typing import Literal
 
 from shardwise.engine.devices import available_bytes, gpus
 from shardwise.errors import CapacityError, UserError
+from shardwise.runtime.kinds import PIECE
 from shardwise.spec.axes import BITS
 from shardwise.spec.blocks import Attention, Linear, walk
 from shardwise.spec.layout import PAGE_TOKENS, Layout, Shares
-from shardwise.spec.mesh import Mesh
+from shardwise.spec.mesh import Coords, Mesh
 from shardwise.spec.mla import MLA
 from shardwise.spec.moe import MoE
 
@@ -90,7 +91,7 @@ class Demand:
         tokens = min(self.tokens, kept)
         # Sequences are gathered side by side, padded to less than twice their length.
         gathered = max(context, min(2 * kept, self.sequences * context))
-        item, widest, attended, states = BITS[layout.dtype] // 8, 0, 0, 6
+        widest, attended, states = 0, 0, 6
         for block in {id(run.block): run.block for run in layout.model.runs}.values():
             for _, node in walk(block):
                 if isinstance(node, Linear):
@@ -102,10 +103,20 @@ class Demand:
                 elif isinstance(node, MoE):
                     # All tokens may go to one expert: its inputs, its outputs and these weighed, beside the sum.
                     states = 10
-        # Norms are computed in float32, whatever the dtype; sampling works on float64 and int64 rows of the vocabulary.
-        own = len(layout.span(layout.model.head.linear.out, at))
-        sampled = 16 * item * layout.model.vocab + 16 * min(self.sequences, kept) * own
-        return 4 * tokens * (states * layout.model.hidden + 3 * widest) + attended + sampled
+        # Norms are computed in float32, whatever the dtype.
+        return (
+            4 * tokens * (states * layout.model.hidden + 3 * widest)
+            + attended
+            + self._sampling_bytes(at, min(self.sequences, kept))
+        )
+
+    def _sampling_bytes(self, at: Coords, rows: int) -> int:
+        """Logits of `rows` rows as they come and in float32, what choosing makes of them, the whole logits of a few rows where
+        candidates are not enough, and a piece of a prompt's log-probabilities. Factors: docs/log.md."""
+        vocab, item = self.layout.model.vocab, BITS[self.layout.dtype] // 8
+        own = len(self.layout.span(self.layout.model.head.linear.out, at))
+        chosen = max(24 * rows * own, 180 * min(rows, PIECE // 8) * vocab)
+        return rows * own * (item + 4) + chosen + PIECE * own * (item + 24)
 
 
 def room(demand: Demand, asked: int | None, *, fewer: bool) -> Room:
