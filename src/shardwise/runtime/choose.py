@@ -57,7 +57,7 @@ class Numbers:
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class Drawn:
     """tokens [N]; and tops [N], float64: NaN where a row's logits are not finite, minus infinity where all ids are excluded,
     else any other number. `uncertain`: for how many rows the candidates were not enough, offer by offer."""
 
@@ -78,7 +78,7 @@ class Chooser:
         self._tops = torch.full((len(places),), math.nan, dtype=torch.float64, device=self._device)
         self._peaks = torch.full((len(places), 1), math.nan, dtype=torch.float64, device=self._device)
 
-    def choose(self) -> Choice:
+    def choose(self) -> Drawn:
         """Every rank takes part, in the same calls."""
         found: dict[kinds.Kind, list[int]] = {"greedy": [], "noisy": [], "floor": [], "candidates": [], "whole": []}
         for row, place in enumerate(self._places):
@@ -94,7 +94,7 @@ class Chooser:
         whole = sorted(found["whole"] + left)
         for piece in pieces(len(whole), PIECE // 8):
             self._take_whole([whole[i] for i in piece])
-        return Choice(self._tokens, self._tops, tuple(uncertain))
+        return Drawn(self._tokens, self._tops, tuple(uncertain))
 
     def _of(self, rows: list[int]) -> torch.Tensor:
         """Their logits, without a copy where they are all rows."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from shardwise.nn.batch import Batch
-from shardwise.runtime.choose import Choice, Chooser
+from shardwise.runtime.choose import Chooser, Drawn
 from shardwise.runtime.edits import edited
 from shardwise.runtime.kinds import Place, pieces, places
 from shardwise.runtime.parts import Parts
@@ -66,46 +66,46 @@ class Sampler:
         flat = [place for each in wanted for place in each]
         chosen: Iterator[Chosen | str] = iter(())
         if waiting.logits is not None:
-            choice = self._choose(waiting.logits, flat)
-            self._keep(number, wanted, choice)
-            asked = self._asked(waiting.logits, flat, choice)
-            chosen = iter(_chosen(flat, choice, asked)) if self._parts.lead else chosen
+            drawn = self._choose(waiting.logits, flat)
+            self._keep(number, wanted, drawn)
+            asked = self._asked(waiting.logits, flat, drawn)
+            chosen = iter(_chosen(flat, drawn, asked)) if self._parts.lead else chosen
         return tuple(_results(waiting, wanted, chosen)) if self._parts.lead else ()
 
-    def _choose(self, logits: torch.Tensor, flat: list[Place]) -> Choice:
+    def _choose(self, logits: torch.Tensor, flat: list[Place]) -> Drawn:
         sound = finite(logits)
         rows = [place.row for place in flat]
         if rows != list(range(len(logits))):  # several continuations of one row
             logits, sound = logits[rows], sound[rows]
         logits = edited(logits, [place.edit for place in flat], self._parts.own)
-        choice = Chooser(logits, sound, flat, self._parts).choose()
-        self.uncertain = choice.uncertain
-        return choice
+        drawn = Chooser(logits, sound, flat, self._parts).choose()
+        self.uncertain = drawn.uncertain
+        return drawn
 
-    def _keep(self, number: int, wanted: list[list[Place]], choice: Choice) -> None:
+    def _keep(self, number: int, wanted: list[list[Place]], drawn: Drawn) -> None:
         """For the step that takes its tokens from this one: those of sequences that draw one."""
         ends = torch.tensor([len(each) for each in wanted]).cumsum(0).tolist()
         single = [(end - 1, each[0].draw.sequence) for end, each in zip(ends, wanted, strict=True) if len(each) == 1]
-        tokens = choice.tokens if len(single) == len(wanted) else choice.tokens[[row for row, _ in single]]
+        tokens = drawn.tokens if len(single) == len(wanted) else drawn.tokens[[row for row, _ in single]]
         self._recent.keep(number, [sequence for _, sequence in single], tokens)
 
-    def _asked(self, logits: torch.Tensor, flat: list[Place], choice: Choice) -> tuple[Scores, ...]:
+    def _asked(self, logits: torch.Tensor, flat: list[Place], drawn: Drawn) -> tuple[Scores, ...]:
         """The scores of those chosen tokens whose draws ask for them."""
         asked = [i for i, place in enumerate(flat) if place.draw.logprobs is not None]
         top = min(max((flat[i].draw.logprobs or 0 for i in asked), default=0), self._parts.vocabulary)
         found = []
         for piece in pieces(len(asked)):
             part = asked[piece.start : piece.stop]
-            found.append(score(logits[[flat[i].row for i in part]], choice.tokens[part], top, self._parts))
+            found.append(score(logits[[flat[i].row for i in part]], drawn.tokens[part], top, self._parts))
         return tuple(found)
 
 
-def _chosen(flat: list[Place], choice: Choice, asked: tuple[Scores, ...]) -> list[Chosen | str]:
+def _chosen(flat: list[Place], drawn: Drawn, asked: tuple[Scores, ...]) -> list[Chosen | str]:
     """On the host: what was chosen at each place, or why there is nothing."""
     tops = [place.draw.logprobs for place in flat if place.draw.logprobs is not None]
     scored = iter(_listed(asked, tops))
     found: list[Chosen | str] = []
-    for place, token, top in zip(flat, choice.tokens.tolist(), choice.tops.tolist(), strict=True):
+    for place, token, top in zip(flat, drawn.tokens.tolist(), drawn.tops.tolist(), strict=True):
         chosen = Chosen(token) if place.draw.logprobs is None else next(scored)
         found.append(NOT_FINITE if math.isnan(top) else ALL_BARRED if top == -math.inf else chosen)
     return found
