@@ -104,19 +104,15 @@ class Demand:
                     # All tokens may go to one expert: its inputs, its outputs and these weighed, beside the sum.
                     states = 10
         # Norms are computed in float32, whatever the dtype.
-        return (
-            4 * tokens * (states * layout.model.hidden + 3 * widest)
-            + attended
-            + self._sampling_bytes(at, min(self.sequences, kept))
-        )
+        return 4 * tokens * (states * layout.model.hidden + 3 * widest) + attended + self.sampling_bytes(at, kept)
 
-    def _sampling_bytes(self, at: Coords, rows: int) -> int:
-        """Logits of `rows` rows as they come and in float32, what choosing makes of them, the whole logits of a few rows where
-        candidates are not enough, and a piece of a prompt's log-probabilities. Factors: docs/log.md."""
+    def sampling_bytes(self, at: Coords, kept: int) -> int:
+        """Logits as they come and in float32, with what choosing makes of them or of the whole logits of a few rows, where
+        candidates are not enough; or, before any of it, a piece of a prompt's log-probabilities. Factors: docs/log.md."""
         vocab, item = self.layout.model.vocab, BITS[self.layout.dtype] // 8
-        own = len(self.layout.span(self.layout.model.head.linear.out, at))
+        own, rows = len(self.layout.span(self.layout.model.head.linear.out, at)), min(self.sequences, kept)
         chosen = max(24 * rows * own, 180 * min(rows, PIECE // 8) * vocab)
-        return rows * own * (item + 4) + chosen + PIECE * own * (item + 24)
+        return max(rows * own * (item + 4) + chosen, min(PIECE, self.tokens, kept) * own * (item + 24))
 
 
 def room(demand: Demand, asked: int | None, *, fewer: bool) -> Room:
