@@ -21,6 +21,7 @@ MESSAGES: list[wire.Message] = [
     wire.Forward(Step(7, ITEMS, (((1, 2), (1, 3)), ()))),
     wire.Sample(7, (Draw(3, 0.0, 0), Draw(4, 0.7, 2**63 - 1, 1, 0.9, 40, 0.1, 5, EDIT), Draw(8, 1.0, 3), Draw(9, 1.0, 3))),
     wire.Sample(8, ()),
+    wire.Draws((Draw(3, 0.0, 0),)),
     wire.Done(7, (Result(3, (Chosen(5, -0.5, 1, ((5, -0.5), (6, -1.0))),), (Chosen(6),)), Result(4, error="no")), 0.25),
 ]
 
@@ -28,3 +29,18 @@ MESSAGES: list[wire.Message] = [
 @pytest.mark.parametrize("message", MESSAGES, ids=lambda message: type(message).__name__)
 def test_messages_arrive_as_they_were_sent(message: wire.Message) -> None:
     assert wire.decode(wire.encode(message)) == message
+
+
+@pytest.mark.parametrize("limit", [600, 1000, 2000, 10**6])
+def test_draws_that_one_message_cannot_hold_come_in_several(limit: int) -> None:
+    draws = tuple(Draw(i, 0.5, i, edit=Edit(allowed=tuple(range(i % 40)))) for i in range(50))
+    *early, last = [wire.decode(body) for body in wire.encode_sample(4, draws, limit)]
+    assert isinstance(last, wire.Sample) and last.number == 4
+    assert all(isinstance(message, wire.Draws) for message in early) and bool(early) == (limit < 10**6)
+    assert (*(draw for message in early for draw in message.draws), *last.draws) == draws  # type: ignore[union-attr]
+    assert max(len(wire.encode(message)) for message in (*early, last)) <= limit
+
+
+def test_one_draw_is_not_cut() -> None:
+    with pytest.raises(wire.WireError, match=r"one draw takes \d+ bytes, over the limit of 100"):
+        list(wire.encode_sample(4, (Draw(1, 0.5, 1, edit=Edit(allowed=tuple(range(300)))),), 100))

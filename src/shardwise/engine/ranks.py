@@ -158,7 +158,8 @@ class ProcessRanks:
         self._tell(wire.Forward(step))
 
     def sample(self, number: int, draws: Sequence[Draw]) -> None:
-        self._tell(wire.Sample(number, tuple(draws)))
+        for body in wire.encode_sample(number, tuple(draws)):
+            self._tell_encoded(body)
 
     def wait(self, wake: int) -> Done | None:
         self._selector.register(wake, selectors.EVENT_READ, None)
@@ -186,7 +187,9 @@ class ProcessRanks:
             yield message
 
     def _tell(self, message: wire.Message) -> None:
-        body = wire.encode(message)
+        self._tell_encoded(wire.encode(message))
+
+    def _tell_encoded(self, body: bytes) -> None:
         for rank, channel in enumerate(self._channels):
             try:
                 channel.send_encoded(body)

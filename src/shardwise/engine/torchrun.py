@@ -27,9 +27,6 @@ if TYPE_CHECKING:
 
     from shardwise.runtime.runner import Runner
 
-KEPT = 4
-"""Messages that stay readable: a forward and how to sample it, twice."""
-
 IDLE = timedelta(hours=24)
 """How long a follower waits for the next step; torchrun ends it earlier if the lead rank is gone."""
 
@@ -44,7 +41,7 @@ class TorchrunRanks:
             )
         self._place = place
         self._store = _store(place)
-        self._posted = 0
+        self._posted = self._deleted = self._last = 0
         self._done: deque[Done] = deque()
         start = start_message(setup, 0)
         self._post(start)
@@ -54,11 +51,13 @@ class TorchrunRanks:
         self.ready: Sequence[wire.Ready] = [ready(self._runner)]
 
     def forward(self, step: Step) -> None:
+        self._forget()
         self._post(wire.Forward(step))
         self._runner.forward(step)
 
     def sample(self, number: int, draws: Sequence[Draw]) -> None:
-        self._post(wire.Sample(number, tuple(draws)))
+        for body in wire.encode_sample(number, tuple(draws)):
+            self._post_encoded(body)
         self._done.append((number, self._runner.sample(number, tuple(draws))))
 
     def wait(self, wake: int) -> Done | None:
@@ -71,15 +70,22 @@ class TorchrunRanks:
     def logits(self, step: Step) -> Iterator[wire.Rows]:
         from shardwise.runtime.worker import rows_of
 
+        self._forget()
         self._post(wire.Logits(step))
         yield from rows_of(self._runner, step)
 
+    def _forget(self) -> None:
+        """Takes away what everybody has read. A forward is a collective: when the last one is done, that is all before it."""
+        for number in range(self._deleted, self._last):
+            self._store.delete_key(f"message/{number}")
+        self._deleted, self._last = self._last, self._posted
+
     def _post(self, message: wire.Message) -> None:
+        self._post_encoded(wire.encode(message))
+
+    def _post_encoded(self, body: bytes) -> None:
         # The stubs ask for text; the store takes bytes, and gives bytes back.
-        self._store.set(f"message/{self._posted}", wire.encode(message))  # type: ignore[arg-type]
-        # A forward is a collective: when the last one is done, everybody has read what was posted before it.
-        if self._posted >= KEPT:
-            self._store.delete_key(f"message/{self._posted - KEPT}")
+        self._store.set(f"message/{self._posted}", body)  # type: ignore[arg-type]
         self._posted += 1
 
     def close(self) -> None:
@@ -110,6 +116,8 @@ def follow(place: Torchrun) -> None:
             runner = _open(msgspec.structs.replace(message, rank=place.rank), place, store, None)
         elif isinstance(message, wire.Forward) and runner is not None:
             runner.forward(message.step)
+        elif isinstance(message, wire.Draws) and runner is not None:
+            runner.early(message.draws)
         elif isinstance(message, wire.Sample) and runner is not None:
             runner.sample(message.number, message.draws)
         elif isinstance(message, wire.Logits) and runner is not None:

@@ -49,6 +49,7 @@ class Runner:
         self.inputs = Inputs(rank, limits, buckets or Buckets.of(rank.device.type, limits), recent)
         self.parts = Parts(rank)
         self.sampler = Sampler(self.parts, self.decoder.logits, recent)
+        self._early: tuple[Draw, ...] = ()
 
     @torch.inference_mode()
     def forward(self, step: Step) -> None:
@@ -60,8 +61,13 @@ class Runner:
     def sample(self, number: int, draws: Sequence[Draw]) -> tuple[Result, ...]:
         """The results of step `number`, the last that went forward: `draws` has one for each sequence in the `drawn` of its
         items, in order. Every rank takes part; the lead rank answers, the others with ()."""
-        results = self.sampler.sample(number, draws)
+        told, self._early = (*self._early, *draws), ()
+        results = self.sampler.sample(number, told)
         return results if self.rank.at.tp == 0 else ()
+
+    def early(self, draws: Sequence[Draw]) -> None:
+        """Draws of the next `sample`, before those that it is given itself."""
+        self._early += tuple(draws)
 
     @torch.inference_mode()
     def logits(self, step: Step) -> torch.Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Iterator
 
 import msgspec
 
@@ -67,6 +68,12 @@ class Sample(msgspec.Struct, frozen=True, tag=True):
     draws: tuple[Draw, ...]
 
 
+class Draws(msgspec.Struct, frozen=True, tag=True):
+    """Draws of the step that is sampled next, which come before those of its Sample: one message cannot hold them all."""
+
+    draws: tuple[Draw, ...]
+
+
 class Done(msgspec.Struct, frozen=True, tag=True):
     """A step's results; empty from all ranks but the lead. `busy_s`: how long this rank worked on it, waiting for its peers
     included, waiting for the engine not."""
@@ -116,7 +123,7 @@ class Stop(msgspec.Struct, frozen=True, tag=True):
     """The end, where closing the channel cannot say so."""
 
 
-Message = Start | Loading | Ready | Forward | Sample | Done | Logits | Rows | Failed | Stop
+Message = Start | Loading | Ready | Forward | Draws | Sample | Done | Logits | Rows | Failed | Stop
 
 
 class WireError(ShardwiseError):
@@ -133,6 +140,30 @@ def encode(message: Message) -> bytes:
     if len(body) > LIMIT_BYTES:
         raise WireError(f"a {type(message).__name__} message of {len(body)} bytes is over the limit of {LIMIT_BYTES}")
     return body
+
+
+def encode_sample(number: int, draws: tuple[Draw, ...], limit: int = LIMIT_BYTES) -> Iterator[bytes]:
+    """The bytes of a Sample, after those of as many Draws as it takes to keep each message below `limit`. WireError where a
+    single draw is longer."""
+    body = _ENCODER.encode(Sample(number, draws))
+    if len(body) <= limit:
+        yield body
+        return
+    middle = len(draws) // 2
+    if not middle:
+        raise WireError(f"one draw takes {len(body)} bytes, over the limit of {limit}")
+    *early, last = (*_pieces(draws[:middle], limit), *_pieces(draws[middle:], limit))
+    yield from (encode(Draws(piece)) for piece in early)
+    yield encode(Sample(number, last))
+
+
+def _pieces(draws: tuple[Draw, ...], limit: int) -> Iterator[tuple[Draw, ...]]:
+    middle = len(draws) // 2
+    if not middle or len(_ENCODER.encode(draws)) <= limit // 2:
+        yield draws
+    else:
+        yield from _pieces(draws[:middle], limit)
+        yield from _pieces(draws[middle:], limit)
 
 
 def decode(body: bytes) -> Message:

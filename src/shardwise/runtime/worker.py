@@ -73,6 +73,8 @@ def _work(channel: wire.Channel, inbox: queue.SimpleQueue[wire.Message], rendezv
         if isinstance(message, wire.Forward):
             runner.forward(message.step)
             busy_s = time.perf_counter() - began
+        elif isinstance(message, wire.Draws):
+            runner.early(message.draws)
         elif isinstance(message, wire.Logits):
             for rows in rows_of(runner, message.step):
                 channel.send(rows)
