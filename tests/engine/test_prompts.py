@@ -101,4 +101,7 @@ def test_conversations(tokenizer):
 def test_bad_words_as_they_are_and_within_a_text(tokenizer):
     alone, within = (tuple(tokenizer.encode(text, add_special_tokens=False)) for text in ("time", " time"))
     assert bad_ids(["time"], tokenizer) == bad_ids([" time"], tokenizer) == (alone, within)
+    # One token within a text, two at its beginning: both are barred.
+    alone, within = (tuple(tokenizer.encode(text, add_special_tokens=False)) for text in ("much", " much"))
+    assert (len(alone), len(within)) == (2, 1) and bad_ids(["much"], tokenizer) == (alone, within)
     assert bad_ids([], tokenizer) == ()

@@ -160,14 +160,12 @@ class Front:
 def bad_ids(words: Sequence[str], tokenizer: Tokenizer) -> tuple[tuple[int, ...], ...]:
     """The ids of words that must not come up: of each as it is, and as it stands within a text, behind a space.
 
-    As in vLLM (`SamplingParams.update_from_tokenizer`): the latter only where it is as long, and begins with another token.
+    vLLM (`SamplingParams.update_from_tokenizer`) takes the latter only where it has as many tokens, so that a word which is
+    one token within a text and two at its beginning comes up all the same; here it does not.
     """
     found: list[tuple[int, ...]] = []
     for word in words:
-        alone, within = (tuple(tokenizer.encode(space + word.lstrip(), add_special_tokens=False)) for space in ("", " "))
-        found.append(alone)
-        if alone and within and within[0] != alone[0] and len(within) == len(alone):
-            found.append(within)
+        found += (tuple(tokenizer.encode(space + word.lstrip(), add_special_tokens=False)) for space in ("", " "))
     return tuple(dict.fromkeys(ids for ids in found if ids))
 
 

@@ -51,7 +51,8 @@ class SamplingParams:
     `stop`: one string or several; the text ends before it, or behind it with `include_stop_str_in_output`.
     `stop_token_ids` end it as the model's own end tokens do; `ignore_eos` leaves only these.
     `logprobs` n returns the n most likely tokens of each position beside the chosen one, `prompt_logprobs` those of the prompt.
-    `logit_bias` is added to the logits of its ids; only `allowed_token_ids` are drawn; `bad_words` never come up.
+    `logit_bias` is added to the logits of its ids; only `allowed_token_ids` are drawn; `bad_words` never
+    come up as the tokenizer writes them, at the beginning of a text or behind a space.
     `seed` None gets one at admission, kept with the request, so that a replay gives the same tokens.
     `detokenize` False leaves the text out. `spaces_between_special_tokens` is accepted and changes nothing: the texts of the
     supported tokenizers have no spaces of their own there.
