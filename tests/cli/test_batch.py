@@ -136,6 +136,14 @@ def test_a_bad_line_is_told_and_the_rest_goes_on(front: Front, line: object, mes
     assert found[1]["error"] is None and found[3]["error"] is None
 
 
+def test_a_bad_line_takes_no_other_line_s_id(front: Front):
+    """Ids that count from 0: a line that cannot be read goes by its number, which is the id of the one behind it."""
+    lines = [{"id": n, "prompt": "Once", "max_tokens": 2} for n in range(4)]
+    found = answered(front, jsonl(lines[0], b"{", *lines[2:]))
+    assert [found[n]["id"] for n in (1, 2, 3, 4)] == [0, 2, 2, 3]
+    assert [n for n, one in found.items() if one["error"] is not None] == [2]
+
+
 def test_a_mark_at_the_start_and_any_line_end(front: Front):
     found = answered(front, b'\xef\xbb\xbf{"prompt": "a"}\r\n \r\n{"prompt": "b"}')
     assert {line: one["error"] for line, one in found.items()} == {1: None, 3: None}

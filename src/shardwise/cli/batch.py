@@ -113,7 +113,7 @@ class Batch:
         """Starts the request of a line; or writes why it cannot be, and returns False."""
         name = identity(line)
         try:
-            if (first := self._names.setdefault(name, line.number)) != line.number:
+            if (first := self._names.get(name, line.number)) != line.number:
                 raise RequestError(f"id {name!r} is that of line {first} too; give each line its own")
             asked = ask(line, self._front, self._defaults, secrets.randbelow(flags.SEEDS))
             running = self._front.start(asked.prompt, asked.params, partial(self._put, line.number))
@@ -121,6 +121,8 @@ class Batch:
             self._write(line, name, {"error": str(error)})
             self.failed += 1
             return False
+        # Only now: a line that cannot be run, and goes by its number, takes no other line's id.
+        self._names[name] = line.number
         self._open[line.number] = line, asked, running
         return True
 
