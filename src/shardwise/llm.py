@@ -39,10 +39,8 @@ class _Open:
 
     `model`: a folder, org/name on the hub, or nothing for the small one that comes with shardwise.
     `tensor_parallel_size`: how many ranks it is cut over, any number up to its query heads; `tensor_split`: the proportions,
-    one a rank. `ranks`: as processes of this host, or as threads of this process. `memory`: bytes a rank may take,
-    `kv_cache_memory_bytes` those of its cache.
     one a rank; `enable_expert_parallel` deals out whole experts. `ranks`: as processes of this host, or as threads of this
-    process. `memory`: bytes a rank may take.
+    process. `memory`: bytes a rank may take, `kv_cache_memory_bytes` those of its cache.
     `max_num_seqs` sequences run at once, `max_num_batched_tokens` go into one step; None leaves these to the engine.
     `seed`: the seeds of requests that bring none follow from it, in the order of the requests.
     A UserError says what cannot work. It needs no `__main__` guard.
@@ -75,6 +73,8 @@ class _Open:
             "kv_cache_memory_bytes": kv_cache_memory_bytes, "threads": threads,
         }  # fmt: skip
         given = {name: None if value is None else whole(name, value, 1, SEEDS) for name, value in counts.items()}
+        if not isinstance(model, str | Path):
+            raise UserError(f"model is {shown(model)}; it takes a folder or org/name; leave it out for the one that is bundled")
         if ranks not in ("processes", "threads"):
             raise UserError(f"ranks is {shown(ranks)}; it takes 'processes' or 'threads'")
         options = Options(
@@ -271,7 +271,8 @@ def _each(name: str, given: Any, count: int, checked: Any) -> list[Any]:
 def _shares(given: object) -> tuple[float, ...] | None:
     if given is None:
         return None
-    if not isinstance(given, list | tuple) or not all(isinstance(s, int | float) and not isinstance(s, bool) for s in given):
+    numbers = isinstance(given, list | tuple) and all(isinstance(s, int | float) and not isinstance(s, bool) for s in given)
+    if not isinstance(given, list | tuple) or not given or not numbers:
         raise UserError(f"tensor_split is {shown(given)}; it takes a list of numbers, one a rank, as [3, 1]")
     return tuple(float(share) for share in given)
 

@@ -220,4 +220,6 @@ def _remedy(demand: Demand, context: int) -> str:
 
 def mib(size: int) -> str:
     """Bytes as people read them."""
+    if size < 2**20:
+        return f"{size / 2**10:.0f} KiB" if size >= 2**10 else f"{size} bytes"
     return f"{size / 2**20:.0f} MiB" if size < 10 * 2**30 else f"{size / 2**30:.1f} GiB"
