@@ -167,7 +167,7 @@ def _architecture(fields: Fields) -> str:
     name = fields.mapping().get("model_type")
     if fields.has("text_config") and name not in MULTIMODAL:
         works = f"nested configs are implemented for {', '.join(MULTIMODAL)} alone; a text model's would work"
-        raise fields.wrong("text_config", works)
+        raise ConfigError(f"config.json: model_type {shown(name)} holds its text model in text_config; {works}")
     known = ", ".join(sorted(MODELS))
     if not isinstance(name, str):
         raise ConfigError(f"config.json: model_type is {shown(name)}; known are {known}")
