@@ -143,8 +143,9 @@ def add_sampling(parser: Parser, max_tokens: str) -> None:
     how.add_argument("--temperature", "--temp", type=float, metavar="T", help="0 takes the likeliest token (1.0)")
     how.add_argument("--top-p", type=float, metavar="P", help="only the likeliest tokens that together have P (1.0)")
     how.add_argument("--top-k", type=int, metavar="K", help="only the K likeliest tokens (0, all)")
-    for name in ("presence", "frequency"):
-        how.add_argument(f"--{name}-penalty", type=float, metavar="X", help="taken from what was written before (0)")
+    for name, each in (("presence", ""), ("frequency", ", for each time")):
+        text = f"taken from the logits of tokens that were generated before{each} (0)"
+        how.add_argument(f"--{name}-penalty", type=float, metavar="X", help=text)
     how.add_argument("--repetition-penalty", type=float, metavar="X", help="above 1 against what is there already (1.0)")
     how.add_argument("--min-p", type=float, metavar="P", help="only tokens at least P times as likely as the likeliest (0)")
     how.add_argument("--seed", type=int, metavar="N", help="repeats a run (a random one, which is printed)")
@@ -237,7 +238,7 @@ def memory(text: str) -> int:
         raise argparse.ArgumentTypeError(f"{text!r} is not a size; write a number of bytes, or 1500MiB, 16GiB or 16GB")
     size = int(float(found[1]) * unit)
     if not 0 < size < 2**63:
-        raise argparse.ArgumentTypeError(f"{text!r} is {size} bytes; a rank takes some hundred MiB and up")
+        raise argparse.ArgumentTypeError(f"{text!r} is {size} bytes; it takes 1 byte to 8 EiB")
     return size
 
 
