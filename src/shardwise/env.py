@@ -31,6 +31,16 @@ def visible_gpus(environ: Mapping[str, str] = os.environ) -> str | None:
     return environ.get("CUDA_VISIBLE_DEVICES")
 
 
+SPINS = "10000"
+"""How often a thread of a rank looks for work before it sleeps: docs/log.md, "Threads that spin"."""
+
+
+def of_a_rank(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """The environment of a rank process: this one, with threads that do not spin for long, unless the user says how they wait."""
+    waits = {} if "OMP_WAIT_POLICY" in environ else {"GOMP_SPINCOUNT": SPINS}
+    return {**waits, **environ}
+
+
 @dataclass(frozen=True, slots=True)
 class Torchrun:
     """What torchrun tells each process that it starts."""

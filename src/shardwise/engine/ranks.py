@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
+from shardwise import env
 from shardwise.comm.protocol import DEADLINE_S
 from shardwise.engine.setup import Setup
 from shardwise.errors import RankLost, ShardwiseError, UserError
@@ -134,7 +135,9 @@ class ProcessRanks:
             command = [sys.executable, "-m", "shardwise.runtime.worker", *own]
             # Its own process group: a Ctrl-C at the terminal is for this process alone to act on.
             self.processes.append(
-                subprocess.Popen(command, pass_fds=[theirs.fileno()], process_group=0, stdin=subprocess.DEVNULL)
+                subprocess.Popen(
+                    command, pass_fds=[theirs.fileno()], process_group=0, stdin=subprocess.DEVNULL, env=env.of_a_rank()
+                )
             )
         self._channels.append(wire.Channel(ours))
         self._selector.register(ours, selectors.EVENT_READ, rank)
