@@ -36,7 +36,7 @@ SPINS = "10000"
 
 
 def of_a_rank(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """The environment of a rank process: this one, with threads that do not spin for long unless the user says how they wait."""
+    """The environment of a rank process: this one, with threads that do not spin for long, unless the user says otherwise."""
     waits = {} if "OMP_WAIT_POLICY" in environ else {"GOMP_SPINCOUNT": SPINS}
     return {**waits, **environ}
 
