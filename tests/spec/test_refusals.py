@@ -77,7 +77,6 @@ REFUSED = [
     ("falcon", {"num_ln_in_parallel_attn": 2}),
     ("falcon, grouped", {"parallel_attn": False}),
     ("falcon, grouped", {"num_kv_heads": 4}),
-    ("llama", {"text_config": {"model_type": "llama"}}),
     ("llama", {"architectures": ["LlamaForSequenceClassification"]}),
     ("gpt2", {"architectures": ["GPT2DoubleHeadsModel"]}),
     ("llama", {"hidden_act": "quick_gelu"}),
@@ -107,6 +106,12 @@ class TestRefusals:
             assert key in told
             assert "position_embedding_type" in told or str(value)[:12] in told or repr(value[1])[:12] in told
             assert any(way in told for way in ("work", "known", "implemented", "must", "without", "it has"))
+
+    def test_nested_configs_of_others_by_the_model_that_holds_them(self):
+        with pytest.raises(
+            ConfigError, match="model_type 'llama' holds its text model in text_config; .* a text model's would work"
+        ):
+            read_model(TINY["llama"] | {"text_config": {"model_type": "mistral"}})
 
     @pytest.mark.parametrize("near", ["lama", "mistrall", "qwen", "phi", "gptneox"])
     def test_unknown_architectures_name_the_nearest(self, near):
