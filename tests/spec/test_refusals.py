@@ -109,7 +109,7 @@ class TestRefusals:
 
     def test_nested_configs_of_others_by_the_model_that_holds_them(self):
         with pytest.raises(
-            ConfigError, match="model_type 'llama' holds its text model in text_config; .* a text model's would work"
+            ConfigError, match=r"model_type 'llama' holds its text model in text_config; .* a text model's would work"
         ):
             read_model(TINY["llama"] | {"text_config": {"model_type": "mistral"}})
 
