@@ -10,19 +10,18 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import os
 import statistics
-import subprocess
 import time
 from itertools import count
 from pathlib import Path
+
+from about import commit, machine
 
 from shardwise.sched.limits import Limits
 from shardwise.sched.scheduler import Scheduler
 from shardwise.sched.sequence import Request
 from shardwise.sched.step import Chosen, Result, Step
 
-HERE = Path(__file__).parent
 CASES = {
     "decode": {"context": 128, "mix": 0, "flight": 1},
     "decode, two in flight": {"context": 128, "mix": 0, "flight": 2},
@@ -77,22 +76,15 @@ def measure(sequences: int, steps: int, context: int, mix: int, flight: int) -> 
     }
 
 
-def machine() -> dict[str, object]:
-    """What it ran on, as far as it can be told."""
-    names = [line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line]
-    return {"cpu": names[0] if names else "unknown", "cores": os.cpu_count(), "load_before": round(os.getloadavg()[0], 2)}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--sequences", type=int, default=256)
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--json", type=Path)
     asked = parser.parse_args()
-    described = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=HERE, capture_output=True, text=True)
     found: dict[str, object] = {
         "command": f"python bench/scheduler.py --sequences {asked.sequences} --steps {asked.steps}",
-        "commit": described.stdout.strip(),
+        "commit": commit(),
         "machine": machine(),
     }
     for name, case in CASES.items():
