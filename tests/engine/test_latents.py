@@ -27,6 +27,7 @@ CONFIG = {
 FORWARD = """
 import json, resource, sys
 from shardwise.engine.memory import Demand
+from shardwise.runtime.worker import peak_bytes
 from tests.group import Group, even, layout_of
 layout = layout_of(json.loads(sys.argv[1]), even(1), sys.argv[2])
 with Group(layout, None, context=8192, chunk=512) as group:
@@ -37,7 +38,7 @@ with Group(layout, None, context=8192, chunk=512) as group:
     request.computed = 8192 - 512
     before = int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
     group.logits(request.take(512, wants=1))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = peak_bytes()
 print(json.dumps([peak - before, Demand(layout, "cpu", None, None, 512, 1).activation_bytes(0, 8192, 8192)]))
 """
 

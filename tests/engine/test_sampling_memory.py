@@ -14,6 +14,7 @@ SAMPLE = """
 import json, resource, sys
 import torch
 from shardwise.engine.memory import Demand
+from shardwise.runtime.worker import peak_bytes
 from shardwise.sched.step import Draw, Edit
 from tests.group import even
 from tests.runtime.sampling import Sampled, item, layout_for
@@ -29,7 +30,7 @@ def sample(rows, vocabulary):
     items = [item(draw, targets=targets, top=20 * bool(targets)) for draw in draws]
     before = int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
     Sampled(logits, items, draws, even(1))
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+    return peak_bytes() - before
 sample(16, 1000)
 rows = {"narrowed": 80, "whole": 16, "scored": 65}[case]
 taken = sample(rows, vocabulary)

@@ -94,8 +94,13 @@ def rows_of(runner: Runner, step: Step) -> Iterator[wire.Rows]:
 
 def ready(runner: Runner) -> wire.Ready:
     """What the rank holds, measured on its live storages, and the most memory that the process has had resident."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return wire.Ready(runner.arena.nbytes, runner.cache.arena.nbytes, peak)
+    return wire.Ready(runner.arena.nbytes, runner.cache.arena.nbytes, peak_bytes())
+
+
+def peak_bytes() -> int:
+    """The most memory that this process has had resident. Not getrusage's: that begins with what its parent had."""
+    fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(fields["VmHWM"].split()[0]) * 1024
 
 
 def build(start: wire.Start, rendezvous: Path, progress: Progress) -> Runner:
