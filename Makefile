@@ -42,8 +42,10 @@ SEED ?= 0
 soak: setup  ## a million simulated requests; SEED=n for other ones
 	$(BIN)/python -m tests.sched.simulation --requests 1000000 --seed $(SEED)
 
-bench: setup  ## decode speed of a 1 B model with random weights, and where a step goes; what the scheduler costs a step
+bench: setup  ## decode speed of a 1 B model with random weights, and where a step goes; what many requests, choosing and the scheduler cost
 	$(BIN)/python bench/decode.py
+	$(BIN)/python bench/many.py
+	$(BIN)/python bench/sampling.py
 	$(BIN)/python bench/scheduler.py
 
 gpu:  ## on a machine with a GPU, with whatever torch is there

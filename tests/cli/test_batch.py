@@ -378,7 +378,7 @@ def test_through_pipes():
 
 def test_ctrl_c_leaves_a_file_to_go_on_with(tmp_path: Path):
     source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
-    source.write_bytes(jsonl(*({"prompt": f"number {n}", "max_tokens": n * 12 + 1, "ignore_eos": True} for n in range(8))))
+    source.write_bytes(jsonl(*({"prompt": f"number {n}", "max_tokens": n * 20 + 1, "ignore_eos": True} for n in range(8))))
     flags = ("generate", "--dtype", "float32", "--input", source, "--output", output, "--temp", "0", "--max-num-seqs", "2")
     with running(*flags) as (process, mark):
         until = time.monotonic() + 60
