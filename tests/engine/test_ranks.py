@@ -22,6 +22,7 @@ from shardwise.engine.setup import Options, Setup, resolve
 from shardwise.errors import RankLost, UserError
 from shardwise.sched.request import SamplingParams
 from tests.checkpoints import FAMILIES, build
+from tests.processes import living
 
 OUT_S = 2.0
 """A failure is reported, and everything has ended, within this time."""
@@ -184,7 +185,7 @@ def test_killed_engine_leaves_no_orphan(setup: Setup, phase: str) -> None:
         while len(children) < 2:
             children = parent.children()
         engine.kill()
-        _, alive = psutil.wait_procs(children, timeout=OUT_S)
+        alive = living(children, OUT_S)
     assert not alive
     assert not folders(engine.pid)
 

@@ -9,6 +9,8 @@ import sys
 
 import psutil
 
+from tests.processes import living
+
 # --standalone lets torchrun choose a free port.
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "3", "-m", "shardwise"]
 REQUEST = ["generate", "shardling", "--prompt", "Once", "--temperature", "0", "--ignore-eos", "--dtype", "float32"]
@@ -36,7 +38,6 @@ def test_a_killed_rank_ends_the_others() -> None:
         torchrun.stdout.read(1)
         ranks = psutil.Process(torchrun.pid).children()
         ranks[-1].send_signal(signal.SIGKILL)
-        _, alive = psutil.wait_procs(ranks, timeout=30)
-        assert not alive
+        assert not living(ranks, 30)
         torchrun.stdout.read()
     assert torchrun.returncode != 0
