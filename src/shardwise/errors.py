@@ -35,6 +35,18 @@ class RequestError(UserError):
     """A prompt or a sampling value is out of range."""
 
 
+class QueueFull(ShardwiseError):
+    """So many requests wait already that this one was not taken; `retry_after_s` is when there will be room."""
+
+    def __init__(self, message: str, *, retry_after_s: int) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class Unavailable(ShardwiseError):
+    """Nothing is served at present: the engine is not up, draining, or lost."""
+
+
 class CommError(ShardwiseError):
     """A collective failed. `rank` is the caller, `site` the place in the model, `culprit` the peer at fault if it is known."""
 

@@ -53,6 +53,19 @@ class TokenEngine(Protocol):
     def close(self) -> None: ...
 
 
+class ServingEngine(TokenEngine, Protocol):
+    """An engine that many clients share, which may refuse a request when it is busy."""
+
+    async def admitted(self, request: int) -> None:
+        """Returns once a submitted request is in the queue or runs. QueueFull, RequestError or Unavailable where it is not."""
+        ...
+
+    @property
+    def lost(self) -> str | None:
+        """Why it runs nothing any more; None while it does."""
+        ...
+
+
 class Running:
     """A request under way: its events become text here, on the thread of whoever calls `feed`."""
 

@@ -1,0 +1,17 @@
+"""One HTTP request as endpoints know it: who asks, under which id, since when."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """`id` is the client's X-Request-Id, or a drawn one; it is safe to echo. `tenant` names the key that was used (never the key
+    itself), and is "" where no keys are asked for: caches are shared within a tenant only. `began` is monotonic seconds."""
+
+    id: str
+    tenant: str
+    began: float
+    path: str
+    beta: str = ""

@@ -1,0 +1,36 @@
+"""The table of endpoints: what each takes and gives. Router, validator, OpenAPI and docs are made from it."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from shardwise.server.call import Call
+from shardwise.server.reply import Reply
+from shardwise.server.service import Service
+
+Endpoint = Callable[[Service, Call, Any], Awaitable[Reply]]
+"""endpoint(service, call, body): `body` is a value of the route's `body` type; without one, the path's parameters as a dict."""
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """`paths` are all its names, the usual one first; `{name}` in one is a parameter. `summary` is one line for people.
+
+    Where it has both a body and path parameters, the body struct has fields of the parameters' names.
+    `open`: needs no key. `errors` makes the body of a refusal: OpenAI's shape unless the API has its own.
+    """
+
+    method: str
+    paths: tuple[str, ...]
+    endpoint: Endpoint
+    summary: str
+    tag: str
+    body: type[msgspec.Struct] | None = None
+    reply: type[msgspec.Struct] | None = None
+    streams: bool = False
+    open: bool = False
+    errors: Callable[[Any, Call], dict[str, object]] | None = None

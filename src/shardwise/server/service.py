@@ -1,0 +1,52 @@
+"""What all endpoints of one front share: the engine, the text front, the model's names, the settings."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import ParamSpec, TypeVar
+
+from shardwise.engine.front import Front, ServingEngine, sampling_defaults
+from shardwise.server.refusal import Refusal
+from shardwise.server.settings import Settings
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+READERS = 2
+"""Threads that render templates and tokenise, so that a long prompt holds up nobody's tokens."""
+
+
+class Service:
+    """One front. `names` are the served names of the model, the usual one first; "*" among the settings' names takes any."""
+
+    def __init__(self, engine: ServingEngine, settings: Settings) -> None:
+        self.engine, self.settings = engine, settings
+        self.front = Front(engine)
+        self.names = tuple(name for name in settings.served_model_name if name != "*") or (engine.setup.name,)
+        self.created = int(time.time())
+        self.defaults = sampling_defaults(engine.setup.folder)
+        self.unknown: Counter[str] = Counter()
+        """How often a field came that nobody knows, by name."""
+        self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="reader")
+
+    def model(self, name: str | None) -> str:
+        """The name to answer under; 404 for a model that is not served. None and "" mean the one there is."""
+        if not name:
+            return self.names[0]
+        if name in self.names or "*" in self.settings.served_model_name:
+            return name
+        served = ", ".join(repr(known) for known in self.names)
+        raise Refusal(
+            404, f"the model {name[:200]!r} does not exist; served here: {served}", param="model", code="model_not_found"
+        )
+
+    async def read(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Does what may take long (templates, tokenising, compiling) on another thread."""
+        return await asyncio.get_running_loop().run_in_executor(self._readers, lambda: work(*args, **kwargs))
+
+    def close(self) -> None:
+        self._readers.shutdown(wait=False, cancel_futures=True)
