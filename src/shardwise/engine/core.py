@@ -13,6 +13,8 @@ from shardwise.engine.journal import Entry, Journal
 from shardwise.engine.ranks import Ranks
 from shardwise.engine.setup import Setup
 from shardwise.sched.events import Event
+from shardwise.sched.pooling import PoolingParams
+from shardwise.sched.request import SamplingParams
 from shardwise.sched.scheduler import Scheduler
 from shardwise.sched.sequence import Request
 from shardwise.sched.step import Draw, Result, Step
@@ -34,6 +36,10 @@ class Core:
     def request(self, entry: Entry) -> Request:
         """The request as the scheduler knows it."""
         params = entry.params
+        if isinstance(params, PoolingParams):
+            return Request(
+                entry.number, entry.prompt, entry.limit, pooled=params.pooling, priority=entry.priority, salt=entry.tenant
+            )
         return Request(
             number=entry.number,
             prompt=entry.prompt,
@@ -50,7 +56,8 @@ class Core:
     def add(self, entry: Entry) -> None:
         """Takes a request in that `scheduler.check` let pass."""
         self.journal.open(entry)
-        self._draws[entry.number] = Draws(entry)
+        if isinstance(entry.params, SamplingParams):
+            self._draws[entry.number] = Draws(entry, entry.params)
         self._note(self.scheduler.add(self.request(entry)))
 
     def abort(self, request: int) -> None:

@@ -17,11 +17,11 @@ PLAIN = Edit()
 class Draws:
     """The draws of one request."""
 
-    __slots__ = ("_bias", "_entry", "_fixed", "_single", "_waits", "_words")
+    __slots__ = ("_bias", "_entry", "_fixed", "_params", "_single", "_waits", "_words")
 
-    def __init__(self, entry: Entry) -> None:
-        params = entry.params
-        self._entry = entry
+    def __init__(self, entry: Entry, params: SamplingParams) -> None:
+        """`params` are those of the entry, which may ask for something else than draws."""
+        self._entry, self._params = entry, params
         self._bias = tuple(sorted((params.logit_bias or {}).items()))
         self._single = tuple(sorted({word[0] for word in entry.bad if len(word) == 1}))
         self._words = tuple(word for word in entry.bad if len(word) > 1)
@@ -34,14 +34,14 @@ class Draws:
 
     def draw(self, sequence: int, choice: int, count: int) -> Draw:
         """How to draw the token after `count` tokens of a choice, for the scheduler's `sequence`."""
-        early = count < self._entry.params.min_tokens
+        early = count < self._params.min_tokens
         fixed = self._fixed.get((choice, early))
         if fixed is None or fixed.sequence != sequence:
             fixed = self._fixed[choice, early] = self._draw(sequence, choice, early)
         return replace(fixed, edit=self._after(choice, fixed.edit or PLAIN)) if self._waits else fixed
 
     def _draw(self, sequence: int, choice: int, early: bool) -> Draw:
-        params = self._entry.params
+        params = self._params
         barred = tuple(sorted({*self._single, *(self._entry.ends if early else ())}))
         allowed = tuple(params.allowed_token_ids) if params.allowed_token_ids is not None else None
         edit = Edit(bias=self._bias, barred=barred, allowed=allowed)
@@ -59,7 +59,7 @@ class Draws:
 
     def _after(self, choice: int, edit: Edit) -> Edit:
         """The edit with what the tokens so far make of it."""
-        params, own = self._entry.params, self._entry.choices[choice]
+        params, own = self._params, self._entry.choices[choice]
         barred = set(edit.barred)
         for word in self._words:
             if tuple(own.tokens[1 - len(word) :]) == word[:-1]:

@@ -23,6 +23,7 @@ from shardwise.engine.ranks import ProcessRanks, Progress, Ranks
 from shardwise.engine.setup import Setup
 from shardwise.errors import ShardwiseError
 from shardwise.sched.events import Emitted, Ended, Event
+from shardwise.sched.pooling import PoolingParams
 from shardwise.sched.request import SEEDS, SamplingParams
 
 CLOSED = "the engine was closed"
@@ -67,7 +68,7 @@ class Engine:
     def submit(
         self,
         prompt: Sequence[int],
-        params: SamplingParams,
+        params: SamplingParams | PoolingParams,
         sink: Sink,
         *,
         ends: Sequence[int] = (),
@@ -76,13 +77,15 @@ class Engine:
         tenant: str = "",
     ) -> int:
         """The number of a request that now runs, or waits to. `ends` are the ids that end it (none with `ignore_eos`), `bad`
-        the sequences of ids that it must not write; `tenant` keeps its cache apart.
+        the sequences of ids that it must not write; `tenant` keeps its cache apart. With PoolingParams nothing is drawn: the
+        prompt's hidden states are wanted.
 
         `sink` gets its events on the engine's thread and must not wait. RequestError where the request can never run;
         ShardwiseError, the cause, where the engine has ended.
         """
         limit = admit(self.setup, prompt, params)
-        seed = params.seed if params.seed is not None else secrets.randbelow(SEEDS)
+        seed = params.seed if isinstance(params, SamplingParams) else 0
+        seed = secrets.randbelow(SEEDS) if seed is None else seed
         # A checkpoint's end ids may lie beyond its logits; such a one is never drawn.
         vocab = self.setup.layout.model.vocab
         kept = tuple(sorted({i for i in ends if 0 <= i < vocab}))

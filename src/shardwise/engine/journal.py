@@ -12,6 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from shardwise.sched.events import Emitted, Ended, Event
+from shardwise.sched.pooling import PoolingParams
 from shardwise.sched.request import SamplingParams
 
 Sink = Callable[[Event], None]
@@ -26,13 +27,18 @@ class Continuation:
     counts: Counter[int] = field(default_factory=Counter)
 
 
+def choices_of(params: SamplingParams | PoolingParams) -> int:
+    """How many continuations a request gets."""
+    return params.n if isinstance(params, SamplingParams) else 0
+
+
 @dataclass(eq=False, slots=True)
 class Entry:
     """One open request. `ends` are the ids that end it, `bad` the sequences of ids that it must not write."""
 
     number: int
     prompt: tuple[int, ...]
-    params: SamplingParams
+    params: SamplingParams | PoolingParams
     seed: int
     limit: int
     sink: Sink
@@ -43,7 +49,7 @@ class Entry:
     choices: list[Continuation] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.choices = [Continuation() for _ in range(self.params.n)]
+        self.choices = [Continuation() for _ in range(choices_of(self.params))]
 
 
 class Journal:
