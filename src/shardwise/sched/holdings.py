@@ -82,7 +82,9 @@ class Holdings:
     def lookup(self, sequence: Sequence) -> list[Node]:
         """The known prefix of a waiting sequence, of whole pages. At least one token is left to compute, and all whose
         log-probabilities are still wanted; all, where their hidden states are summed up."""
-        most = 0 if sequence.request.pooled == "mean" else sequence.goal - 1
+        most = sequence.goal - 1
+        if sequence.request.pooled == "mean":
+            return []
         if sequence.scored < len(sequence.request.prompt):
             most = min(most, sequence.scored - 1)
         if self._limits.shared is not None:

@@ -34,7 +34,8 @@ class Sum:
     """Of one prompt, over the chunks that it is computed in: what `Item.pool` asks for. Kept in double precision; a single
     chunk, which most prompts are, is passed on as it came.
 
-    A prompt that starts over, because its cache was lost, is summed up anew: nothing counts twice.
+    A prompt that starts over, because its cache was lost, is summed up anew: its first chunk forgets what was there, also what
+    came late of the life before. Nothing counts twice.
     """
 
     __slots__ = ("_first", "_sum", "count")

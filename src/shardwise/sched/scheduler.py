@@ -338,7 +338,7 @@ class Scheduler:
             events.append(Scored(request.number, scores))
         for s, result in zip(part.drawn, results, strict=False):
             self._tell(s, result.tokens, events)
-        if part.alive and part.item and part.item.pool:
+        if part.item and part.item.pool:
             sequence.sum.add(part.item, results[0].pooled)
         if request.limit == 0 and sequence.computed == sequence.goal:
             if request.pooled:
