@@ -1,5 +1,5 @@
-"""The hidden states of a prompt, mean and last, are those of transformers: at every degree, in chunks of any size, whatever else
-runs, gives way or is lost."""
+"""The hidden states of a prompt, mean and last, are those of transformers: at every degree, in chunks of any size, whatever
+else runs, gives way or is lost."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def states(checkpoint: Checkpoints) -> Callable[[str], list[torch.Tensor]]:
             # Read anew for each prompt: dynamic rope keeps state from one prompt to the next.
             model = AutoModelForCausalLM.from_pretrained(checkpoint(name), dtype=torch.float32, attn_implementation="eager")
             with torch.inference_mode():
-                found.append(model.eval().base_model(torch.tensor([prompt])).last_hidden_state[0].double())
+                found.append(model.eval()(torch.tensor([prompt]), output_hidden_states=True).hidden_states[-1][0].double())
         return found
 
     return of

@@ -89,7 +89,11 @@ class Machine(RuleBasedStateMachine):
         self.world = World(pages, windows, limits, guess if guessed else None)
 
     @precondition(lambda self: len(self.world.clients) < 10)
-    @rule(request=st.one_of(requests, requests, requests, pooled), wait=st.sampled_from([None, None, None, 0, 30]), again=st.booleans())
+    @rule(
+        request=st.one_of(requests, requests, requests, pooled),
+        wait=st.sampled_from([None, None, None, 0, 30]),
+        again=st.booleans(),
+    )
     def add(self, request: Request, wait: int | None, again: bool) -> None:
         world = self.world
         if not again or self.number in world.clients:

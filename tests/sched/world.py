@@ -252,7 +252,18 @@ class World:
 def marks(step: Step) -> int:
     """A hash of all of a step: of numbers alone, so that it is the same in every process."""
     items = [
-        (i.sequence, i.tokens, i.start, i.known, i.pages, -1 if i.source is None else i.source, i.targets, i.drawn, i.drafts, len(i.pool))
+        (
+            i.sequence,
+            i.tokens,
+            i.start,
+            i.known,
+            i.pages,
+            -1 if i.source is None else i.source,
+            i.targets,
+            i.drawn,
+            i.drafts,
+            len(i.pool),
+        )
         for i in step.items
     ]
     return hash((step.number, tuple(items), step.copies))

@@ -16,8 +16,8 @@ class Request:
     """`n` continuations of `prompt`, each of up to `limit` tokens; `limit` 0 computes the prompt alone.
 
     `ends` are ids that end a continuation once it has `least` tokens more. `scored`: the log-probabilities of the prompt's
-    tokens are wanted, with `top` of the likeliest at each place. `pooled`: the prompt's hidden states are wanted; nothing is drawn
-    or scored. Smaller `priority` goes first. `salt` keeps apart what must not share a cache: tenant, adapter, media.
+    tokens are wanted, with `top` of the likeliest at each place. `pooled`: the prompt's hidden states are wanted, and nothing
+    else. Smaller `priority` goes first. `salt` keeps apart what must not share a cache: tenant, adapter, media.
     `deadline` is on the scheduler's clock.
     """
 
