@@ -30,14 +30,10 @@ USUAL = (
     "gemma3",
     "mistral-window",
     "phi3-longrope",
-    "llama-dynamic",
     "mixtral",
     "gpt-oss",
-    "deepseek-v2",
     "deepseek-v3",
     "olmo2",
-    "granite",
-    "falcon-7b",
 )
 """Dense, mixtures, latents, windows, and angles that depend on the length; the others are left to the slow tests."""
 

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 from shardwise.engine.complete import Prompt
 from shardwise.engine.front import TokenEngine
 from shardwise.engine.outputs import EmbeddingOutput, EmbeddingRequestOutput
-from shardwise.errors import RequestError, ShardwiseError
+from shardwise.errors import ShardwiseError
 from shardwise.sched.checks import whole
 from shardwise.sched.events import Ended, Event, Pooled
 from shardwise.sched.pooling import PoolingParams, floats, packed
@@ -97,16 +96,3 @@ def check_dimensions(dimensions: int | None, hidden: int) -> None:
     """RequestError where a model whose vectors have `hidden` numbers cannot give so many."""
     if dimensions is not None:
         whole("dimensions", dimensions, 1, hidden)
-
-
-def truncated(prompt: Prompt, most: int | None, context: int) -> Prompt:
-    """The last `most` tokens of a prompt; of -1, as many as the `context` holds; None leaves it as it is. As in vLLM, whose
-    `truncate_prompt_tokens` keeps the last ones too. RequestError for another number."""
-    if most is None:
-        return prompt
-    if most != -1 and not 1 <= most <= context:
-        raise RequestError(
-            f"truncate_prompt_tokens is {most}; it takes 1 to {context}, the context, or -1 for as many as the context holds"
-        )
-    kept = context if most == -1 else most
-    return prompt if len(prompt.ids) <= kept else replace(prompt, text=None, ids=prompt.ids[-kept:])
