@@ -14,6 +14,7 @@ import torch
 
 from shardwise.engine.embed import embedding
 from shardwise.engine.setup import Options, Setup, resolve
+from shardwise.errors import RequestError
 from shardwise.sched.pooling import PoolingParams
 from shardwise.sched.request import SamplingParams
 from shardwise.spec.layout import PAGE_TOKENS
@@ -140,3 +141,17 @@ def test_prefixes_serve_the_last_state_and_not_the_mean(checkpoint: Checkpoints)
     assert [told.ended[0].cached for told in (first, mean, last)] == [0, 0, 2 * PAGE_TOKENS]
     assert first.pooled[0].vector == mean.pooled[0].vector and first.pooled[0].count == len(prompt)
     assert last.pooled[0].count == 1
+
+
+@pytest.mark.parametrize("length", [32, 33])
+def test_a_prompt_as_long_as_the_context(checkpoint: Checkpoints, length: int) -> None:
+    """With pages for it and nobody else: nothing is drawn, so no place is kept for a token."""
+    setup = resolve(
+        Options(str(checkpoint("mistral-window")), tp=1, dtype="float32", device="cpu", threads=1, max_num_batched_tokens=7)
+    ).only(length)
+    with Drive(setup) as drive:
+        for pooling in ("mean", "last"):
+            told = drive.alone(Ask(tuple(range(3, 3 + length)), PoolingParams(pooling)))
+            assert told.ended[0].error is None and len(told.pooled) == 1
+        with pytest.raises(RequestError, match=f"the prompt has {length + 1} tokens; it may have {length}"):
+            drive.add(Ask(tuple(range(3, 4 + length)), PoolingParams()))

@@ -40,6 +40,12 @@ def test_each_item_gets_its_own(dtype: torch.dtype) -> None:
     assert [struct.unpack(f"<{HIDDEN}f", vector) for vector, _ in told(found)] == [tuple(row.tolist()) for row in found]
 
 
+def test_more_last_tokens_than_a_piece_has_rows() -> None:
+    items = [item(2, "last") for _ in range(2 * PIECE + 3)]
+    found = pool(items, torch.arange(2.0 * len(items))[:, None], final)
+    assert found is not None and found[:, 0].tolist() == [(2 * n + 1) ** 2 + 1 for n in range(len(items))]
+
+
 def test_nobody_asks() -> None:
     assert pool([item(3, drawn=True)], torch.zeros(3, HIDDEN), final) is None and list(told(None)) == []
 

@@ -6,6 +6,7 @@ The states after the last reduce are the same on every rank, so only the lead ra
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import accumulate
 
 import torch
 
@@ -21,15 +22,21 @@ Final = Callable[[torch.Tensor], torch.Tensor]
 def pool(items: Sequence[Item], hidden: torch.Tensor, final: Final) -> torch.Tensor | None:
     """hidden [T, hidden] of a step to float32 [items that pool, hidden], in their order, on the same device; None where there
     are none. Sums are taken in double precision, a piece of rows at a time, so that no chunk is held twice."""
-    found, start = [], 0
-    for item in items:
-        stop = start + item.count
-        if item.pool == "last":
-            found.append(final(hidden[stop - 1 : stop])[0].float())
-        elif item.pool == "mean":
-            found.append(_total(hidden[start:stop], final))
-        start = stop
-    return torch.stack(found) if found else None
+    stops = accumulate(item.count for item in items)
+    asked = [(item, stop) for item, stop in zip(items, stops, strict=True) if item.pool]
+    if not asked:
+        return None
+    found = hidden.new_empty(len(asked), hidden.shape[1], dtype=torch.float32)
+    lasts = [place for place, (item, _) in enumerate(asked) if item.pool == "last"]
+    for piece in pieces(len(lasts)):
+        part = lasts[piece.start : piece.stop]
+        # Which rows, and where they go, as one copy to the device.
+        both = torch.tensor([[asked[place][1] - 1 for place in part], part]).to(hidden.device, non_blocking=True)
+        found[both[1]] = final(hidden[both[0]]).float()
+    for place, (item, stop) in enumerate(asked):
+        if item.pool == "mean":
+            found[place] = _total(hidden[stop - item.count : stop], final)
+    return found
 
 
 def _total(rows: torch.Tensor, final: Final) -> torch.Tensor:
