@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """`id` is the client's X-Request-Id, or a drawn one; it is safe to echo. `tenant` names the key that was used (never the key
-    itself), and is "" where no keys are asked for: caches are shared within a tenant only. `began` is monotonic seconds."""
+    """`id` is the client's X-Request-Id, or a drawn one; it is safe to echo. `tenant` names the key that was used, never the
+    key itself, and is "" where none is asked for: caches are shared within a tenant only. `began` is monotonic seconds."""
 
     id: str
     tenant: str

@@ -21,7 +21,7 @@ Finish = Literal["stop", "length", "tool_calls"]
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """`messages` are in the form of OpenAI's chat API, checked by the template's own checks. `tools` and `tool_choice` are as in
+    """`messages` are in the form of OpenAI's chat API, checked by the template's checks. `tools` and `tool_choice` are as in
     `answer.tools`. `variables` go to the template; `salt` keeps the cache apart within a tenant."""
 
     messages: Sequence[Mapping[str, Any]]
