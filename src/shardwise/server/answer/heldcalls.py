@@ -1,4 +1,4 @@
-"""Calls that are read as a whole before they count, because their arguments are not written as JSON: Python's and Qwen3-Coder's."""
+"""Calls that are read as a whole before they count, as their arguments are not written as JSON: Python's, Qwen3-Coder's."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _WORDS = {"true": True, "false": False, "null": None}
 
 
 def pythonic(source: Source) -> Reading[None]:
-    """`[f(a=1, b="x"), g()]`: the whole of an answer, or between marks (Llama 4, LFM2). Literals only, and all calls or none."""
+    """`[f(a=1, b="x"), g()]`: the whole of an answer, or between marks (Llama 4, LFM2). Literals only; all calls or none."""
     tape, ends = source.tape, dict(PYTHON_TAGS)
     end = ""
 
@@ -75,6 +75,7 @@ def _bracketed(tape: Tape) -> Reading[str]:
     return "".join(parts)
 
 
+_ESCAPED = "\n\\'\"abfnrtv01234567NuUx"
 _QUOTED = {'"': re.compile(r'[^"\\\n]*'), "'": re.compile(r"[^'\\\n]*")}
 
 
@@ -90,7 +91,11 @@ def _quoted(tape: Tape, quote: str, most: int) -> Reading[str]:
             return "".join([*parts, tape.take(1)])
         if len(mark) < 2 or mark[0] != "\\" or most < 2:
             raise NotCall
-        parts.append(tape.take(2))
+        escape = tape.take(2)
+        if escape == "\\/":  # JSON's, which models write here too
+            parts.append("/")
+        else:
+            parts.append(escape if escape[1] in _ESCAPED else f"\\{escape}")  # as Python reads it, without its warning
         most -= 2
 
 
@@ -118,7 +123,10 @@ def _python_call(node: ast.expr, offered: Collection[str]) -> tuple[str, str]:
 def _literal(node: ast.expr) -> Any:
     """The JSON value of a literal; JSON's own words are taken too. Raises NotCall for what is not one."""
     match node:
-        case ast.Constant(value=bool() | None | int() | str() as value):
+        case ast.Constant(value=str() as value):
+            # Pairs of surrogates, as JSON writes them, become the character; half a pair is a ValueError.
+            return value.encode("utf-16-le", "surrogatepass").decode("utf-16-le")
+        case ast.Constant(value=bool() | None | int() as value):
             return value
         case ast.Constant(value=float() as value) if math.isfinite(value):
             return value

@@ -154,7 +154,7 @@ def hermes(source: Source) -> Reading[None]:
 
 
 def mistral(source: Source) -> Reading[None]:
-    """`[TOOL_CALLS]` and a list of objects, or `name[ARGS]{...}`, or `name[CALL_ID]...[ARGS]{...}`, each with a mark of its own."""
+    """`[TOOL_CALLS]` and a list of objects, or `name[ARGS]{...}` with a mark for each call, `[CALL_ID]...` between the two."""
     tape = source.tape
 
     def call() -> Reading[None]:

@@ -89,7 +89,7 @@ def _answer(source: Source, style: Style, tools: Sequence[Tool]) -> Reading[None
 
 
 def _thought(source: Source, marks: tuple[str, str], *, opened: bool) -> Reading[None]:
-    """Read the reasoning that an answer begins with. Marks that come later are content; an end that never comes ends nothing."""
+    """Read the reasoning that an answer begins with. Marks that come later are content; without an end, all is reasoning."""
     tape = source.tape
 
     def opening() -> Reading[None]:

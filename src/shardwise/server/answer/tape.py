@@ -82,7 +82,7 @@ class Tape:
         return self._text[self._at : self._at + chars]
 
     def run(self, pattern: re.Pattern[str], most: int = sys.maxsize) -> Reading[str]:
-        """As much as there is now of what `pattern`, one set of characters repeated, matches, up to `most`; "" where it ends."""
+        """What is there now of a run of `pattern`, which is one set of characters repeated, up to `most`; "" where it ends."""
         if not (yield from self.peek()):
             return ""
         found = pattern.match(self._text, self._at, min(len(self._text), self._at + most))
