@@ -106,10 +106,11 @@ ENDS = ("</parameter>", "</think>", "<|end|>")
 def sample(made: llguidance.LLMatcher, vocabulary: Vocabulary, rng: random.Random, most: int = 400) -> list[int] | None:
     """An answer drawn at random from what the masks allow, None if it does not end in time."""
     ids: list[int] = []
-    phrases = [vocabulary(text) for text in ENDS]
+    # By characters, for a tokenizer may have one of them as a special token.
+    phrases = [[n for character in text for n in vocabulary(character)] for text in ENDS]
     while len(ids) < most and not made.is_stopped():
         if rng.random() < 0.3:  # by chance alone, a text of many characters never comes
-            for phrase in phrases:
+            for phrase in rng.sample(phrases, len(phrases)):
                 if made.validate_tokens(phrase) == len(phrase):
                     assert made.consume_tokens(phrase)
                     ids += phrase
