@@ -164,6 +164,8 @@ UNUSABLE = [
     ({"grammar": "root ::= " + "(" * 5000 + '"a"' + ")" * 5000}, "structured_outputs.grammar is nested too deep"),
     ({"json": {"type": "strin"}}, "structured_outputs.json does not compile: "),
     ({"json": {"type": "object", "uniqueItems": True, "not": {}}}, "structured_outputs.json does not compile: "),
+    ({"json": {"oneOf": [{"type": "string"}, {"maxLength": 3}]}}, "Use anyOf, or name a discriminator."),
+    ({"json": {"type": "array", "uniqueItems": True}}, 'structured_outputs.json does not compile: Unimplemented keys: ["uniq'),
     ({"json": {"$ref": "#/$defs/none"}}, "structured_outputs.json does not compile: "),
     ({"json": {"$ref": "#"}}, "structured_outputs.json cannot be written"),
     ({"json": {"type": "integer", "minimum": 5, "maximum": 3}}, "structured_outputs.json"),
