@@ -7,22 +7,28 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from dataclasses import dataclass, field, replace
+from types import TracebackType
+from typing import Any, Literal, Protocol, Self
 
-from shardwise.engine.outputs import Logprobs
+from shardwise.engine.complete import Prompt
+from shardwise.engine.outputs import CompletionOutput, Logprobs
+from shardwise.engine.prompts import read_chat
+from shardwise.errors import RequestError
 from shardwise.sched.request import SamplingParams
+from shardwise.server.answer.pieces import Called, Piece, Said
 from shardwise.server.call import Call
-from shardwise.server.job import Usage
+from shardwise.server.job import Job, Usage
 from shardwise.server.service import Service
 
-Finish = Literal["stop", "length", "tool_calls"]
+Finish = Literal["stop", "length", "tool_calls", "abort"]
 
 
 @dataclass(frozen=True, slots=True)
 class Turn:
     """`messages` are in the form of OpenAI's chat API, checked by the template's checks. `tools` and `tool_choice` are as in
-    `answer.tools`. `variables` go to the template; `salt` keeps the cache apart within a tenant."""
+    `answer.tools`. `variables` go to the template; `salt` keeps the cache apart within a tenant. `template` is used instead
+    of the model's own; whether a client may give one is the endpoint's to check."""
 
     messages: Sequence[Mapping[str, Any]]
     params: SamplingParams
@@ -35,14 +41,18 @@ class Turn:
     split_reasoning: bool = True
     priority: int = 0
     salt: str = ""
+    documents: Sequence[Mapping[str, Any]] | None = None
+    template: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class News:
-    """What is new of one choice. `pieces` are those of `answer.pieces`; `finish` is set on its last."""
+    """What is new of one choice. `pieces` are those of `answer.pieces`; `finish` is set on its last.
+
+    `finish` is "tool_calls" where calls were made and the answer was not cut short, whoever chose the tool."""
 
     choice: int
-    pieces: Sequence[Any]
+    pieces: Sequence[Piece]
     token_ids: Sequence[int]
     logprobs: Sequence[Logprobs] | None = None
     finish: Finish | None = None
@@ -50,9 +60,12 @@ class News:
 
 
 class Talk(Protocol):
-    """A turn that was accepted and runs: an async iterator of lists of News, and an async context manager that aborts."""
+    """A turn that was accepted and runs: an async iterator of lists of News, and an async context manager that aborts.
+
+    `prompt_logprobs` are complete with the first News, where they were asked for."""
 
     prompt_ids: Sequence[int]
+    prompt_logprobs: Sequence[Logprobs | None] | None
 
     @property
     def usage(self) -> Usage: ...
@@ -62,4 +75,126 @@ class Talk(Protocol):
 
 async def talk(service: Service, call: Call, turn: Turn) -> AbstractAsyncContextManager[Talk]:
     """Renders, tokenises, and hands a turn to the engine. RequestError, QueueFull or Unavailable before anything runs."""
-    raise NotImplementedError
+    prepared = await service.read(prepare, service, call, turn)
+    job = Job(service)
+    try:
+        await job.start([prepared.prompt], [prepared.params], turn.priority)
+    except BaseException:
+        job.abort()
+        raise
+    return _Talk(job, prepared)
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A turn as the engine takes it, and what reads the answer: a reader for each choice."""
+
+    prompt: Prompt
+    params: SamplingParams
+    readers: Sequence[Plain]
+
+
+def prepare(service: Service, call: Call, turn: Turn) -> Prepared:
+    """Renders and tokenises a turn; blocks. RequestError for what the model cannot be asked."""
+    check_text_only(turn.messages)
+    template = service.front.template if turn.template is None else service.front.template.other(turn.template)
+    # A tool that must not be used is not shown, either.
+    shown = [_schema(tool) for tool in turn.tools] if turn.tool_choice != "none" else []
+    prompt = read_chat(
+        turn.messages,
+        service.front.tokenizer,
+        template,
+        tools=shown or None,
+        add_generation_prompt=turn.add_generation_prompt,
+        continue_final_message=turn.continue_final_message,
+        variables=turn.variables,
+        documents=turn.documents,
+    )
+    prompt = replace(prompt, tenant=tenant(call, turn.salt))
+    return Prepared(prompt, turn.params, [Plain() for _ in range(turn.params.n)])
+
+
+def tenant(call: Call, salt: str | None) -> str:
+    """What the cache of a request is shared by. The id of a key has no `|`, so no salt makes it another's."""
+    return f"{call.tenant}|{salt}" if salt else call.tenant
+
+
+def check_text_only(messages: Sequence[Mapping[str, Any]]) -> None:
+    """RequestError for images, sound and files: they are not read, and no URL is ever fetched."""
+    for n, message in enumerate(messages):
+        content = message.get("content") if isinstance(message, Mapping) else None
+        for m, part in enumerate(content if isinstance(content, list) else ()):
+            kind = part.get("type") if isinstance(part, Mapping) else None
+            if isinstance(kind, str) and kind != "text":
+                raise RequestError(
+                    f"messages[{n}].content[{m}] is of type {kind[:40]!r}; this model reads text only, as "
+                    '{"type": "text", "text": "..."}'
+                )
+
+
+def _schema(tool: Any) -> dict[str, Any]:
+    """A tool as chat templates know it."""
+    described = {"description": tool.description} if tool.description else {}
+    return {"type": "function", "function": {"name": tool.name, **described, "parameters": tool.parameters}}
+
+
+class Plain:
+    """Reads an answer in which everything is content."""
+
+    def feed(self, text: str) -> list[Piece]:
+        return [Said(text)] if text else []
+
+    def finish(self) -> list[Piece]:
+        return []
+
+
+class _Talk:
+    """Deltas of a job, read choice by choice."""
+
+    def __init__(self, job: Job, prepared: Prepared) -> None:
+        self.prompt_ids: Sequence[int] = prepared.prompt.ids
+        self.prompt_logprobs: Sequence[Logprobs | None] | None = None
+        self._job, self._readers = job, prepared.readers
+        self._called = [False] * len(self._readers)
+        self._ended = [False] * len(self._readers)
+
+    @property
+    def usage(self) -> Usage:
+        return self._job.usage
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> list[News]:
+        while True:
+            news: list[News] = []
+            for _, output in await self._job.__anext__():
+                self.prompt_logprobs = output.prompt_logprobs
+                news += [self._read(each) for each in output.outputs if self._is_new(each)]
+            if news:
+                return news
+
+    def _is_new(self, output: CompletionOutput) -> bool:
+        return not self._ended[output.index] and bool(output.token_ids or output.text or output.finish_reason)
+
+    def _read(self, output: CompletionOutput) -> News:
+        reader, choice = self._readers[output.index], output.index
+        pieces = reader.feed(output.text) if output.text else []
+        if output.finish_reason is not None:
+            pieces += reader.finish()
+            self._ended[choice] = True
+        for piece in pieces:
+            if type(piece) is Called:
+                self._called[choice] = True
+        finish: Finish | None = output.finish_reason
+        if finish == "stop" and self._called[choice]:
+            finish = "tool_calls"
+        return News(choice, pieces, output.token_ids, output.logprobs, finish, output.stop_reason)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._job.__aexit__(kind, error, trace)
