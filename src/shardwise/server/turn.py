@@ -19,6 +19,7 @@ from shardwise.sched.request import SamplingParams
 from shardwise.server.answer.pieces import Called, Piece, Said
 from shardwise.server.call import Call
 from shardwise.server.job import Job, Usage
+from shardwise.server.sampling import check_fits, shortened
 from shardwise.server.service import Service
 
 Finish = Literal["stop", "length", "tool_calls", "abort"]
@@ -28,7 +29,8 @@ Finish = Literal["stop", "length", "tool_calls", "abort"]
 class Turn:
     """`messages` are in the form of OpenAI's chat API, checked by the template's checks. `tools` and `tool_choice` are as in
     `answer.tools`. `variables` go to the template; `salt` keeps the cache apart within a tenant. `template` is used instead
-    of the model's own; whether a client may give one is the endpoint's to check."""
+    of the model's own; whether a client may give one is the endpoint's to check. `truncate` keeps so many tokens of the
+    prompt, the last."""
 
     messages: Sequence[Mapping[str, Any]]
     params: SamplingParams
@@ -43,6 +45,7 @@ class Turn:
     salt: str = ""
     documents: Sequence[Mapping[str, Any]] | None = None
     template: str | None = None
+    truncate: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,13 +79,18 @@ class Talk(Protocol):
 async def talk(service: Service, call: Call, turn: Turn) -> AbstractAsyncContextManager[Talk]:
     """Renders, tokenises, and hands a turn to the engine. RequestError, QueueFull or Unavailable before anything runs."""
     prepared = await service.read(prepare, service, call, turn)
+    return _Talk(await started(service, [prepared.prompt], [prepared.params], turn.priority), prepared)
+
+
+async def started(service: Service, prompts: Sequence[Prompt], params: Sequence[SamplingParams], priority: int) -> Job:
+    """A job whose prompts are all taken; where one is not, or whoever waits is cancelled, none runs."""
     job = Job(service)
     try:
-        await job.start([prepared.prompt], [prepared.params], turn.priority)
+        await job.start(prompts, params, priority)
     except BaseException:
         job.abort()
         raise
-    return _Talk(job, prepared)
+    return job
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +118,8 @@ def prepare(service: Service, call: Call, turn: Turn) -> Prepared:
         variables=turn.variables,
         documents=turn.documents,
     )
-    prompt = replace(prompt, tenant=tenant(call, turn.salt))
+    prompt = replace(prompt, ids=shortened(service, prompt.ids, turn.truncate), tenant=tenant(call, turn.salt))
+    check_fits(service, prompt.ids, turn.params, "messages")
     return Prepared(prompt, turn.params, [Plain() for _ in range(turn.params.n)])
 
 
