@@ -16,13 +16,21 @@ from shardwise.engine.outputs import CompletionOutput, Logprobs
 from shardwise.engine.prompts import read_chat
 from shardwise.errors import RequestError
 from shardwise.sched.request import SamplingParams
-from shardwise.server.answer.pieces import Called, Piece, Said
+from shardwise.sched.structured import StructuredOutputs
+from shardwise.server.answer.choice import Tool, ToolChoice
+from shardwise.server.answer.pieces import Called, Piece
+from shardwise.server.answer.reader import Reader, reader
+from shardwise.server.answer.style import Style, detect
+from shardwise.server.answer.toolgrammar import tool_grammar
 from shardwise.server.call import Call
 from shardwise.server.job import Job, Usage
 from shardwise.server.sampling import check_fits, shortened
 from shardwise.server.service import Service
 
 Finish = Literal["stop", "length", "tool_calls", "abort"]
+
+TAIL_CHARS = 64
+"""Of the prompt, to see whether it opens the reasoning."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +42,8 @@ class Turn:
 
     messages: Sequence[Mapping[str, Any]]
     params: SamplingParams
-    tools: Sequence[Any] = ()
-    tool_choice: Any = "auto"
+    tools: Sequence[Tool] = ()
+    tool_choice: ToolChoice = "auto"
     parallel: bool = True
     variables: Mapping[str, Any] = field(default_factory=dict)
     add_generation_prompt: bool | None = None
@@ -99,7 +107,7 @@ class Prepared:
 
     prompt: Prompt
     params: SamplingParams
-    readers: Sequence[Plain]
+    readers: Sequence[Reader]
 
 
 def prepare(service: Service, call: Call, turn: Turn) -> Prepared:
@@ -119,8 +127,26 @@ def prepare(service: Service, call: Call, turn: Turn) -> Prepared:
         documents=turn.documents,
     )
     prompt = replace(prompt, ids=shortened(service, prompt.ids, turn.truncate), tenant=tenant(call, turn.salt))
-    check_fits(service, prompt.ids, turn.params, "messages")
-    return Prepared(prompt, turn.params, [Plain() for _ in range(turn.params.n)])
+    style = detect(template.source(tools=bool(shown)), (prompt.text or "")[-TAIL_CHARS:])
+    params = _params(service, turn, style)
+    check_fits(service, prompt.ids, params, "messages")
+    if not turn.split_reasoning or turn.params.structured_outputs is not None:
+        style = replace(style, think=None, opened=False)  # a form holds from the first character on
+    return Prepared(prompt, params, [reader(style, turn.tools, turn.tool_choice, turn.parallel) for _ in range(params.n)])
+
+
+def _params(service: Service, turn: Turn, style: Style) -> SamplingParams:
+    """With a grammar where a call is asked for, and with special tokens in the text where the reader needs them."""
+    params, tokenizer = turn.params, service.front.tokenizer
+    if style.needs_special_tokens and params.skip_special_tokens:
+        params = replace(params, skip_special_tokens=False)
+    if turn.tool_choice not in ("none", "auto"):
+        if params.structured_outputs is not None:
+            raise RequestError("tool_choice asks for a call, and the form of the answer is given too; leave one of them out")
+        specials = {tokenizer.token_text(token): token for token in sorted(tokenizer.special_ids)}
+        grammar = tool_grammar(style, turn.tools, turn.tool_choice, turn.parallel, specials)
+        params = replace(params, structured_outputs=StructuredOutputs(grammar=grammar))
+    return params
 
 
 def tenant(call: Call, salt: str | None) -> str:
@@ -141,20 +167,10 @@ def check_text_only(messages: Sequence[Mapping[str, Any]]) -> None:
                 )
 
 
-def _schema(tool: Any) -> dict[str, Any]:
+def _schema(tool: Tool) -> dict[str, Any]:
     """A tool as chat templates know it."""
     described = {"description": tool.description} if tool.description else {}
     return {"type": "function", "function": {"name": tool.name, **described, "parameters": tool.parameters}}
-
-
-class Plain:
-    """Reads an answer in which everything is content."""
-
-    def feed(self, text: str) -> list[Piece]:
-        return [Said(text)] if text else []
-
-    def finish(self) -> list[Piece]:
-        return []
 
 
 class _Talk:
