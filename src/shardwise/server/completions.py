@@ -221,7 +221,7 @@ class Texts:
 ROUTES = (
     Route(
         "POST",
-        ("/v1/completions", "/completions"),
+        ("/v1/completions",),
         complete,
         "Continue a text.",
         "text",

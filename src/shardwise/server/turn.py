@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field, replace
 from types import TracebackType
-from typing import Any, Literal, Protocol, Self
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 
 from shardwise.engine.complete import Prompt
 from shardwise.engine.outputs import CompletionOutput, Logprobs
@@ -26,6 +26,9 @@ from shardwise.server.call import Call
 from shardwise.server.job import Job, Usage
 from shardwise.server.sampling import check_fits, shortened
 from shardwise.server.service import Service
+
+if TYPE_CHECKING:
+    from shardwise.engine.template import ChatTemplate  # which brings jinja2, and other endpoints need none
 
 Finish = Literal["stop", "length", "tool_calls", "abort"]
 
@@ -112,27 +115,39 @@ class Prepared:
 
 def prepare(service: Service, call: Call, turn: Turn) -> Prepared:
     """Renders and tokenises a turn; blocks. RequestError for what the model cannot be asked."""
-    check_text_only(turn.messages)
-    template = service.front.template if turn.template is None else service.front.template.other(turn.template)
-    # A tool that must not be used is not shown, either.
-    shown = [_schema(tool) for tool in turn.tools] if turn.tool_choice != "none" else []
-    prompt = read_chat(
-        turn.messages,
-        service.front.tokenizer,
-        template,
-        tools=shown or None,
-        add_generation_prompt=turn.add_generation_prompt,
-        continue_final_message=turn.continue_final_message,
-        variables=turn.variables,
-        documents=turn.documents,
-    )
-    prompt = replace(prompt, ids=shortened(service, prompt.ids, turn.truncate), tenant=tenant(call, turn.salt))
-    style = detect(template.source(tools=bool(shown)), (prompt.text or "")[-TAIL_CHARS:])
+    prompt = replace(rendered(service, turn), tenant=tenant(call, turn.salt))
+    source = _template(service, turn).source(tools=bool(_shown(turn)))
+    style = detect(source, (prompt.text or "")[-TAIL_CHARS:])
     params = _params(service, turn, style)
     check_fits(service, prompt.ids, params, "messages")
     if not turn.split_reasoning or turn.params.structured_outputs is not None:
         style = replace(style, think=None, opened=False)  # a form holds from the first character on
     return Prepared(prompt, params, [reader(style, turn.tools, turn.tool_choice, turn.parallel) for _ in range(params.n)])
+
+
+def rendered(service: Service, turn: Turn) -> Prompt:
+    """The prompt that a turn makes; blocks. RequestError for what the model cannot be asked."""
+    check_text_only(turn.messages)
+    prompt = read_chat(
+        turn.messages,
+        service.front.tokenizer,
+        _template(service, turn),
+        tools=_shown(turn) or None,
+        add_generation_prompt=turn.add_generation_prompt,
+        continue_final_message=turn.continue_final_message,
+        variables=turn.variables,
+        documents=turn.documents,
+    )
+    return replace(prompt, ids=shortened(service, prompt.ids, turn.truncate))
+
+
+def _template(service: Service, turn: Turn) -> ChatTemplate:
+    return service.front.template if turn.template is None else service.front.template.other(turn.template)
+
+
+def _shown(turn: Turn) -> list[dict[str, Any]]:
+    """The tools as the template gets them. One that must not be used is not shown, either."""
+    return [_schema(tool) for tool in turn.tools] if turn.tool_choice != "none" else []
 
 
 def _params(service: Service, turn: Turn, style: Style) -> SamplingParams:
