@@ -27,6 +27,7 @@ from shardwise.server.tokens_body import (
 from shardwise.server.turn import Turn, rendered
 
 NAMED = ("eos_token", "bos_token", "unk_token", "pad_token")
+FLAGS = ("add_bos_token", "add_eos_token")
 
 
 async def tokenize(service: Service, _call: Call, body: TokenizeBody) -> Reply:
