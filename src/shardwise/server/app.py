@@ -19,6 +19,7 @@ from shardwise.errors import ShardwiseError
 from shardwise.server import body as bodies
 from shardwise.server.body import Gone
 from shardwise.server.call import Call
+from shardwise.server.docs import documents
 from shardwise.server.guard import Guard, Headers, request_id, values
 from shardwise.server.health import stopping
 from shardwise.server.refusal import RETRY_S, Refusal
@@ -166,5 +167,5 @@ def trace(error: BaseException) -> str:
 
 
 def make_app(service: Service, routes: Sequence[Route]) -> App:
-    """The application of `routes` over `service`."""
-    return App(service, routes)
+    """The application of `routes` over `service`, and of the documents that describe them."""
+    return App(service, (*routes, *documents(routes, service.settings)))
