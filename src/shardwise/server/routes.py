@@ -1,0 +1,16 @@
+"""All endpoints, by the modules that define them."""
+
+from __future__ import annotations
+
+from shardwise.server import chat, completions, generate, health, models, tgi, tokens
+from shardwise.server.route import Route
+
+ROUTES: tuple[Route, ...] = (
+    *chat.ROUTES,
+    *completions.ROUTES,
+    *generate.ROUTES,
+    *models.ROUTES,
+    *tokens.ROUTES,
+    *tgi.ROUTES,
+    *health.ROUTES,
+)
