@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from http import HTTPStatus
 
 from shardwise.errors import QueueFull, RequestError, ShardwiseError, Unavailable
@@ -15,6 +16,7 @@ KINDS = {
     408: "timeout_error",
     409: "conflict_error",
     413: "invalid_request_error",
+    414: "invalid_request_error",
     415: "invalid_request_error",
     429: "rate_limit_error",
     431: "invalid_request_error",
@@ -24,6 +26,9 @@ KINDS = {
 }
 """OpenAI's error types by status."""
 
+RETRY_S = 5
+"""When to come back where nobody knows better: after a restart, or to another replica."""
+
 BROKEN = "the server failed on this request; its log says more under the request id"
 
 
@@ -31,11 +36,21 @@ class Refusal(ShardwiseError):
     """Ends a request with `status`. `param` is the field at fault, `code` a word for programs."""
 
     def __init__(
-        self, status: int, message: str, *, param: str | None = None, code: str | None = None, retry_after_s: int | None = None
+        self,
+        status: int,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        retry_after_s: int | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(message)
         self.status, self.message, self.param, self.code = status, message, param, code
         self.retry_after_s = retry_after_s
+        self.headers = dict(headers or {})
+        if retry_after_s is not None:
+            self.headers["retry-after"] = str(retry_after_s)
 
     @property
     def kind(self) -> str:
@@ -60,5 +75,5 @@ class Refusal(ShardwiseError):
         if isinstance(error, QueueFull):
             return Refusal(429, str(error), code="queue_full", retry_after_s=error.retry_after_s)
         if isinstance(error, Unavailable):
-            return Refusal(503, str(error))
+            return Refusal(503, str(error), code="unavailable", retry_after_s=RETRY_S)
         return Refusal(500, BROKEN)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass, field
 
 import msgspec
+
+from shardwise.server.refusal import Refusal
 
 ENCODER = msgspec.json.Encoder()
 DONE = b"data: [DONE]\n\n"
@@ -22,15 +24,26 @@ class Json:
 
 
 @dataclass(frozen=True, slots=True)
-class Events:
-    """A stream of server-sent events, each frame made by `sse`. Closing the generator aborts what makes it; an error it raises
-    becomes a last frame, by `failed`, since the status is sent already."""
+class Text:
+    """A body that is no JSON: a page, metrics."""
 
-    frames: AsyncGenerator[bytes, None]
+    text: str
+    media: str = "text/plain; charset=utf-8"
+    status: int = 200
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
-Reply = Json | Events
+@dataclass(frozen=True, slots=True)
+class Events:
+    """A stream of server-sent events, each frame made by `sse`. Closing the generator aborts what makes it; an error it raises
+    becomes the last frames, since the status is sent already: what `failed` makes of it, or OpenAI's error and [DONE]."""
+
+    frames: AsyncGenerator[bytes, None]
+    headers: Mapping[str, str] = field(default_factory=dict)
+    failed: Callable[[Refusal], bytes] | None = None
+
+
+Reply = Json | Text | Events
 
 
 def sse(value: object, event: str | None = None) -> bytes:

@@ -9,19 +9,22 @@ from typing import Any
 import msgspec
 
 from shardwise.server.call import Call
+from shardwise.server.refusal import Refusal
 from shardwise.server.reply import Reply
 from shardwise.server.service import Service
 
 Endpoint = Callable[[Service, Call, Any], Awaitable[Reply]]
-"""endpoint(service, call, body): `body` is a value of the route's `body` type; without one, the path's parameters as a dict."""
+"""endpoint(service, call, body): `body` is a value of the route's `body` type; without one, the parameters as a dict."""
 
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """`paths` are all its names, the usual one first; `{name}` in one is a parameter. `summary` is one line for people.
+    """`paths` are all its names, the usual one first; `{name}` in one is a parameter, and one at the end takes the rest, slashes
+    included. A path that begins with /v1 is found without it too. `summary` is one line for people.
 
-    Where it has both a body and path parameters, the body struct has fields of the parameters' names.
-    `open`: needs no key. `errors` makes the body of a refusal: OpenAI's shape unless the API has its own.
+    Where it has both a body and path parameters, the body struct has fields of the parameters' names. Without a body, the
+    endpoint gets the parameters of path and query. `open`: needs no key, and is served while draining.
+    `errors` makes the body of a refusal: OpenAI's shape unless the API has its own. `example` is a body that works.
     """
 
     method: str
@@ -33,4 +36,5 @@ class Route:
     reply: type[msgspec.Struct] | None = None
     streams: bool = False
     open: bool = False
-    errors: Callable[[Any, Call], dict[str, object]] | None = None
+    errors: Callable[[Refusal, Call], dict[str, object]] | None = None
+    example: dict[str, Any] | None = None

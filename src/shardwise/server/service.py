@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import ParamSpec, TypeVar
 
 from shardwise.engine.front import Front, ServingEngine, sampling_defaults
+from shardwise.server.drain import Drain
 from shardwise.server.refusal import Refusal
 from shardwise.server.settings import Settings
 
@@ -29,6 +30,7 @@ class Service:
         self.names = tuple(name for name in settings.served_model_name if name != "*") or (engine.setup.name,)
         self.created = int(time.time())
         self.defaults = sampling_defaults(engine.setup.folder)
+        self.drain = Drain()
         self.unknown: Counter[str] = Counter()
         """How often a field came that nobody knows, by name."""
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="reader")

@@ -9,31 +9,44 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field, replace
 from types import TracebackType
-from typing import Any, Literal, Protocol, Self
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 
 from shardwise.engine.complete import Prompt
 from shardwise.engine.outputs import CompletionOutput, Logprobs
 from shardwise.engine.prompts import read_chat
 from shardwise.errors import RequestError
 from shardwise.sched.request import SamplingParams
-from shardwise.server.answer.pieces import Called, Piece, Said
+from shardwise.sched.structured import StructuredOutputs
+from shardwise.server.answer.choice import Tool, ToolChoice
+from shardwise.server.answer.pieces import Called, Piece
+from shardwise.server.answer.reader import Reader, reader
+from shardwise.server.answer.style import Style, detect
+from shardwise.server.answer.toolgrammar import tool_grammar
 from shardwise.server.call import Call
 from shardwise.server.job import Job, Usage
+from shardwise.server.sampling import check_fits, shortened
 from shardwise.server.service import Service
 
+if TYPE_CHECKING:
+    from shardwise.engine.template import ChatTemplate  # which brings jinja2, and other endpoints need none
+
 Finish = Literal["stop", "length", "tool_calls", "abort"]
+
+TAIL_CHARS = 64
+"""Of the prompt, to see whether it opens the reasoning."""
 
 
 @dataclass(frozen=True, slots=True)
 class Turn:
     """`messages` are in the form of OpenAI's chat API, checked by the template's checks. `tools` and `tool_choice` are as in
     `answer.tools`. `variables` go to the template; `salt` keeps the cache apart within a tenant. `template` is used instead
-    of the model's own; whether a client may give one is the endpoint's to check."""
+    of the model's own; whether a client may give one is the endpoint's to check. `truncate` keeps so many tokens of the
+    prompt, the last."""
 
     messages: Sequence[Mapping[str, Any]]
     params: SamplingParams
-    tools: Sequence[Any] = ()
-    tool_choice: Any = "auto"
+    tools: Sequence[Tool] = ()
+    tool_choice: ToolChoice = "auto"
     parallel: bool = True
     variables: Mapping[str, Any] = field(default_factory=dict)
     add_generation_prompt: bool | None = None
@@ -43,6 +56,7 @@ class Turn:
     salt: str = ""
     documents: Sequence[Mapping[str, Any]] | None = None
     template: str | None = None
+    truncate: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,13 +90,18 @@ class Talk(Protocol):
 async def talk(service: Service, call: Call, turn: Turn) -> AbstractAsyncContextManager[Talk]:
     """Renders, tokenises, and hands a turn to the engine. RequestError, QueueFull or Unavailable before anything runs."""
     prepared = await service.read(prepare, service, call, turn)
+    return _Talk(await started(service, [prepared.prompt], [prepared.params], turn.priority), prepared)
+
+
+async def started(service: Service, prompts: Sequence[Prompt], params: Sequence[SamplingParams], priority: int) -> Job:
+    """A job whose prompts are all taken; where one is not, or whoever waits is cancelled, none runs."""
     job = Job(service)
     try:
-        await job.start([prepared.prompt], [prepared.params], turn.priority)
+        await job.start(prompts, params, priority)
     except BaseException:
         job.abort()
         raise
-    return _Talk(job, prepared)
+    return job
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,27 +110,58 @@ class Prepared:
 
     prompt: Prompt
     params: SamplingParams
-    readers: Sequence[Plain]
+    readers: Sequence[Reader]
 
 
 def prepare(service: Service, call: Call, turn: Turn) -> Prepared:
     """Renders and tokenises a turn; blocks. RequestError for what the model cannot be asked."""
+    prompt = replace(rendered(service, turn), tenant=tenant(call, turn.salt))
+    source = _template(service, turn).source(tools=bool(_shown(turn)))
+    style = detect(source, (prompt.text or "")[-TAIL_CHARS:])
+    params = _params(service, turn, style)
+    check_fits(service, prompt.ids, params, "messages")
+    if not turn.split_reasoning or turn.params.structured_outputs is not None:
+        style = replace(style, think=None, opened=False)  # a form holds from the first character on
+    return Prepared(prompt, params, [reader(style, turn.tools, turn.tool_choice, turn.parallel) for _ in range(params.n)])
+
+
+def rendered(service: Service, turn: Turn) -> Prompt:
+    """The prompt that a turn makes; blocks. RequestError for what the model cannot be asked."""
     check_text_only(turn.messages)
-    template = service.front.template if turn.template is None else service.front.template.other(turn.template)
-    # A tool that must not be used is not shown, either.
-    shown = [_schema(tool) for tool in turn.tools] if turn.tool_choice != "none" else []
     prompt = read_chat(
         turn.messages,
         service.front.tokenizer,
-        template,
-        tools=shown or None,
+        _template(service, turn),
+        tools=_shown(turn) or None,
         add_generation_prompt=turn.add_generation_prompt,
         continue_final_message=turn.continue_final_message,
         variables=turn.variables,
         documents=turn.documents,
     )
-    prompt = replace(prompt, tenant=tenant(call, turn.salt))
-    return Prepared(prompt, turn.params, [Plain() for _ in range(turn.params.n)])
+    return replace(prompt, ids=shortened(service, prompt.ids, turn.truncate))
+
+
+def _template(service: Service, turn: Turn) -> ChatTemplate:
+    return service.front.template if turn.template is None else service.front.template.other(turn.template)
+
+
+def _shown(turn: Turn) -> list[dict[str, Any]]:
+    """The tools as the template gets them. One that must not be used is not shown, either."""
+    return [_schema(tool) for tool in turn.tools] if turn.tool_choice != "none" else []
+
+
+def _params(service: Service, turn: Turn, style: Style) -> SamplingParams:
+    """With a grammar where a call is asked for, and with special tokens in the text where the reader needs them."""
+    params, tokenizer = turn.params, service.front.tokenizer
+    if style.needs_special_tokens and params.skip_special_tokens:
+        params = replace(params, skip_special_tokens=False)
+    if turn.tool_choice not in ("none", "auto"):
+        if params.structured_outputs is not None:
+            raise RequestError("tool_choice asks for a call, and the form of the answer is given too; leave one of them out")
+        specials = {tokenizer.token_text(token): token for token in sorted(tokenizer.special_ids)}
+        grammar = tool_grammar(style, turn.tools, turn.tool_choice, turn.parallel, specials)
+        params = replace(params, structured_outputs=StructuredOutputs(grammar=grammar))
+    return params
 
 
 def tenant(call: Call, salt: str | None) -> str:
@@ -132,20 +182,10 @@ def check_text_only(messages: Sequence[Mapping[str, Any]]) -> None:
                 )
 
 
-def _schema(tool: Any) -> dict[str, Any]:
+def _schema(tool: Tool) -> dict[str, Any]:
     """A tool as chat templates know it."""
     described = {"description": tool.description} if tool.description else {}
     return {"type": "function", "function": {"name": tool.name, **described, "parameters": tool.parameters}}
-
-
-class Plain:
-    """Reads an answer in which everything is content."""
-
-    def feed(self, text: str) -> list[Piece]:
-        return [Said(text)] if text else []
-
-    def finish(self) -> list[Piece]:
-        return []
 
 
 class _Talk:

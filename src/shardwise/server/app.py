@@ -1,0 +1,170 @@
+"""The ASGI application: every request passes the guard, finds its route, has its body read, and is answered in one place.
+
+Nothing is served that no route names, and nothing without a key, where keys are set, unless its route is open.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+import traceback
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+from urllib.parse import parse_qsl, unquote
+
+from shardwise import env
+from shardwise.errors import ShardwiseError
+from shardwise.server import body as bodies
+from shardwise.server.body import Gone
+from shardwise.server.call import Call
+from shardwise.server.guard import Guard, Headers, request_id, values
+from shardwise.server.health import stopping
+from shardwise.server.refusal import RETRY_S, Refusal
+from shardwise.server.reply import Events
+from shardwise.server.route import Route
+from shardwise.server.send import Exchange, Receive, Send, last_frames
+from shardwise.server.service import Service
+from shardwise.server.table import Found, Table
+
+LOG = logging.getLogger("shardwise.server")
+
+QUERY_FIELDS = 32
+SAFE = {"x-content-type-options": "nosniff"}
+
+
+class App:
+    """An ASGI application of one front."""
+
+    def __init__(self, service: Service, routes: Sequence[Route]) -> None:
+        self.service = service
+        self.table = Table(routes)
+        self._guard = Guard(service.settings)
+
+    async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            while (await receive())["type"] != "lifespan.shutdown":
+                await send({"type": "lifespan.startup.complete"})
+            await send({"type": "lifespan.shutdown.complete"})
+            return
+        if scope["type"] != "http":
+            await send({"type": "websocket.close", "code": 1008})
+            return
+        headers: Headers = scope["headers"]
+        path = unquote(scope["raw_path"].decode("latin-1")) if scope.get("raw_path") else scope["path"]
+        beta = ",".join(values(headers, "anthropic-beta"))[:1000]
+        call = Call(request_id(headers), "", time.monotonic(), path, beta)
+        exchange = Exchange(receive, send, {**SAFE, "x-request-id": call.id})
+        found = self.table.find(path)
+        try:
+            await self._answer(scope, exchange, found, call)
+        except Gone:
+            return
+        except BaseException as error:
+            if exchange.gone:
+                return  # nobody is there to be told; a cancellation was the client's doing
+            told = self._told(error, call)
+            if exchange.started:
+                return  # half an answer: the protocol closes the connection
+            await self._refuse(exchange, found, call, told)
+
+    async def _refuse(self, exchange: Exchange, found: Found | None, call: Call, refusal: Refusal) -> None:
+        """In the shape of the API that was asked."""
+        errors = next(iter(found.routes.values())).errors if found else None
+        await exchange.refuse(refusal, errors(refusal, call) if errors else refusal.openai())
+
+    async def _answer(self, scope: Any, exchange: Exchange, found: Found | None, call: Call) -> None:
+        """Does one request; raises what its client is to be told."""
+        headers, method = scope["headers"], scope["method"]
+        if self.service.drain.draining:
+            exchange.headers["connection"] = "close"
+        self._guard.check_host(headers)
+        exchange.headers.update(self._guard.origin(headers))
+        if (preflight := self._guard.preflight(method, headers)) is not None:
+            await exchange.empty(preflight)
+            return
+        route = found.route(method) if found else None
+        if route is None or not route.open:
+            call = replace(call, tenant=self._guard.tenant(headers))
+        if found is None:
+            raise self._unknown(call.path)
+        if method == "OPTIONS":
+            await exchange.empty({"allow": found.allow})
+        elif route is None:
+            raise Refusal(
+                405, f"{call.path[:200]!r} does not take {method}; it takes {found.allow}", headers={"allow": found.allow}
+            )
+        elif self.service.drain.draining and not route.open:
+            raise stopping()
+        else:
+            with self.service.drain.open():
+                await self._serve(scope, exchange, route, found, call)
+
+    def _unknown(self, path: str) -> Refusal:
+        nearest = self.table.nearest(path)
+        hint = f"; the nearest is {nearest}" if nearest else "; /docs lists what there is"
+        return Refusal(404, f"there is no {path[:200]!r} here{hint}", code="unknown_path")
+
+    async def _serve(self, scope: Any, exchange: Exchange, route: Route, found: Found, call: Call) -> None:
+        settings, headers = self.service.settings, scope["headers"]
+        deadline = asyncio.get_running_loop().time() + settings.request_timeout_s
+        value: Any
+        if route.body is None:
+            query = parse_qsl(scope["query_string"].decode("latin-1"), max_num_fields=QUERY_FIELDS, errors="replace")
+            value = {**dict(query), **found.values}
+        else:
+            bodies.check_head(headers, settings)
+            data = await bodies.read(exchange.receive, settings)
+            value, unknown = await bodies.struct(self.service, route.body, data, found.values)
+            bodies.count_unknown(self.service, unknown)
+        async with exchange.watched():
+            async with asyncio.timeout_at(deadline):
+                reply = await route.endpoint(self.service, call, value)
+            if isinstance(reply, Events):
+                await self._stream(exchange, route, call, reply, deadline)
+            else:
+                await exchange.whole(reply)
+
+    async def _stream(self, exchange: Exchange, route: Route, call: Call, events: Events, deadline: float) -> None:
+        """An error after the start becomes the last frames, since the status is sent already."""
+        last = b""
+        try:
+            await exchange.stream(events, self.service.settings.keep_alive_s, deadline)
+        except BaseException as error:
+            if exchange.gone:
+                raise
+            refusal = self._told(error, call)
+            last = last_frames(refusal, events, route.errors(refusal, call) if route.errors else None)
+        await exchange.end(last)
+
+    def _told(self, error: BaseException, call: Call) -> Refusal:
+        """What the client is told of an error; of what it is not told, the log says more."""
+        if isinstance(error, asyncio.CancelledError):
+            return stopping()
+        if isinstance(error, TimeoutError) and time.monotonic() - call.began >= self.service.settings.request_timeout_s:
+            return Refusal(504, f"the request took longer than {self.service.settings.request_timeout_s:g} s", code="timeout")
+        if not isinstance(error, Exception):
+            raise error
+        refusal = Refusal.of(error)
+        if refusal.status != 500:
+            return refusal
+        if isinstance(error, ShardwiseError):
+            LOG.error("request %s failed: %s", call.id, error)
+            if self.service.engine.lost is not None:
+                return Refusal(503, "the engine is lost", code="engine_lost", retry_after_s=RETRY_S)
+        else:
+            LOG.error("request %s failed:\n%s", call.id, trace(error))
+        return refusal
+
+
+def trace(error: BaseException) -> str:
+    """Where it happened and what kind it is. What it says may quote a prompt, and is left out unless SHARDWISE_DEBUG is set."""
+    if env.debug():
+        return "".join(traceback.format_exception(error))
+    return "".join(traceback.format_tb(error.__traceback__)) + type(error).__qualname__
+
+
+def make_app(service: Service, routes: Sequence[Route]) -> App:
+    """The application of `routes` over `service`."""
+    return App(service, routes)

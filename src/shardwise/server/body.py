@@ -1,0 +1,174 @@
+"""From the bytes of a request's body to the struct that its route takes, or a refusal that names the field."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+import msgspec
+
+from shardwise.server.guard import Headers, values
+from shardwise.server.refusal import Refusal
+from shardwise.server.service import Service
+from shardwise.server.settings import Settings
+from shardwise.server.strict import loads, shown
+
+LOG = logging.getLogger("shardwise.server")
+
+LARGE_BYTES = 64 * 2**10
+"""A body above this is read on another thread, so that the loop goes on with others' tokens."""
+
+NAMES = 1000
+"""Unknown fields that are counted by their names; all further ones together."""
+
+Receive = Callable[[], Awaitable[Any]]
+
+_PLACE = re.compile(r"(?P<what>.*) - at `(?P<key>key in )?\$?(?P<path>[^`]*)`", re.DOTALL)
+
+
+class Gone(Exception):
+    """The client has closed its connection: nobody is there to be told anything."""
+
+
+# --- bytes ------------------------------------------------------------------------------------------------------------
+
+
+def check_head(headers: Headers, settings: Settings) -> None:
+    """Refuses a body by what its headers say of it, before a byte of it is read."""
+    for value in values(headers, "content-type"):
+        kind, _, rest = value.lower().partition(";")
+        charset = re.search(r'charset\s*=\s*"?([\w-]+)', rest)
+        if kind.strip() != "application/json" and not kind.strip().endswith("+json"):
+            raise Refusal(415, f"the content type {value[:100]!r} is not taken; send application/json")
+        if charset and charset[1] not in ("utf-8", "utf8", "us-ascii"):
+            raise Refusal(415, f"the character set {charset[1][:40]!r} is not taken; send UTF-8")
+    for value in values(headers, "content-encoding"):
+        if value.lower() != "identity":
+            raise Refusal(415, f"the content encoding {value[:40]!r} is not taken; send the body as it is")
+    for value in values(headers, "content-length"):
+        if not value.isdigit() or int(value[:20]) > settings.max_body_bytes:
+            raise too_large(settings)
+
+
+def too_large(settings: Settings) -> Refusal:
+    return Refusal(413, f"the body is too large; {settings.max_body_bytes} bytes are the most", code="body_too_large")
+
+
+async def read(receive: Receive, settings: Settings) -> bytes:
+    """The whole body. 413 where it is too large, 408 where it comes too slowly; Gone where the client has gone."""
+    parts: list[bytes] = []
+    size, deadline = 0, asyncio.get_running_loop().time() + settings.body_timeout_s
+    while True:
+        left = deadline - asyncio.get_running_loop().time()
+        try:
+            async with asyncio.timeout(min(left, settings.body_stall_s)):
+                message = await receive()
+        except TimeoutError:
+            raise Refusal(408, f"the body did not come in time: {size} bytes of it have; send it at once") from None
+        if message["type"] == "http.disconnect":
+            raise Gone
+        parts.append(message["body"])
+        size += len(parts[-1])
+        if size > settings.max_body_bytes:
+            raise too_large(settings)
+        if not message["more_body"]:
+            return b"".join(parts)
+
+
+# --- values -----------------------------------------------------------------------------------------------------------
+
+
+async def struct(
+    service: Service, kind: type[msgspec.Struct], data: bytes, given: Mapping[str, str]
+) -> tuple[msgspec.Struct, tuple[str, ...]]:
+    """`parse`, on another thread where it takes long."""
+    depth = service.settings.max_depth
+    if len(data) > LARGE_BYTES:
+        return await service.read(parse, data, kind, depth, given)
+    return parse(data, kind, depth, given)
+
+
+def parse(
+    data: bytes, kind: type[msgspec.Struct], depth: int, given: Mapping[str, str]
+) -> tuple[msgspec.Struct, tuple[str, ...]]:
+    """The struct, and the names of fields that it does not have. `given` are the path's parameters, which go before the body's.
+
+    Null at the top means that a field was not given. Refusal 400 names what is wrong, where, and what came.
+    """
+    fields = {name: value for name, value in loads(data, depth).items() if value is not None}
+    fields.update(given)
+    try:
+        value = msgspec.convert(fields, kind)
+    except msgspec.ValidationError as error:
+        raise reworded(str(error), fields) from None
+    known = known_fields(kind)
+    return value, tuple(name for name in fields if name not in known)
+
+
+_known: dict[type, frozenset[str]] = {}
+
+
+def known_fields(kind: type[msgspec.Struct]) -> frozenset[str]:
+    """The names of a struct's fields, as they are in JSON."""
+    if (found := _known.get(kind)) is None:
+        found = _known[kind] = frozenset(kind.__struct_encode_fields__)
+    return found
+
+
+def reworded(message: str, fields: Mapping[str, Any]) -> Refusal:
+    """msgspec's words as ours: `Expected `int`, got `str` - at `$.n`` is "n is the string "2"; it must be an integer"."""
+    match = _PLACE.fullmatch(message)
+    what, path = (match["what"], match["path"].removeprefix(".")) if match else (message, "")
+    if missing := re.fullmatch(r"Object missing required field `(.*)`", what):
+        name = f"{path}.{missing[1]}" if path else missing[1]
+        return Refusal(400, f"{name} is missing", param=name, code="missing_field")
+    wanted = re.fullmatch(r"Expected (.*?)(?:, got (.*))?", what, re.DOTALL)
+    came = _at(fields, path)
+    if wanted is None or (match and match["key"]):
+        return Refusal(400, f"{path or 'the body'}: {what}", param=path or None, code="invalid_value")
+    is_it = f"is {came}" if came else f"is {wanted[2]}" if wanted[2] else "is not right"
+    return Refusal(400, f"{path} {is_it}; it must be {_kinds(wanted[1])}", param=path or None, code="invalid_value")
+
+
+KINDS = {
+    "int": "an integer",
+    "float": "a number",
+    "str": "a string",
+    "bool": "true or false",
+    "array": "a list",
+    "object": "an object",
+    "null": "null",
+}
+
+
+def _kinds(wanted: str) -> str:
+    """`int | null` in words; `int` >= 1 and `str` of length <= 4 keep what follows."""
+
+    def words(match: re.Match[str]) -> str:
+        kinds = [KINDS.get(each, each) for each in match[1].split(" | ")]
+        return " or ".join(kinds) if len(kinds) < 3 else f"{', '.join(kinds[:-1])} or {kinds[-1]}"
+
+    return re.sub(r"`([^`]*)`", words, wanted)
+
+
+def _at(fields: object, path: str) -> str | None:
+    """What came at a path such as messages[0].role; None where the path does not say, as in objects of free names."""
+    value = fields
+    for name, index in re.findall(r"([^.\[\]]+)|\[(\d+|\.\.\.)\]", path):
+        try:
+            value = value[int(index)] if index else value[name]  # type: ignore[index]
+        except (KeyError, IndexError, TypeError, ValueError):
+            return None
+    return shown(value)
+
+
+def count_unknown(service: Service, names: tuple[str, ...]) -> None:
+    """Counts fields that nobody knows, and names each once in the log; the requests are served all the same."""
+    for name in names:
+        shown_name = name[:64] if name[:64] in service.unknown or len(service.unknown) < NAMES else "others"
+        if shown_name not in service.unknown:
+            LOG.info("the field %r is not known here and is ignored; this is said once", shown_name)
+        service.unknown[shown_name] += 1

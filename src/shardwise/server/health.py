@@ -1,0 +1,62 @@
+"""Whether the server is up, and whether it takes requests: what load balancers and people ask first. Needs no key."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.metadata import version
+from typing import Any
+
+import msgspec
+
+from shardwise.server.call import Call
+from shardwise.server.refusal import RETRY_S, Refusal
+from shardwise.server.reply import Json, Reply
+from shardwise.server.route import Route
+from shardwise.server.service import Service
+
+
+class Health(msgspec.Struct):
+    """`status` is "ok"."""
+
+    status: str = "ok"
+
+
+class Version(msgspec.Struct):
+    """Of shardwise."""
+
+    version: str
+
+
+async def health(service: Service, call: Call, body: Any) -> Reply:
+    """200 while the engine lives, also before it is ready and while it drains."""
+    if (reason := service.engine.lost) is not None:
+        raise Refusal(503, f"the engine is lost: {reason}", code="engine_lost")
+    return Json(Health())
+
+
+async def ready(service: Service, call: Call, body: Any) -> Reply:
+    """200 while new requests are taken."""
+    if service.drain.draining:
+        raise Refusal(503, "the server is stopping: open requests finish, new ones are not taken", code="draining")
+    return await health(service, call, body)
+
+
+async def the_version(service: Service, call: Call, body: Any) -> Reply:
+    return Json(Version(installed()))
+
+
+@cache
+def installed() -> str:
+    return version("shardwise")
+
+
+def stopping() -> Refusal:
+    """What new requests are told while the server drains."""
+    return Refusal(503, "the server is stopping; ask another, or again after a while", code="draining", retry_after_s=RETRY_S)
+
+
+ROUTES = (
+    Route("GET", ("/health", "/ping"), health, "Whether the process and its engine live.", "server", reply=Health, open=True),
+    Route("GET", ("/ready",), ready, "Whether new requests are taken; else 503 and why.", "server", reply=Health, open=True),
+    Route("GET", ("/version",), the_version, "The version of shardwise.", "server", reply=Version),
+)

@@ -1,0 +1,8 @@
+"""All endpoints, by the modules that define them."""
+
+from __future__ import annotations
+
+from shardwise.server import health
+from shardwise.server.route import Route
+
+ROUTES: tuple[Route, ...] = (*health.ROUTES,)
