@@ -1,4 +1,4 @@
-"""A small endpoint for tests of the shell: words in, tokens of the fake engine out, whole or as a stream; and one that breaks."""
+"""Small endpoints for tests of the shell: words in, tokens of the fake engine out, whole or as a stream; one that breaks."""
 
 from __future__ import annotations
 
@@ -62,11 +62,11 @@ async def demo(service: Service, call: Call, body: Ask) -> Reply:
     return Events(frames())
 
 
-async def breaks(service: Service, call: Call, body: Any) -> Reply:
+async def breaks(_service: Service, _call: Call, _body: Any) -> Reply:
     raise KeyError("a secret of the prompt")
 
 
-async def named(service: Service, call: Call, body: Any) -> Reply:
+async def named(_service: Service, _call: Call, body: Any) -> Reply:
     return Json(body)
 
 

@@ -1,4 +1,4 @@
-"""Who may ask at all: hosts, origins of browsers, keys. Decided from the headers alone, whatever the path, before any routing."""
+"""Who may ask at all: hosts, origins of browsers, keys. Decided from the headers alone, whatever the path is."""
 
 from __future__ import annotations
 
@@ -89,11 +89,8 @@ class Guard:
     def preflight(method: str, headers: Headers) -> dict[str, str] | None:
         """What a browser's question before a request is answered with; None where it is none. It needs no key, for browsers
         send none along."""
-        if (
-            method != "OPTIONS"
-            or not values(headers, "origin")
-            or not (asked := values(headers, "access-control-request-method"))
-        ):
+        asked = values(headers, "access-control-request-method")
+        if method != "OPTIONS" or not asked or not values(headers, "origin"):
             return None
         wanted = values(headers, "access-control-request-headers")
         plain = wanted and re.fullmatch(r"[A-Za-z0-9, _-]{0,1000}", wanted[0])
@@ -123,7 +120,7 @@ class Guard:
         found = [self._match(key) for key in given]
         if found[0] is None or any(each != found[0] for each in found):
             raise unauthorised(
-                "this key is not known here" if len(found) == 1 else "the two keys that were sent are not both valid"
+                "this key is not known here" if len(found) == 1 else "two keys came, and they are not both right"
             )
         return sha256(b"tenant" + self._digests[found[0]]).hexdigest()[:16]
 

@@ -27,7 +27,7 @@ class Version(msgspec.Struct):
     version: str
 
 
-async def health(service: Service, call: Call, body: Any) -> Reply:
+async def health(service: Service, _call: Call, _body: Any) -> Reply:
     """200 while the engine lives, also before it is ready and while it drains."""
     if (reason := service.engine.lost) is not None:
         raise Refusal(503, f"the engine is lost: {reason}", code="engine_lost")
@@ -41,7 +41,7 @@ async def ready(service: Service, call: Call, body: Any) -> Reply:
     return await health(service, call, body)
 
 
-async def the_version(service: Service, call: Call, body: Any) -> Reply:
+async def the_version(_service: Service, _call: Call, _body: Any) -> Reply:
     return Json(Version(installed()))
 
 

@@ -19,8 +19,8 @@ Endpoint = Callable[[Service, Call, Any], Awaitable[Reply]]
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """`paths` are all its names, the usual one first; `{name}` in one is a parameter, and one at the end takes the rest, slashes
-    included. A path that begins with /v1 is found without it too. `summary` is one line for people.
+    """`paths` are all its names, the usual one first; `{name}` in one is a parameter, and one at the end takes slashes too.
+    A path that begins with /v1 is found without it too. `summary` is one line for people.
 
     Where it has both a body and path parameters, the body struct has fields of the parameters' names. Without a body, the
     endpoint gets the parameters of path and query. `open`: needs no key, and is served while draining.
