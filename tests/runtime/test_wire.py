@@ -8,7 +8,7 @@ from shardwise.runtime import wire
 from shardwise.runtime.limits import Limits
 from shardwise.sched.step import Chosen, Draw, Edit, Item, Pages, Result, Step
 
-EDIT = Edit(1.1, 0.5, -0.5, (1, 2), ((1, 3),), ((5, -100.0),), (7,), ())
+EDIT = Edit(1.1, 0.5, -0.5, (1, 2), ((1, 3),), ((5, -100.0),), (7,), (), b"\x00\xff")
 ITEMS = (
     Item(3, (5, 6), 0, 2, (Pages(0, (4, 9)), Pages(16, ())), targets=(6,), top=2, drawn=(3, 4)),
     Item(8, (), 40, 41, (Pages(0, (1,)), Pages(0, (2,))), source=6, drawn=(8,)),

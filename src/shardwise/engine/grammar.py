@@ -188,7 +188,7 @@ def _library_tokenizer(tokenizer: Tokenizer, vocab: int) -> llguidance.LLTokeniz
 
 def source(wanted: StructuredOutputs) -> str:
     """The grammar in llguidance's own form. RequestError for one that cannot be brought into it."""
-    if wanted.json is not None or wanted.json_object:
+    if wanted.kind in ("json", "json_object"):
         schema = json.loads(wanted.json) if isinstance(wanted.json, str) else {"type": "object"}
         schema["x-guidance"] = {"whitespace_pattern": WHITESPACE}
         return f"{_NO_FORCING}start: %json {json.dumps(schema, ensure_ascii=False)}"
