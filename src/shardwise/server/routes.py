@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from shardwise.server import health
+from shardwise.server import health, messages, responses
 from shardwise.server.route import Route
 
-ROUTES: tuple[Route, ...] = (*health.ROUTES,)
+ROUTES: tuple[Route, ...] = (*health.ROUTES, *responses.ROUTES, *messages.ROUTES)
