@@ -48,7 +48,7 @@ class CountBody(msgspec.Struct, kw_only=True):
         list[InputMessage],
         Meta(min_length=1, max_length=MOST_MESSAGES, description="Where the assistant's is the last, it is gone on with."),
     ]
-    model: Annotated[str | None, Meta(max_length=512, description="A served name; may be left out.")] = None
+    model: Annotated[str, Meta(max_length=512, description="A served name; may be left out.")] | None = None
     system: Annotated[str | Blocks | None, Meta(description="Text, or text blocks.")] = None
     tools: Annotated[list[dict[str, Any]] | None, Meta(description="With name, description and input_schema.")] = None
     tool_choice: Annotated[
@@ -67,10 +67,10 @@ class MessagesBody(CountBody, kw_only=True):
     max_tokens: Annotated[
         int, Meta(ge=1, le=2**31 - 1, description="Reasoning included; where the context ends before, so does the answer.")
     ]
-    stop_sequences: Annotated[list[str] | None, Meta(max_length=16, description="Strings that end the answer.")] = None
+    stop_sequences: Annotated[list[str], Meta(max_length=16, description="Strings that end the answer.")] | None = None
     temperature: Annotated[float, Meta(ge=0, le=1, description="0 is greedy.")] | None = None
     top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
     top_k: Annotated[int, Meta(ge=0)] | None = None
     stream: Annotated[bool, Meta(description="Events as they happen.")] = False
     metadata: Annotated[dict[str, Any] | None, Meta(description="`user_id` and others; changes nothing.")] = None
-    service_tier: Annotated[str | None, Meta(max_length=64)] = None
+    service_tier: Annotated[str, Meta(max_length=64)] | None = None

@@ -10,7 +10,7 @@ from contextlib import AbstractAsyncContextManager
 from shardwise.server.call import Call
 from shardwise.server.frames import begun
 from shardwise.server.messages.body import CountBody, MessagesBody
-from shardwise.server.messages.output import MessageUsage, OutputMessage, StopReason, TokensCount, frame
+from shardwise.server.messages.output import MessageReply, MessageUsage, StopReason, TokensCount, frame
 from shardwise.server.messages.request import ask
 from shardwise.server.messages.writer import Writer, used
 from shardwise.server.refusal import Refusal
@@ -37,7 +37,7 @@ PINGS = 0.8
 
 async def create(service: Service, call: Call, body: MessagesBody) -> Reply:
     """The assistant's next turn, whole or as a stream."""
-    message = OutputMessage(id=f"msg_{secrets.token_hex(24)}", model=service.model(body.model), usage=MessageUsage(0, 0))
+    message = MessageReply(id=f"msg_{secrets.token_hex(24)}", model=service.model(body.model), usage=MessageUsage(0, 0))
     turn = await service.read(ask, service, body)
     talking = await talk(service, call, turn)
     headers = {"request-id": call.id}
@@ -54,7 +54,7 @@ async def create(service: Service, call: Call, body: MessagesBody) -> Reply:
 
 
 async def _stream(
-    service: Service, body: MessagesBody, message: OutputMessage, talking: AbstractAsyncContextManager[Talk]
+    service: Service, body: MessagesBody, message: MessageReply, talking: AbstractAsyncContextManager[Talk]
 ) -> AsyncGenerator[bytes, None]:
     out: list[bytes] = []
     writer = Writer(message, lambda event: out.append(frame(event)))
@@ -135,7 +135,7 @@ def errors(refusal: Refusal, call: Call) -> dict[str, object]:
 ROUTES: tuple[Route, ...] = (
     Route(
         "POST", ("/v1/messages",), create, "The assistant's next turn, as in Anthropic's API", "messages",
-        body=MessagesBody, reply=OutputMessage, streams=True, errors=errors,
+        body=MessagesBody, reply=MessageReply, streams=True, errors=errors,
     ),
     Route(
         "POST", ("/v1/messages/count_tokens",), count_tokens, "Count the tokens of a message's input", "messages",

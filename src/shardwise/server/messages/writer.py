@@ -16,11 +16,11 @@ from shardwise.server.messages.output import (
     Ending,
     InputGrowth,
     MessageDelta,
+    MessageReply,
     MessageStart,
     MessageStop,
     MessageUsage,
     OutputBlock,
-    OutputMessage,
     Ping,
     SignatureGrowth,
     StopReason,
@@ -43,7 +43,7 @@ GROWTHS: dict[str, Callable[[str], TextGrowth | ThinkingGrowth | InputGrowth]] =
 class Writer:
     """Fills `message` with what comes of it. `emit` gets the events as they happen."""
 
-    def __init__(self, message: OutputMessage, emit: Emit | None = None) -> None:
+    def __init__(self, message: MessageReply, emit: Emit | None = None) -> None:
         self.message = message
         self._emit = emit or _nobody
         self._blocks = Blocks()

@@ -70,7 +70,7 @@ def _output(kept: Kept) -> list[Item]:
 def _finder(service: Service, call: Call) -> Callable[[str], Item | None]:
     """Looks up items that are kept, by their ids."""
     known: dict[str, Item] = {}
-    kept = list(service.store.all(call.tenant))
+    kept = [each for each in service.store.all(call.tenant) if not each.running]
 
     def find(id: str) -> Item | None:
         while kept and id not in known:
@@ -120,9 +120,10 @@ async def _stream(service: Service, call: Call, asked: Asked, talking: Talking, 
         async with talking as talked:
             yield b""
             async for _ in _answer(service, asked, talked, writer):
+                if asked.response.status != "in_progress":
+                    _keep(service, call, asked)  # before the client hears of the end, and goes on from it
                 if out:
                     yield written()
-        _keep(service, call, asked)
 
     def failed(refusal: Refusal) -> bytes:
         writer.fail(refusal.message)

@@ -135,7 +135,7 @@ class _Told:
             case MessageItem(role, content):
                 self.messages.append({"role": role, "content": parts_text(content, f"{place}.content")})
             case CallItem(id, name, arguments):
-                self._call(id, name, arguments)
+                self._call(id, name, arguments or "{}")
             case CustomCallItem(id, name, text):
                 self._call(id, name, msgspec.json.encode({"input": text}).decode())
             case CallOutputItem(id, output) | CustomCallOutputItem(id, output):
