@@ -57,11 +57,9 @@ def test_embeddings_are_those_of_the_library(served: Served, llm: LLM, pooling: 
 
 
 def test_base64_holds_the_same_numbers(served: Served):
+    path, body = "/v1/embeddings", {"input": TEXTS[0], "dimensions": 5}
     plain, packed = (
-        served.post("/v1/embeddings", {"input": TEXTS[0], "encoding_format": kind, "dimensions": 5}).json["data"][0][
-            "embedding"
-        ]
-        for kind in ("float", "base64")
+        served.post(path, {**body, "encoding_format": kind}).json["data"][0]["embedding"] for kind in ("float", "base64")
     )
     assert len(plain) == 5
     assert list(floats(base64.b64decode(packed))) == pytest.approx(plain, abs=1e-6)
