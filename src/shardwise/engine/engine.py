@@ -9,6 +9,7 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from itertools import count
 from queue import SimpleQueue
@@ -18,11 +19,13 @@ from typing import Literal, Self
 from shardwise import env
 from shardwise.engine.admit import admit
 from shardwise.engine.core import Core
+from shardwise.engine.grammar import Grammars
 from shardwise.engine.journal import Entry, Sink
 from shardwise.engine.ranks import ProcessRanks, Progress, Ranks
 from shardwise.engine.setup import Setup
 from shardwise.errors import ShardwiseError
 from shardwise.sched.events import Emitted, Ended, Event
+from shardwise.sched.pooling import PoolingParams
 from shardwise.sched.request import SEEDS, SamplingParams
 
 CLOSED = "the engine was closed"
@@ -48,6 +51,8 @@ class Engine:
         else:
             self.ranks = ranks
         self.core = Core(setup, self.ranks, time.monotonic)
+        self.grammars = Grammars(setup.folder, setup.layout.model.vocab)
+        self._compiler = ThreadPoolExecutor(1, "grammars")  # which starts its thread when it has something to do
         self._numbers = count(1)
         self._orders: deque[Callable[[], None]] = deque()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -67,7 +72,7 @@ class Engine:
     def submit(
         self,
         prompt: Sequence[int],
-        params: SamplingParams,
+        params: SamplingParams | PoolingParams,
         sink: Sink,
         *,
         ends: Sequence[int] = (),
@@ -76,21 +81,43 @@ class Engine:
         tenant: str = "",
     ) -> int:
         """The number of a request that now runs, or waits to. `ends` are the ids that end it (none with `ignore_eos`), `bad`
-        the sequences of ids that it must not write; `tenant` keeps its cache apart.
+        the sequences of ids that it must not write; `tenant` keeps its cache apart. With PoolingParams nothing is drawn: the
+        prompt's hidden states are wanted. Structured outputs are compiled on a thread of their own, in limits of their own, and
+        what does not compile fails the request; to have strangers' grammars refused, and tried where they do no harm, is the
+        front's part (`Front.check`).
 
         `sink` gets its events on the engine's thread and must not wait. RequestError where the request can never run;
         ShardwiseError, the cause, where the engine has ended.
         """
         limit = admit(self.setup, prompt, params)
-        seed = params.seed if params.seed is not None else secrets.randbelow(SEEDS)
+        seed = params.seed if isinstance(params, SamplingParams) else 0
+        seed = secrets.randbelow(SEEDS) if seed is None else seed
         # A checkpoint's end ids may lie beyond its logits; such a one is never drawn.
         vocab = self.setup.layout.model.vocab
         kept = tuple(sorted({i for i in ends if 0 <= i < vocab}))
         words = tuple(tuple(word) for word in bad if word and all(0 <= i < vocab for i in word))
         entry = Entry(next(self._numbers), tuple(prompt), params, seed, limit, sink, kept, words, priority, tenant)
         self.core.scheduler.check(self.core.request(entry))
-        self._order(lambda: self.core.add(entry))
+        if entry.structured is None:
+            self._order(lambda: self.core.add(entry))
+        else:
+            self._order(lambda: self.core.expect(entry))
+            with suppress(RuntimeError):  # closed meanwhile, which ends what is expected
+                self._compiler.submit(self._compile, entry)
         return entry.number
+
+    def _compile(self, entry: Entry) -> None:
+        """Lets a request begin that waits for its grammar."""
+        wanted, error = entry.structured, None
+        assert wanted is not None
+        try:
+            entry.grammar = self.grammars.compile(wanted)
+        except Exception as failure:  # whatever it is, it is this request's alone
+            error = str(failure) if isinstance(failure, ShardwiseError) else f"structured_outputs failed: {failure!r}"
+        if error is None:
+            self._order(lambda: self.core.begin(entry), late=True)
+        else:
+            self._order(lambda: self.core.abort(entry.number, error), late=True)
 
     def abort(self, request: int) -> None:
         """Ends a request wherever it is; one that has ended is ignored."""
@@ -118,6 +145,7 @@ class Engine:
     def close(self) -> None:
         """Ends every open request with an error, then all ranks. Twice is once."""
         self._end(ShardwiseError(CLOSED))
+        self._compiler.shutdown(wait=False, cancel_futures=True)
         if threading.current_thread() is not self._thread:
             self._thread.join()
 

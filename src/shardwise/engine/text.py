@@ -128,6 +128,11 @@ class Tokenizer:
         start = next((n for n in range(len(framed)) if framed[n : n + len(plain)] == plain), 0)
         return framed[:start], framed[start + len(plain) :]
 
+    @property
+    def special_ids(self) -> frozenset[int]:
+        """The ids that are no text."""
+        return self._skipped
+
     def token_id(self, token: str | None) -> int | None:
         """The id of one vocabulary entry, or None if there is no such entry."""
         return None if token is None else self._backend.token_to_id(token)
