@@ -96,18 +96,26 @@ def span(schema: dict[str, Any], least: str, most: str) -> str:
 def markdown(routes: Sequence[Route], settings: Settings | None = None) -> str:
     """The endpoints, their fields, and the table of limits."""
     settings = settings or Settings()
-    schemas = openapi(routes)["components"]["schemas"]
+    described = openapi(routes)
+    schemas = described["components"]["schemas"]
     parts = ["# The API", "", "Made from the routes and their structs; do not edit.", "", "## Endpoints", ""]
     parts += ["| method | path | what it does |", "|---|---|---|"]
     parts += [f"| {r.method} | {', '.join(f'`{path}`' for path in r.paths)} | {cell(r.summary)} |" for r in routes]
     for route in routes:
         if route.body is not None:
-            parts += ["", f"### {route.method} {route.paths[0]}", "", f"{route.summary}", "", *table(schemas, route)]
+            parts += [
+                "",
+                f"### {route.method} {route.paths[0]}",
+                "",
+                f"{route.summary}",
+                "",
+                *lines(schemas[body_name(described, route)]),
+            ]
             parts += ["", "```", curl(route, settings), "```"] if route.example else []
-    used = [name for name in schemas if name not in {route.body.__name__ for route in routes if route.body}]
+    bodies = {body_name(described, route) for route in routes if route.body}
     parts += ["", "## Objects"]
-    for name in used:
-        if listed := lines(schemas[name]):
+    for name in schemas:
+        if name not in bodies and (listed := lines(schemas[name])):
             parts += [
                 "",
                 f"### {name}",
@@ -116,18 +124,23 @@ def markdown(routes: Sequence[Route], settings: Settings | None = None) -> str:
                 *listed,
             ]
     parts += ["", "## Limits", "", "| name | value | what it limits |", "|---|---|---|"]
-    parts += [f"| `{name}` | {value:g} | {cell(text)} |" for name, value, text in settings.limits()]
+    parts += [f"| `{name}` | {number(value)} | {cell(text)} |" for name, value, text in settings.limits()]
     return "\n".join(parts) + "\n"
 
 
-def table(schemas: dict[str, Any], route: Route) -> list[str]:
-    assert route.body is not None
-    return lines(schemas[route.body.__name__])
+def body_name(described: dict[str, Any], route: Route) -> str:
+    """The name of a route's body among the schemas: its struct's, or a longer one where two structs are called the same."""
+    content = described["paths"][route.paths[0]][route.method.lower()]["requestBody"]["content"]
+    return str(content["application/json"]["schema"]["$ref"]).rpartition("/")[2]
 
 
 def lines(schema: dict[str, Any]) -> list[str]:
     found = [f"| `{row.name}` | {cell(row.kind)} | {cell(row.default)} | {cell(row.text)} |" for row in rows(schema)]
     return ["| field | type | default | |", "|---|---|---|---|", *found] if found else []
+
+
+def number(value: float) -> str:
+    return str(value) if isinstance(value, int) else f"{value:g}"
 
 
 def cell(text: str) -> str:
@@ -146,7 +159,8 @@ def curl(route: Route, settings: Settings) -> str:
 
 def page(routes: Sequence[Route], settings: Settings) -> str:
     """All of it as HTML: no script, no other file."""
-    schemas = openapi(routes)["components"]["schemas"]
+    described = openapi(routes)
+    schemas = described["components"]["schemas"]
     tags = list(dict.fromkeys(route.tag for route in routes))
     parts = [
         "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>",
@@ -159,22 +173,24 @@ def page(routes: Sequence[Route], settings: Settings) -> str:
         parts.append(f"<h2 id='{html.escape(tag)}'>{html.escape(tag)}</h2>")
         for route in routes:
             if route.tag == tag:
-                parts += section(route, schemas, settings)
-    bodies = {route.body.__name__ for route in routes if route.body}
+                parts += section(route, described, settings)
+    bodies = {body_name(described, route) for route in routes if route.body}
     parts.append("<h2 id=objects>objects</h2>")
     for name, schema in schemas.items():
         if name not in bodies and schema.get("properties"):
             parts += [f"<h3 id='{html.escape(name)}'>{html.escape(name)}</h3>", *field_table(schema)]
     parts.append("<h2 id=limits>limits</h2><table><tr><th>name<th>value<th>what it limits")
-    parts += [f"<tr><td><code>{name}</code><td>{value:g}<td>{html.escape(text)}" for name, value, text in settings.limits()]
+    parts += [
+        f"<tr><td><code>{name}</code><td>{number(value)}<td>{html.escape(text)}" for name, value, text in settings.limits()
+    ]
     return "".join([*parts, "</table></html>"])
 
 
-def section(route: Route, schemas: dict[str, Any], settings: Settings) -> list[str]:
+def section(route: Route, described: dict[str, Any], settings: Settings) -> list[str]:
     paths = ", ".join(f"<code>{html.escape(path)}</code>" for path in route.paths)
     parts = [f"<h3><span class=m>{route.method}</span> {paths}</h3><p>{html.escape(route.summary)}"]
     if route.body is not None:
-        parts += field_table(schemas[route.body.__name__])
+        parts += field_table(described["components"]["schemas"][body_name(described, route)])
     if route.example is not None:
         parts.append(f"<pre><code>{html.escape(curl(route, settings))}</code></pre>")
     return parts

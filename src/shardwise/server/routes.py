@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from shardwise.server import chat, completions, generate, health, models, tgi, tokens
+from shardwise.server import chat, completions, generate, health, messages, models, responses, tgi, tokens
 from shardwise.server.route import Route
 
 ROUTES: tuple[Route, ...] = (
     *chat.ROUTES,
     *completions.ROUTES,
+    *responses.ROUTES,
+    *messages.ROUTES,
     *generate.ROUTES,
     *models.ROUTES,
     *tokens.ROUTES,

@@ -29,6 +29,7 @@ class Settings:
     allowed_hosts: tuple[str, ...] = ()
     allow_origins: tuple[str, ...] = ()
     trust_request_chat_template: bool = False
+    stores: bool = True
 
     max_body_bytes: int = limit(4 * 2**20, "the body of a request (413)")
     max_depth: int = limit(32, "objects and lists within each other in a body (400)")

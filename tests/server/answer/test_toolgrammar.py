@@ -147,6 +147,8 @@ def holds(arguments: Any, tool: Tool) -> bool:
 
 NOW_OBJECT = '{"name": "get-now", "arguments": {}}'
 HERMES = f"<tool_call>\n{NOW_OBJECT}\n</tool_call>"
+CODER = "<tool_call>\n<function=weather>\n{}</function>\n</tool_call>"
+PLACE_VALUE = "<parameter=place>\nRome\n</parameter>\n"
 TO_NOW = "commentary to=functions.get-now <|constrain|>json"
 THINKING = {"plain": (THINK, False), "hermes": (THINK, True), "coder": (THINK, True), "mistral": (MISTRAL_THINK, False)}
 
@@ -186,6 +188,7 @@ def test_whatever_is_sampled_is_calls_that_hold(
         (Style(), '[{"name": "weather", "parameters": {"place": "é\\n"}}]', '[{"name": "other", "parameters": {}}]'),
         (Style("llama3"), '{"name": "get-now", "parameters": {}}; {"name": "get-now", "parameters": {}}', "It is noon."),
         (Style("pythonic"), '[weather(place="Rome", unit="C")]', "[weather(unit='C')]"),
+        (Style("coder"), CODER.format(PLACE_VALUE), CODER.format("")),
         (Style("hermes", THINK), f"<think>Hm.</think>\n\n{HERMES}", "<think>Hm."),
         (Style("hermes", THINK), HERMES, f"Hm.</think>{HERMES}"),
         (Style("hermes", THINK, opened=True), f"Hm.</think>\n{HERMES}", "Hm.</think>"),
