@@ -12,22 +12,32 @@ from shardwise.engine.draws import Draws
 from shardwise.engine.journal import Entry, Journal
 from shardwise.engine.ranks import Ranks
 from shardwise.engine.setup import Setup
-from shardwise.sched.events import Event
+from shardwise.sched.events import Ended, Event
 from shardwise.sched.scheduler import Scheduler
 from shardwise.sched.sequence import Request
 from shardwise.sched.step import Draw, Result, Step
 
 
 class Core:
-    """Requests, scheduler and ranks together."""
+    """Requests, scheduler and ranks together. `begun` and `ended` are told the number of each request that first gets pages,
+    and of each that ends. `steps`: how many were computed."""
 
-    def __init__(self, setup: Setup, ranks: Ranks, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        setup: Setup,
+        ranks: Ranks,
+        clock: Callable[[], float],
+        begun: Callable[[int], None] = lambda _: None,
+        ended: Callable[[int], None] = lambda _: None,
+    ) -> None:
         windows = [group.window for group in setup.layout.cache]
         self.scheduler = Scheduler(setup.pages, windows, setup.limits, clock)
         self.journal = Journal()
         self._ranks = ranks
         self._draws: dict[int, Draws] = {}
         self._unsampled: Step | None = None
+        self._begun, self._ended = begun, ended
+        self.steps = 0
 
     # --- requests -----------------------------------------------------------------------------------------------------
 
@@ -45,6 +55,7 @@ class Core:
             top=params.prompt_logprobs or 0,
             priority=entry.priority,
             salt=entry.tenant,
+            deadline=entry.deadline,
         )
 
     def add(self, entry: Entry) -> None:
@@ -77,6 +88,8 @@ class Core:
         """Sends all steps that can be made now: none before it is said how to draw the tokens of the last one."""
         while self._unsampled is None:
             step, events = self.scheduler.step()
+            for request in self.scheduler.begun:
+                self._begun(request)
             self._note(events)
             if step is None:
                 return
@@ -86,6 +99,7 @@ class Core:
 
     def apply(self, number: int, results: tuple[Result, ...]) -> None:
         """Takes the results of the oldest step in."""
+        self.steps += 1
         self._note(self.scheduler.apply(number, results))
         self._sample()
 
@@ -122,6 +136,7 @@ class Core:
 
     def _note(self, events: Iterable[Event]) -> None:
         for event in events:
-            self.journal.note(event)
-            if event.request not in self.journal.entries:
+            if isinstance(event, Ended):
                 self._draws.pop(event.request, None)
+                self._ended(event.request)
+            self.journal.note(event)
