@@ -52,6 +52,8 @@ READ: list[tuple[Dialect, str, Told]] = [
     ("hermes", f"{JSON_STRING} So.\n", Told(None, " So.\n", [("weather", '{"days": 1}')])),
     ("hermes", NEWLINE, Told(None, None, [("weather", '{"place": "a\\nb"}')])),
     ("hermes", f"The mark <tool_call> is said. {HERMES}", Told(None, "The mark <tool_call> is said.", ONE)),
+    ("hermes", f"Well.{HERMES}\n\n", Told(None, "Well.", ONE)),
+    ("mistral", '[TOOL_CALLS][{"name": "get-now", "arguments": {}, "id": "ab', Told(None, None, BOTH[1:])),
     ("llama3", f'{LLAMA}; {{"type": "function", "name": "get-now", "parameters": {{}}}}', Told(None, None, BOTH)),
     ("llama3", f"Look: <|python_tag|>{LLAMA}", Told(None, "Look:", ONE)),
     ("mistral", f'[TOOL_CALLS] [{MISTRAL}, {{"name": "get-now", "arguments": {{}}}}]', Told(None, None, BOTH)),

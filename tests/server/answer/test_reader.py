@@ -126,6 +126,11 @@ def test_arguments_go_out_at_once():
     assert reading.feed("}\n</tool_call>") == reading.finish() == []
 
 
+def test_a_tool_that_was_not_offered_is_said_at_once():
+    reading = reader(Style("hermes"), TOOLS, "auto", True)
+    assert reading.feed('<tool_call>{"name": "other"') == [Said('<tool_call>{"name": "other"')]
+
+
 def test_ids_are_each_their_own_and_short_for_mistral():
     message = Message()
     reading = reader(Style("mistral"), TOOLS, "auto", True)
@@ -221,6 +226,28 @@ def test_what_is_held_is_bounded(dialect: Dialect):
     early = told(pieces).content or ""
     assert len(text) - len(early) <= MOST_HELD < len(text)
     assert early + (told(reading.finish()).content or "") == text
+
+
+CALL = '<tool_call>{"name": "weather", "arguments": {}}</tool_call>'
+LONG_NAME = '<tool_call>{"name": "' + 99 * "\\u0061"
+
+
+@pytest.mark.parametrize(
+    ("text", "content"),
+    [
+        (f'<tool_call>{{"{"k" * 300}{CALL}', f'<tool_call>{{"{"k" * 300}'),  # a key too long to be one
+        (f"{LONG_NAME}{CALL}", LONG_NAME),
+        (f"a{' ' * 1000}{CALL}", f"a{' ' * 744}"),  # white space that had gone out
+    ],
+)
+def test_bounds_do_not_show_how_the_text_was_cut(text: str, content: str):
+    assert read(Style("hermes"), text) == read(Style("hermes"), *text) == Told(None, content, [("weather", "{}")])
+
+
+def test_a_number_of_thousands_of_digits_breaks_the_arguments():
+    arguments, rest = '{"days": ' + "1" * 1024, "2" * 1024 + "}"
+    text = f'<tool_call>{{"name": "weather", "arguments": {arguments}{rest}'
+    assert read(Style("hermes"), text) == read(Style("hermes"), *text) == Told(None, rest, [("weather", arguments)])
 
 
 @pytest.mark.parametrize(

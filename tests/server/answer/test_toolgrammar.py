@@ -106,10 +106,11 @@ ENDS = ("</parameter>", "</think>", "<|end|>")
 def sample(made: llguidance.LLMatcher, vocabulary: Vocabulary, rng: random.Random, most: int = 400) -> list[int] | None:
     """An answer drawn at random from what the masks allow, None if it does not end in time."""
     ids: list[int] = []
-    phrases = [vocabulary(text) for text in ENDS]
+    # By characters, for a tokenizer may have one of them as a special token.
+    phrases = [[n for character in text for n in vocabulary(character)] for text in ENDS]
     while len(ids) < most and not made.is_stopped():
         if rng.random() < 0.3:  # by chance alone, a text of many characters never comes
-            for phrase in phrases:
+            for phrase in rng.sample(phrases, len(phrases)):
                 if made.validate_tokens(phrase) == len(phrase):
                     assert made.consume_tokens(phrase)
                     ids += phrase
@@ -146,6 +147,8 @@ def holds(arguments: Any, tool: Tool) -> bool:
 
 NOW_OBJECT = '{"name": "get-now", "arguments": {}}'
 HERMES = f"<tool_call>\n{NOW_OBJECT}\n</tool_call>"
+CODER = "<tool_call>\n<function=weather>\n{}</function>\n</tool_call>"
+PLACE_VALUE = "<parameter=place>\nRome\n</parameter>\n"
 TO_NOW = "commentary to=functions.get-now <|constrain|>json"
 THINKING = {"plain": (THINK, False), "hermes": (THINK, True), "coder": (THINK, True), "mistral": (MISTRAL_THINK, False)}
 
@@ -185,6 +188,7 @@ def test_whatever_is_sampled_is_calls_that_hold(
         (Style(), '[{"name": "weather", "parameters": {"place": "é\\n"}}]', '[{"name": "other", "parameters": {}}]'),
         (Style("llama3"), '{"name": "get-now", "parameters": {}}; {"name": "get-now", "parameters": {}}', "It is noon."),
         (Style("pythonic"), '[weather(place="Rome", unit="C")]', "[weather(unit='C')]"),
+        (Style("coder"), CODER.format(PLACE_VALUE), CODER.format("")),
         (Style("hermes", THINK), f"<think>Hm.</think>\n\n{HERMES}", "<think>Hm."),
         (Style("hermes", THINK), HERMES, f"Hm.</think>{HERMES}"),
         (Style("hermes", THINK, opened=True), f"Hm.</think>\n{HERMES}", "Hm.</think>"),

@@ -76,10 +76,11 @@ def _json(schema: Mapping[str, Any]) -> str:
 
 
 def _until(name: str, end: str, mark: _Mark) -> str:
-    """A rule for any text and the mark that ends it."""
-    if mark(end).startswith("<["):
-        return f"{name}: /(?s:.*)/ {mark(end)}"
-    return f"{name}[lazy]: /(?s:.*){_escaped(end)}/"
+    """A rule for any text and the mark that ends it. The text does not spell the mark: it would be read as one."""
+    if not mark(end).startswith("<["):
+        return f"{name}[lazy]: /(?s:.*){_escaped(end)}/"
+    inner = name.upper()
+    return f"{name}: {inner} {mark(end)}\n{inner}: /(?s:.*)/ & ~/(?s:.*){_escaped(end)}(?s:.*)/"
 
 
 def _escaped(text: str) -> str:
