@@ -11,6 +11,7 @@ from typing import Self
 
 from shardwise.engine.admit import admit
 from shardwise.engine.core import Core
+from shardwise.engine.grammar import Grammars
 from shardwise.engine.journal import Entry
 from shardwise.engine.ranks import Ranks
 from shardwise.engine.setup import Setup
@@ -56,6 +57,7 @@ class Drive:
         self.setup = setup
         self._start = ranks
         self.ranks = ranks(setup)
+        self.grammars = Grammars(setup.folder, setup.layout.model.vocab)
         self.now = 0.0
         self.core = Core(setup, self.ranks, lambda: self.now)
         self.told: dict[int, Told] = {}
@@ -76,6 +78,8 @@ class Drive:
         limit = admit(self.setup, ask.prompt, ask.params)
         seed = ask.params.seed if ask.params.seed is not None else seed
         entry = Entry(number, ask.prompt, ask.params, seed, limit, told.events.append, ask.ends, (), ask.priority, ask.tenant)
+        if ask.params.structured_outputs is not None:
+            entry.grammar = self.grammars.compile(ask.params.structured_outputs)
         self.entries[number] = entry
         self.core.add(entry)
         return number

@@ -65,7 +65,7 @@ def fits(value: Any, schema: dict[str, Any]) -> bool:
                 and all(fits(each, schema["properties"][key]) for key, each in value.items())
             )
         case "array":
-            sized = isinstance(value, list) and schema["minItems"] <= len(value) <= schema["maxItems"]
+            sized = isinstance(value, list) and schema.get("minItems", 0) <= len(value) <= schema["maxItems"]
             return sized and all(fits(each, schema["items"]) for each in value)
         case "string":
             return isinstance(value, str) and schema.get("minLength", 0) <= len(value) <= schema.get("maxLength", len(value))

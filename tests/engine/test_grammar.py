@@ -7,6 +7,7 @@ import os
 import random
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -70,12 +71,12 @@ def test_masks_are_what_the_choices_begin_with(grammars: Grammars, tokenizer: To
     assert len(seen) > 3 and seen <= set(choices)
 
 
-@pytest.mark.parametrize("name", ["gpt2", "llama2", "qwen3", "smollm", "phi3"])
-@pytest.mark.parametrize("change", [-1000, 0, 77])
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [("gpt2", 0), ("gpt2", -1000), ("llama2", 77), ("llama2", -1), ("qwen3", 267), ("smollm", 5), ("phi3", -1000)],
+)
 def test_every_tokenizer_and_any_number_of_logits(data: Path, name: str, change: int):
     """Logits may be more or fewer than the tokenizer has ids: whatever is drawn has a text, is no special token, and fits."""
-    if name == "qwen3" and change:
-        pytest.skip("a second each")
     folder = data / "tokenizers" / name
     tokenizer = open_tokenizer(folder)
     vocab = tokenizer.vocab_size + change
@@ -117,16 +118,15 @@ def test_a_dead_end_says_so(tmp_path: Path, tokenizer: Tokenizer):
 
 def test_whitespace_is_bounded(grammars: Grammars, tokenizer: Tokenizer):
     """However it loves whitespace, a model comes to an end of it."""
-    blank = [
-        i for i in range(VOCAB) if (text := tokenizer.spell(i, first=False, skip_special_tokens=True)) and not text.strip()
-    ]
+    spelled = {i: tokenizer.spell(i, first=False, skip_special_tokens=True) for i in range(VOCAB)}
+    blank = {i: len(text) for i, text in spelled.items() if text and not text.strip()}
     one, tokens = matcher(grammars, json={"type": "array", "items": {"type": "integer"}}), list[int]()
     tokens += tokenizer.encode("[", add_special_tokens=False)
     while True:
         one.follow(tokens)
         if not (here := sorted(ids(one.mask()) & set(blank))):
             break
-        tokens.append(min(here, key=lambda i: len(tokenizer.spell(i, first=False, skip_special_tokens=True) or b"")))
+        tokens.append(min(here, key=blank.__getitem__))
         assert len(tokens) < 30
     assert len(tokens) > 2
 
@@ -164,6 +164,8 @@ UNUSABLE = [
     ({"grammar": "root ::= " + "(" * 5000 + '"a"' + ")" * 5000}, "structured_outputs.grammar is nested too deep"),
     ({"json": {"type": "strin"}}, "structured_outputs.json does not compile: "),
     ({"json": {"type": "object", "uniqueItems": True, "not": {}}}, "structured_outputs.json does not compile: "),
+    ({"json": {"oneOf": [{"type": "string"}, {"maxLength": 3}]}}, "Use anyOf, or name a discriminator."),
+    ({"json": {"type": "array", "uniqueItems": True}}, 'structured_outputs.json does not compile: Unimplemented keys: ["uniq'),
     ({"json": {"$ref": "#/$defs/none"}}, "structured_outputs.json does not compile: "),
     ({"json": {"$ref": "#"}}, "structured_outputs.json cannot be written"),
     ({"json": {"type": "integer", "minimum": 5, "maximum": 3}}, "structured_outputs.json"),
@@ -231,7 +233,7 @@ BOMBS: dict[str, dict[str, object]] = {
     "file": {"json": {"$ref": "file:///etc/passwd"}},
 }
 GOOD = {"json": {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}}
-USUAL_S, DEAR = 1.5, ("nested quantifiers", "optional", "stars")
+MOST_S = 1.5
 
 
 def test_bombs(check: GrammarCheck, grammars: Grammars, figures):
@@ -250,15 +252,15 @@ def test_bombs(check: GrammarCheck, grammars: Grammars, figures):
             assert len(str(error)) < 400
         else:
             compile_s, slowest_s = written(grammars, wanted)
-            assert compile_s < USUAL_S and slowest_s < 0.5, (name, compile_s, slowest_s)
+            assert compile_s < MOST_S and slowest_s < 0.5, (name, compile_s, slowest_s)
             figures("grammar bombs", slowest_token_s=slowest_s, slowest_compile_s=compile_s)
         used = children_s(check) - before
-        assert used < USUAL_S, (name, used)
+        assert used < MOST_S, (name, used)
         figures("grammar bombs", slowest_check_s=used, bombs=1)
         fresh = {**GOOD["json"], "title": name}
         check(StructuredOutputs(json=fresh))
         assert not ids(matcher(grammars, json=fresh).mask()) & set(ENDS)
-    assert {"stars", "properties", "parentheses", "all of any", "fetch", "file"} <= set(refused)
+    assert {"stars", "properties", "parentheses", "chain", "all of any", "fetch", "file"} <= set(refused), refused
     assert not {"choices", "words", "values", "recursive", "redos"} & set(refused)
 
 
@@ -281,20 +283,18 @@ def written(grammars: Grammars, wanted: StructuredOutputs) -> tuple[float, float
 
 def children_s(check: GrammarCheck) -> float:
     """CPU seconds of the checking process and its children that have ended."""
-    process = check._process
-    if process is None:
-        return 0.0
-    fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+    fields = Path(f"/proc/{check.pid}/stat").read_text().rpartition(")")[2].split()
     return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
 
 
 def test_a_lost_process_is_started_anew(tmp_path: Path):
     check = GrammarCheck(bundled(), VOCAB)
     check(StructuredOutputs(regex="a"))
-    assert check._process is not None
-    check._process.kill()
-    check._process.wait()
+    first = check.pid
+    assert first is not None
+    os.kill(first, signal.SIGKILL)
     check(StructuredOutputs(regex="b"))
+    assert check.pid not in (None, first)
     with pytest.raises(RequestError, match="unclosed group"):
         check(StructuredOutputs(regex="(b"))
     with pytest.raises(CheckpointError, match=r"has no tokenizer\.json"):

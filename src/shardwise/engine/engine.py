@@ -99,7 +99,8 @@ class Engine:
             self._order(lambda: self.core.add(entry))
         else:
             self._order(lambda: self.core.expect(entry))
-            self._compiler.submit(self._compile, entry)
+            with suppress(RuntimeError):  # closed meanwhile, which ends what is expected
+                self._compiler.submit(self._compile, entry)
         return entry.number
 
     def _compile(self, entry: Entry) -> None:
