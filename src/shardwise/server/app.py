@@ -19,12 +19,13 @@ from shardwise.errors import ShardwiseError
 from shardwise.server import body as bodies
 from shardwise.server.body import Gone
 from shardwise.server.call import Call
+from shardwise.server.docs import documents
 from shardwise.server.guard import Guard, Headers, request_id, values
 from shardwise.server.health import stopping
 from shardwise.server.refusal import RETRY_S, Refusal
 from shardwise.server.reply import Events
 from shardwise.server.route import Route
-from shardwise.server.send import Exchange, Receive, Send, last_frames
+from shardwise.server.send import Deadline, Exchange, Receive, Send, last_frames
 from shardwise.server.service import Service
 from shardwise.server.table import Found, Table
 
@@ -108,7 +109,7 @@ class App:
 
     async def _serve(self, scope: Any, exchange: Exchange, route: Route, found: Found, call: Call) -> None:
         settings, headers = self.service.settings, scope["headers"]
-        deadline = asyncio.get_running_loop().time() + settings.request_timeout_s
+        deadline = Deadline(settings.request_timeout_s)
         value: Any
         if route.body is None:
             query = parse_qsl(scope["query_string"].decode("latin-1"), max_num_fields=QUERY_FIELDS, errors="replace")
@@ -119,14 +120,14 @@ class App:
             value, unknown = await bodies.struct(self.service, route.body, data, found.values)
             bodies.count_unknown(self.service, unknown)
         async with exchange.watched():
-            async with asyncio.timeout_at(deadline):
+            async with deadline.within():
                 reply = await route.endpoint(self.service, call, value)
             if isinstance(reply, Events):
                 await self._stream(exchange, route, call, reply, deadline)
             else:
                 await exchange.whole(reply)
 
-    async def _stream(self, exchange: Exchange, route: Route, call: Call, events: Events, deadline: float) -> None:
+    async def _stream(self, exchange: Exchange, route: Route, call: Call, events: Events, deadline: Deadline) -> None:
         """An error after the start becomes the last frames, since the status is sent already."""
         last = b""
         try:
@@ -142,8 +143,6 @@ class App:
         """What the client is told of an error; of what it is not told, the log says more."""
         if isinstance(error, asyncio.CancelledError):
             return stopping()
-        if isinstance(error, TimeoutError) and time.monotonic() - call.began >= self.service.settings.request_timeout_s:
-            return Refusal(504, f"the request took longer than {self.service.settings.request_timeout_s:g} s", code="timeout")
         if not isinstance(error, Exception):
             raise error
         refusal = Refusal.of(error)
@@ -166,5 +165,5 @@ def trace(error: BaseException) -> str:
 
 
 def make_app(service: Service, routes: Sequence[Route]) -> App:
-    """The application of `routes` over `service`."""
-    return App(service, routes)
+    """The application of `routes` over `service`, and of the documents that describe them."""
+    return App(service, (*routes, *documents(routes, service.settings)))

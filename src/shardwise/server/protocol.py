@@ -7,6 +7,7 @@ is refused: trailers, absolute targets, requests behind one that is not answered
 from __future__ import annotations
 
 import asyncio
+import socket
 import uuid
 from collections.abc import Callable
 from typing import Any
@@ -59,6 +60,9 @@ class Connection(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         transport.set_write_buffer_limits(high=self.limits.write_buffer_bytes)
+        # The kernel would grow its own to megabytes, which a slow reader would fill before anybody noticed.
+        if (opened := transport.get_extra_info("socket")) is not None:
+            opened.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, self.limits.write_buffer_bytes)
         if len(self.connections) > 2 * self.limits.max_connections:
             transport.abort()
         elif len(self.connections) > self.limits.max_connections:
