@@ -15,32 +15,32 @@ from shardwise.server.usage import UsageReply
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 
 
-class ConversationBody(msgspec.Struct, kw_only=True):
-    """A conversation, and how the model's template makes a prompt of it."""
-
-    messages: Annotated[
-        list[dict[str, Any]],
-        Meta(description="The conversation: role (system, developer, user, assistant, tool), content, tool_calls, ..."),
-    ]
-    model: Annotated[str, Meta(description="The model's name; the one there is if absent.")] | None = None
-    tools: Annotated[list[dict[str, Any]], Meta(description="Functions that the model may call.")] | None = None
-    add_generation_prompt: (
-        Annotated[bool, Meta(description="End the prompt with the head of the answer; usual unless the last message goes on.")]
-        | None
-    ) = None
-    continue_final_message: Annotated[bool, Meta(description="The answer goes on with the last message.")] = False
-    documents: Annotated[list[dict[str, Any]], Meta(description="For templates that show documents.")] | None = None
-    chat_template: (
-        Annotated[str, Meta(description="A template in place of the model's; only where the server trusts those.")] | None
-    ) = None
-    chat_template_kwargs: (
-        Annotated[dict[str, Any], Meta(description="Variables of the template, such as enable_thinking.")] | None
-    ) = None
+Messages = Annotated[
+    list[dict[str, Any]],
+    Meta(description="The conversation: role (system, developer, user, assistant, tool), content, tool_calls, ..."),
+]
+ModelName = Annotated[str, Meta(description="The model's name; the one there is if absent.")]
+Tools = Annotated[list[dict[str, Any]], Meta(description="Functions that the model may call.")]
+Generation = Annotated[
+    bool, Meta(description="End the prompt with the head of the answer; usual unless the last message goes on.")
+]
+GoesOn = Annotated[bool, Meta(description="The answer goes on with the last message.")]
+Documents = Annotated[list[dict[str, Any]], Meta(description="For templates that show documents.")]
+Template = Annotated[str, Meta(description="A template in place of the model's; only where the server trusts those.")]
+Variables = Annotated[dict[str, Any], Meta(description="Variables of the template, such as enable_thinking.")]
 
 
-class ChatBody(ConversationBody, SamplingBody, kw_only=True):
+class ChatBody(SamplingBody, kw_only=True):
     """A conversation to answer."""
 
+    messages: Messages
+    model: ModelName | None = None
+    tools: Tools | None = None
+    add_generation_prompt: Generation | None = None
+    continue_final_message: GoesOn = False
+    documents: Documents | None = None
+    chat_template: Template | None = None
+    chat_template_kwargs: Variables | None = None
     max_completion_tokens: (
         Annotated[int, Meta(ge=0, le=MOST, description="The most tokens of an answer; the newer name of max_tokens.")] | None
     ) = None

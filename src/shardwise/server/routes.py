@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from shardwise.server import health, messages, responses
+from shardwise.server import chat, completions, generate, health, messages, models, responses, tgi, tokens
 from shardwise.server.route import Route
 
-ROUTES: tuple[Route, ...] = (*health.ROUTES, *responses.ROUTES, *messages.ROUTES)
+ROUTES: tuple[Route, ...] = (
+    *chat.ROUTES,
+    *completions.ROUTES,
+    *responses.ROUTES,
+    *messages.ROUTES,
+    *generate.ROUTES,
+    *models.ROUTES,
+    *tokens.ROUTES,
+    *tgi.ROUTES,
+    *health.ROUTES,
+)

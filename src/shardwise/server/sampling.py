@@ -46,7 +46,7 @@ class SamplingBody(msgspec.Struct, kw_only=True):
     repetition_penalty: (
         Annotated[float, Meta(gt=0, le=100, description="Above 1, tokens of the prompt and the answer get less likely.")] | None
     ) = None
-    seed: Annotated[int, Meta(ge=0, lt=SEEDS, description="The same seed gives the same answer.")] | None = None
+    seed: Annotated[int, Meta(ge=0, le=SEEDS - 1, description="The same seed gives the same answer.")] | None = None
     max_tokens: Annotated[int, Meta(ge=0, le=MOST, description="The most tokens of an answer.")] | None = None
     min_tokens: Annotated[int, Meta(ge=0, le=MOST, description="No end before so many tokens.")] | None = None
     stop: Annotated[str | list[str], _says("The answer ends before any of these texts.")] | None = None

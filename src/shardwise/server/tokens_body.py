@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from shardwise.server.chat_body import ConversationBody
+from shardwise.server.chat_body import Documents, Generation, GoesOn, Messages, ModelName, Template, Tools, Variables
 
 
-class TokenizeBody(ConversationBody, kw_only=True):
+class TokenizeBody(msgspec.Struct, kw_only=True):
     """A text, as vLLM's `prompt` or llama.cpp's `content`, or a conversation."""
 
-    messages: list[dict[str, Any]] | None = None  # type: ignore[assignment]  # here it need not be a conversation
+    messages: Messages | None = None
+    model: ModelName | None = None
+    tools: Tools | None = None
+    add_generation_prompt: Generation | None = None
+    continue_final_message: GoesOn = False
+    documents: Documents | None = None
+    chat_template: Template | None = None
+    chat_template_kwargs: Variables | None = None
     prompt: Annotated[str, Meta(description="The text to tokenise.")] | None = None
     content: Annotated[str, Meta(description="llama.cpp's name for it, without special tokens.")] | None = None
     add_special_tokens: (
