@@ -380,7 +380,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"top_logprobs": 21}, "top_logprobs is the number 21"),
     ({"metadata": {str(n): "x" for n in range(17)}}, "metadata"),
     ({"metadata": {"k": "x" * 513}}, "metadata"),
-    ({"truncation": "middle"}, "truncation: Invalid enum value 'middle'"),
+    ({"truncation": "middle"}, 'truncation is the string "middle"'),
     ({"tools": [{"type": "teleport", "name": "x"}]}, "tools[0] is of type 'teleport'; tools of the types function and custom"),
     ({"tools": [{"type": "function"}]}, "tools[0]"),
     ({"tools": [FUNCTION, FUNCTION]}, "has the name of tools[0]"),
