@@ -81,7 +81,8 @@ MESSAGE: dict[str, Any] = {
     "stream": False,
 }
 ODD = st.one_of(
-    st.none(), st.booleans(), st.integers(-(2**70), 2**70), st.floats(allow_nan=False, allow_infinity=False), st.text(max_size=5),
+    st.none(), st.booleans(), st.integers(-(2**70), 2**70), st.floats(allow_nan=False, allow_infinity=False),
+    st.text(max_size=5),
     st.sampled_from([[], {}, [None], [[]], [{}], {"type": None}, {"type": "x"}, "", "auto", "none", "\x00", 10**400, -1, 0]),
 )  # fmt: skip
 
