@@ -158,12 +158,14 @@ def test_what_fails_late_is_said_in_the_stream(engine: ServingFake, caplog: pyte
         assert openai.events[1]["error"]["type"] == "server_error" and openai.events[2] == "[DONE]"
         other = served.get("/v1/other/late", **{"X-Request-Id": "late-2"})
         assert other.events[1]["said"] == openai.events[1]["error"]["message"] and b"event: error\n" in other.body
-        broken = served.get("/v1/breaks", **{"X-Request-Id": "late-3"})
+        trace = f"00-{'a' * 32}-{'b' * 16}-01"
+        broken = served.get("/v1/breaks", **{"X-Request-Id": "late-3", "traceparent": trace})
         shaped = served.get("/v1/other/breaks", **{"X-Request-Id": "late-4"})
         assert broken.status == shaped.status == 500 and shaped.json["request"] == "late-4"
         assert SECRET not in openai.body + other.body + broken.body + shaped.body
     for number in range(1, 5):
         assert f"late-{number}" in caplog.text
+    assert f"request late-3 {trace} failed" in caplog.text
     assert "KeyError" in caplog.text and SECRET.decode() + "'" not in caplog.text
 
 
@@ -216,6 +218,24 @@ def test_draining_lets_open_requests_finish(held: ServingFake):
         thread.join(30)
         assert sum(len(event["ids"]) for event in answers[0].events[:-1]) == 5 and answers[0].events[-1] == "[DONE]"
         assert len(held.submitted) == 1
+
+
+def test_what_the_end_cuts_off_is_told(held: ServingFake):
+    """When draining takes too long, uvicorn cancels what is open."""
+    with serving(held, DEMO) as served, ThreadPoolExecutor(2) as pool:
+        answers = [pool.submit(served.post, "/v1/demo", {"prompt": "Once", "stream": stream}) for stream in (False, True)]
+        wait_for(lambda: held.running == 2, "both run")
+
+        def cancel() -> None:
+            for task in asyncio.all_tasks():
+                if "run_asgi" in repr(task.get_coro()):
+                    task.cancel()
+
+        served.call(cancel)
+        whole, stream = (answer.result(30) for answer in answers)
+        assert whole.status == 503 and whole.json["error"]["code"] == "draining"
+        assert stream.events[0]["error"]["code"] == "draining" and stream.events[1] == "[DONE]"
+        assert held.running == 0
 
 
 def test_unknown_fields_are_counted_and_named_once(engine: ServingFake, caplog: pytest.LogCaptureFixture):

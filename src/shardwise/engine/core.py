@@ -14,6 +14,8 @@ from shardwise.engine.journal import Entry, Journal
 from shardwise.engine.ranks import Ranks
 from shardwise.engine.setup import Setup
 from shardwise.sched.events import Emitted, Ended, Event
+from shardwise.sched.pooling import PoolingParams
+from shardwise.sched.request import SamplingParams
 from shardwise.sched.scheduler import Scheduler
 from shardwise.sched.sequence import Request
 from shardwise.sched.step import Draw, Result, Step
@@ -35,6 +37,10 @@ class Core:
     def request(self, entry: Entry) -> Request:
         """The request as the scheduler knows it."""
         params = entry.params
+        if isinstance(params, PoolingParams):
+            return Request(
+                entry.number, entry.prompt, entry.limit, pooled=params.pooling, priority=entry.priority, salt=entry.tenant
+            )
         return Request(
             number=entry.number,
             prompt=entry.prompt,
@@ -60,10 +66,12 @@ class Core:
 
     def begin(self, entry: Entry) -> None:
         """Lets a request run that is expected, unless it has ended meanwhile."""
-        assert (entry.grammar is None) == (entry.params.structured_outputs is None), "a grammar is compiled before it is needed"
-        if entry.number in self.journal.entries:
-            self._draws[entry.number] = Draws(entry)
-            self._note(self.scheduler.add(self.request(entry)))
+        if entry.number not in self.journal.entries:
+            return
+        assert (entry.grammar is None) == (entry.structured is None), "a grammar is compiled before it is needed"
+        if isinstance(entry.params, SamplingParams):
+            self._draws[entry.number] = Draws(entry, entry.params)
+        self._note(self.scheduler.add(self.request(entry)))
 
     def abort(self, request: int, error: str | None = None) -> None:
         """Ends a request, if it is open."""

@@ -25,6 +25,7 @@ from shardwise.engine.ranks import ProcessRanks, Progress, Ranks
 from shardwise.engine.setup import Setup
 from shardwise.errors import ShardwiseError
 from shardwise.sched.events import Emitted, Ended, Event
+from shardwise.sched.pooling import PoolingParams
 from shardwise.sched.request import SEEDS, SamplingParams
 
 CLOSED = "the engine was closed"
@@ -71,7 +72,7 @@ class Engine:
     def submit(
         self,
         prompt: Sequence[int],
-        params: SamplingParams,
+        params: SamplingParams | PoolingParams,
         sink: Sink,
         *,
         ends: Sequence[int] = (),
@@ -80,22 +81,24 @@ class Engine:
         tenant: str = "",
     ) -> int:
         """The number of a request that now runs, or waits to. `ends` are the ids that end it (none with `ignore_eos`), `bad`
-        the sequences of ids that it must not write; `tenant` keeps its cache apart. Structured outputs are compiled on a
-        thread of their own, in limits of their own, and what does not compile fails the request; to have strangers' grammars
-        refused, and tried where they do no harm, is the front's part (`Front.check`).
+        the sequences of ids that it must not write; `tenant` keeps its cache apart. With PoolingParams nothing is drawn: the
+        prompt's hidden states are wanted. Structured outputs are compiled on a thread of their own, in limits of their own, and
+        what does not compile fails the request; to have strangers' grammars refused, and tried where they do no harm, is the
+        front's part (`Front.check`).
 
         `sink` gets its events on the engine's thread and must not wait. RequestError where the request can never run;
         ShardwiseError, the cause, where the engine has ended.
         """
         limit = admit(self.setup, prompt, params)
-        seed = params.seed if params.seed is not None else secrets.randbelow(SEEDS)
+        seed = params.seed if isinstance(params, SamplingParams) else 0
+        seed = secrets.randbelow(SEEDS) if seed is None else seed
         # A checkpoint's end ids may lie beyond its logits; such a one is never drawn.
         vocab = self.setup.layout.model.vocab
         kept = tuple(sorted({i for i in ends if 0 <= i < vocab}))
         words = tuple(tuple(word) for word in bad if word and all(0 <= i < vocab for i in word))
         entry = Entry(next(self._numbers), tuple(prompt), params, seed, limit, sink, kept, words, priority, tenant)
         self.core.scheduler.check(self.core.request(entry))
-        if params.structured_outputs is None:
+        if entry.structured is None:
             self._order(lambda: self.core.add(entry))
         else:
             self._order(lambda: self.core.expect(entry))
@@ -105,7 +108,7 @@ class Engine:
 
     def _compile(self, entry: Entry) -> None:
         """Lets a request begin that waits for its grammar."""
-        wanted, error = entry.params.structured_outputs, None
+        wanted, error = entry.structured, None
         assert wanted is not None
         try:
             entry.grammar = self.grammars.compile(wanted)

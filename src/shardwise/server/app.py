@@ -20,7 +20,7 @@ from shardwise.server import body as bodies
 from shardwise.server.body import Gone
 from shardwise.server.call import Call
 from shardwise.server.docs import documents
-from shardwise.server.guard import Guard, Headers, request_id, values
+from shardwise.server.guard import Guard, Headers, request_id, trace_of, values
 from shardwise.server.health import stopping
 from shardwise.server.refusal import RETRY_S, Refusal
 from shardwise.server.reply import Events
@@ -56,7 +56,7 @@ class App:
         path = unquote(scope["raw_path"].decode("latin-1")) if scope.get("raw_path") else scope["path"]
         beta = ",".join(values(headers, "anthropic-beta"))[:1000]
         call = Call(request_id(headers), "", time.monotonic(), path, beta)
-        exchange = Exchange(receive, send, {**SAFE, "x-request-id": call.id})
+        exchange = Exchange(receive, send, {**SAFE, "x-request-id": call.id}, f"{call.id} {trace_of(headers)}".rstrip())
         found = self.table.find(path)
         try:
             await self._answer(scope, exchange, found, call)
@@ -65,7 +65,7 @@ class App:
         except BaseException as error:
             if exchange.gone:
                 return  # nobody is there to be told; a cancellation was the client's doing
-            told = self._told(error, call)
+            told = self._told(error, exchange.name)
             if exchange.started:
                 return  # half an answer: the protocol closes the connection
             await self._refuse(exchange, found, call, told)
@@ -135,11 +135,11 @@ class App:
         except BaseException as error:
             if exchange.gone:
                 raise
-            refusal = self._told(error, call)
+            refusal = self._told(error, exchange.name)
             last = last_frames(refusal, events, route.errors(refusal, call) if route.errors else None)
         await exchange.end(last)
 
-    def _told(self, error: BaseException, call: Call) -> Refusal:
+    def _told(self, error: BaseException, name: str) -> Refusal:
         """What the client is told of an error; of what it is not told, the log says more."""
         if isinstance(error, asyncio.CancelledError):
             return stopping()
@@ -149,11 +149,11 @@ class App:
         if refusal.status != 500:
             return refusal
         if isinstance(error, ShardwiseError):
-            LOG.error("request %s failed: %s", call.id, error)
+            LOG.error("request %s failed: %s", name, error)
             if self.service.engine.lost is not None:
                 return Refusal(503, "the engine is lost", code="engine_lost", retry_after_s=RETRY_S)
         else:
-            LOG.error("request %s failed:\n%s", call.id, trace(error))
+            LOG.error("request %s failed:\n%s", name, trace(error))
         return refusal
 
 

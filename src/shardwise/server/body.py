@@ -26,6 +26,9 @@ LARGE_BYTES = 64 * 2**10
 NAMES = 1000
 """Unknown fields that are counted by their names; all further ones together."""
 
+LAST = {"connection": "close"}
+"""Of a body that is not read to its end, nothing can follow."""
+
 Receive = Callable[[], Awaitable[Any]]
 
 _STEP = re.compile(r"([^.\[\]]+)|\[(\d+|\.\.\.)\]")
@@ -57,7 +60,8 @@ def check_head(headers: Headers, settings: Settings) -> None:
 
 
 def too_large(settings: Settings) -> Refusal:
-    return Refusal(413, f"the body is too large; {settings.max_body_bytes} bytes are the most", code="body_too_large")
+    most = settings.max_body_bytes
+    return Refusal(413, f"the body is too large; {most} bytes are the most", code="body_too_large", headers=LAST)
 
 
 async def read(receive: Receive, settings: Settings) -> bytes:
@@ -70,7 +74,8 @@ async def read(receive: Receive, settings: Settings) -> bytes:
             async with asyncio.timeout(min(left, settings.body_stall_s)):
                 message = await receive()
         except TimeoutError:
-            raise Refusal(408, f"the body did not come in time: {size} bytes of it have; send it at once") from None
+            late = f"the body did not come in time: {size} bytes of it have; send it at once"
+            raise Refusal(408, late, headers=LAST) from None
         if message["type"] == "http.disconnect":
             raise Gone
         parts.append(message["body"])

@@ -37,11 +37,11 @@ class Deadline:
 
 
 class Exchange:
-    """Where the answer to one request goes. `headers` are on every answer."""
+    """Where the answer to one request goes. `headers` are on every answer; `name` is the request's in the log."""
 
-    def __init__(self, receive: Receive, send: Send, headers: Mapping[str, str]) -> None:
+    def __init__(self, receive: Receive, send: Send, headers: Mapping[str, str], name: str) -> None:
         self.receive, self._send = receive, send
-        self.headers = dict(headers)
+        self.headers, self.name = dict(headers), name
         self.started = False
         self.gone = False
         self._quiet_since = 0.0
