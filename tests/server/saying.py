@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,14 +10,20 @@ from shardwise.engine.text import Tokenizer
 from tests.server.drive import Answer
 from tests.server.engines import ServingFake
 
+MOMENT_S = 0.0007
 END = 6
 """The bundled model's end token."""
 
 
 def says(engine: ServingFake, *choices: Sequence[int]) -> None:
-    """From now on, choice n says `choices[n]` (the last one for all others), then ends."""
+    """From now on, choice n says `choices[n]` (the last one for all others), then ends.
+
+    It takes a moment for some of the tokens, as a model does: else all would come at once, and a stream would be one frame.
+    """
 
     def token(_prompt: Sequence[int], choice: int, place: int) -> int:
+        if place % 3:
+            time.sleep(MOMENT_S)
         ids = choices[min(choice, len(choices) - 1)]
         return ids[place] if place < len(ids) else END
 

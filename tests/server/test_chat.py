@@ -8,6 +8,9 @@ from collections.abc import Iterator
 import pytest
 
 from shardwise.engine.setup import Setup
+from shardwise.server.answer.pieces import Argued, Called, Said, Thought
+from shardwise.server.chat import deltas
+from shardwise.server.chat_body import CallDelta, FunctionDelta
 from shardwise.server.routes import ROUTES
 from tests.server.drive import Served, serving, wait_for
 from tests.server.engines import ServingFake
@@ -96,6 +99,27 @@ def test_calls(served: Served, engine: ServingFake):
     assert calls[0]["function"] == {"name": "f", "arguments": '{"a": "Zürich"}'}
     (choice,) = served.post(PATH, {**asked, "parallel_tool_calls": False}).json["choices"]
     assert len(choice["message"]["tool_calls"]) == 1
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_end_of_an_answer_is_not_lost(served: Served, engine: ServingFake, stream: bool):
+    """What might have become a call is content after all; two calls that came at once are two."""
+    read = chat_streamed if stream else chat_whole
+    asked = {"messages": HI, "tools": [TOOL], "stream": stream}
+    says_texts(engine, served.service.front.tokenizer, "less: <tool", CALL + CALL)
+    answer = read(served.post(PATH, {**asked, "n": 2}))
+    assert answer[0]["content"] == "less: <tool" and answer[0]["finish"] == "stop"
+    assert answer[1]["calls"] == [("f", '{"a": "Zürich"}')] * 2 and answer[1]["finish"] == "tool_calls"
+
+
+def test_pieces_become_few_deltas():
+    """None has two calls, and all of a call's arguments that came together are together."""
+    pieces = [Thought("a"), Said("b"), Thought("c"), Called(0, "i", "f"), Argued(0, "{"), Argued(0, "}"), Called(1, "j", "g")]
+    first, second, third = deltas([*pieces, Said("d"), Argued(1, "{}"), Argued(0, "!")])
+    assert (first.reasoning, first.reasoning_content, first.content) == ("ac", "ac", "b")
+    assert first.tool_calls == [CallDelta(0, "i", "function", FunctionDelta("f", "{}"))]
+    assert second.content == "d" and second.tool_calls == [CallDelta(1, "j", "function", FunctionDelta("g", "{}"))]
+    assert third.tool_calls == [CallDelta(0, None, None, FunctionDelta(None, "!"))]
 
 
 def test_a_call_that_is_cut_short_ends_with_length(served: Served, engine: ServingFake):
