@@ -121,7 +121,7 @@ class _Choice:
     def _read(self, token: int, finish: Finish | None) -> None:
         """Adds the text that a token makes certain; all of it with the last one."""
         # An end token need not be a special one, but it is no text, unless what stops is asked for.
-        silent = finish == "stop" and not self._params.include_stop_str_in_output
+        silent = finish == "stop" and not self._params.include_stop_str_in_output and self._is_end(token)
         text = "" if silent else self._characters.push(token)
         if finish:
             text += self._characters.finish()
@@ -131,6 +131,12 @@ class _Choice:
         if finish:
             text += self._stops.finish()
         self.whole.text += text
+
+    def _is_end(self, token: int) -> bool:
+        """Whether it was an end token that stopped, or what is written is complete without one."""
+        params = self._params
+        eos = () if params.ignore_eos else self._tokenizer.eos_ids
+        return params.structured_outputs is None or token in params.stop_token_ids or token in eos
 
     def close(self, finish: Finish) -> None:
         """No more tokens come: what was held back is text after all."""

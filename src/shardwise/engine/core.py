@@ -7,12 +7,13 @@ ranks.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 from shardwise.engine.draws import Draws
 from shardwise.engine.journal import Entry, Journal
 from shardwise.engine.ranks import Ranks
 from shardwise.engine.setup import Setup
-from shardwise.sched.events import Event
+from shardwise.sched.events import Emitted, Ended, Event
 from shardwise.sched.scheduler import Scheduler
 from shardwise.sched.sequence import Request
 from shardwise.sched.step import Draw, Result, Step
@@ -40,7 +41,8 @@ class Core:
             limit=entry.limit,
             n=params.n,
             ends=frozenset(entry.ends),
-            least=params.min_tokens,
+            # A grammar decides when it may end, and then it has ended.
+            least=params.min_tokens if entry.grammar is None else 0,
             scored=params.prompt_logprobs is not None,
             top=params.prompt_logprobs or 0,
             priority=entry.priority,
@@ -49,13 +51,25 @@ class Core:
 
     def add(self, entry: Entry) -> None:
         """Takes a request in that `scheduler.check` let pass."""
-        self.journal.open(entry)
-        self._draws[entry.number] = Draws(entry)
-        self._note(self.scheduler.add(self.request(entry)))
+        self.expect(entry)
+        self.begin(entry)
 
-    def abort(self, request: int) -> None:
+    def expect(self, entry: Entry) -> None:
+        """Opens a request that cannot run yet: `begin` is to follow, or `abort`."""
+        self.journal.open(entry)
+
+    def begin(self, entry: Entry) -> None:
+        """Lets a request run that is expected, unless it has ended meanwhile."""
+        assert (entry.grammar is None) == (entry.params.structured_outputs is None), "a grammar is compiled before it is needed"
+        if entry.number in self.journal.entries:
+            self._draws[entry.number] = Draws(entry)
+            self._note(self.scheduler.add(self.request(entry)))
+
+    def abort(self, request: int, error: str | None = None) -> None:
         """Ends a request, if it is open."""
         self._note(self.scheduler.abort(request))
+        if request in self.journal.entries:  # it was expected
+            self._note((Ended(request, error),))
 
     def finish(self, request: int, choice: int) -> None:
         """Ends one continuation, if it has not ended."""
@@ -121,7 +135,18 @@ class Core:
         return tuple(found)
 
     def _note(self, events: Iterable[Event]) -> None:
+        # What the scheduler cannot know: that a grammar has come to its end. It hears of it after all these events, which it
+        # has made already.
+        complete: list[tuple[int, int]] = []
         for event in events:
+            draws = self._draws.get(event.request)
+            if isinstance(event, Ended) and event.error and draws and draws.failed:
+                event = replace(event, error=draws.failed)
+            if isinstance(event, Emitted) and not event.finish and draws and draws.complete(event.choice, event.chosen.token):
+                event = replace(event, finish="stop")
+                complete.append((event.request, event.choice))
             self.journal.note(event)
-            if event.request not in self.journal.entries:
+            if isinstance(event, Ended):
                 self._draws.pop(event.request, None)
+        for request, choice in complete:
+            self._note(self.scheduler.finish(request, choice))

@@ -17,7 +17,7 @@ PLAIN = Edit()
 class Draws:
     """The draws of one request."""
 
-    __slots__ = ("_bias", "_entry", "_fixed", "_single", "_waits", "_words")
+    __slots__ = ("_bias", "_entry", "_fixed", "_matchers", "_single", "_waits", "_words")
 
     def __init__(self, entry: Entry) -> None:
         params = entry.params
@@ -25,7 +25,8 @@ class Draws:
         self._bias = tuple(sorted((params.logit_bias or {}).items()))
         self._single = tuple(sorted({word[0] for word in entry.bad if len(word) == 1}))
         self._words = tuple(word for word in entry.bad if len(word) > 1)
-        self._waits = bool(self._words) or _penalises(params)
+        self._matchers = [entry.grammar.matcher(entry.ends) for _ in entry.choices] if entry.grammar else []
+        self._waits = bool(self._words or self._matchers) or _penalises(params)
         self._fixed: dict[tuple[int, bool], Draw] = {}
 
     def known(self, choice: int, count: int) -> bool:
@@ -38,11 +39,24 @@ class Draws:
         fixed = self._fixed.get((choice, early))
         if fixed is None or fixed.sequence != sequence:
             fixed = self._fixed[choice, early] = self._draw(sequence, choice, early)
-        return replace(fixed, edit=self._after(choice, fixed.edit or PLAIN)) if self._waits else fixed
+        return replace(fixed, edit=self._after(choice, fixed.edit or PLAIN, early)) if self._waits else fixed
+
+    @property
+    def failed(self) -> str | None:
+        """Why the grammar cannot be followed, where that is so."""
+        return next((matcher.failed for matcher in self._matchers if matcher.failed), None)
+
+    def complete(self, choice: int, token: int) -> bool:
+        """Whether nothing can be added to a choice once `token` is, and it has no ends that could say so."""
+        if not self._matchers or self._entry.ends:
+            return False
+        self._matchers[choice].follow([*self._entry.choices[choice].tokens, token])
+        return self._matchers[choice].finished()
 
     def _draw(self, sequence: int, choice: int, early: bool) -> Draw:
         params = self._entry.params
-        barred = tuple(sorted({*self._single, *(self._entry.ends if early else ())}))
+        # Of its ends a grammar decides.
+        barred = tuple(sorted({*self._single, *(self._entry.ends if early and not self._matchers else ())}))
         allowed = tuple(params.allowed_token_ids) if params.allowed_token_ids is not None else None
         edit = Edit(bias=self._bias, barred=barred, allowed=allowed)
         return Draw(
@@ -57,7 +71,7 @@ class Draws:
             edit=None if edit == PLAIN else edit,
         )
 
-    def _after(self, choice: int, edit: Edit) -> Edit:
+    def _after(self, choice: int, edit: Edit, early: bool) -> Edit:
         """The edit with what the tokens so far make of it."""
         params, own = self._entry.params, self._entry.choices[choice]
         barred = set(edit.barred)
@@ -66,6 +80,10 @@ class Draws:
                 barred.add(word[-1])
         written = tuple(own.counts.items()) if params.presence_penalty or params.frequency_penalty else ()
         seen = tuple({*self._entry.prompt, *own.counts}) if params.repetition_penalty != 1 else ()
+        mask = None
+        if self._matchers:
+            self._matchers[choice].follow(own.tokens)
+            mask = self._matchers[choice].mask(early=early)
         return replace(
             edit,
             repetition=params.repetition_penalty,
@@ -74,6 +92,7 @@ class Draws:
             seen=seen,
             written=written,
             barred=tuple(sorted(barred)),
+            mask=mask,
         )
 
 

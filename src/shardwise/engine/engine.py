@@ -9,6 +9,7 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from itertools import count
 from queue import SimpleQueue
@@ -18,6 +19,7 @@ from typing import Literal, Self
 from shardwise import env
 from shardwise.engine.admit import admit
 from shardwise.engine.core import Core
+from shardwise.engine.grammar import Grammars
 from shardwise.engine.journal import Entry, Sink
 from shardwise.engine.ranks import ProcessRanks, Progress, Ranks
 from shardwise.engine.setup import Setup
@@ -48,6 +50,8 @@ class Engine:
         else:
             self.ranks = ranks
         self.core = Core(setup, self.ranks, time.monotonic)
+        self.grammars = Grammars(setup.folder, setup.layout.model.vocab)
+        self._compiler = ThreadPoolExecutor(1, "grammars")  # which starts its thread when it has something to do
         self._numbers = count(1)
         self._orders: deque[Callable[[], None]] = deque()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -76,7 +80,9 @@ class Engine:
         tenant: str = "",
     ) -> int:
         """The number of a request that now runs, or waits to. `ends` are the ids that end it (none with `ignore_eos`), `bad`
-        the sequences of ids that it must not write; `tenant` keeps its cache apart.
+        the sequences of ids that it must not write; `tenant` keeps its cache apart. Structured outputs are compiled on a
+        thread of their own, in limits of their own, and what does not compile fails the request; to have strangers' grammars
+        refused, and tried where they do no harm, is the front's part (`Front.check`).
 
         `sink` gets its events on the engine's thread and must not wait. RequestError where the request can never run;
         ShardwiseError, the cause, where the engine has ended.
@@ -89,8 +95,25 @@ class Engine:
         words = tuple(tuple(word) for word in bad if word and all(0 <= i < vocab for i in word))
         entry = Entry(next(self._numbers), tuple(prompt), params, seed, limit, sink, kept, words, priority, tenant)
         self.core.scheduler.check(self.core.request(entry))
-        self._order(lambda: self.core.add(entry))
+        if params.structured_outputs is None:
+            self._order(lambda: self.core.add(entry))
+        else:
+            self._order(lambda: self.core.expect(entry))
+            self._compiler.submit(self._compile, entry)
         return entry.number
+
+    def _compile(self, entry: Entry) -> None:
+        """Lets a request begin that waits for its grammar."""
+        wanted, error = entry.params.structured_outputs, None
+        assert wanted is not None
+        try:
+            entry.grammar = self.grammars.compile(wanted)
+        except Exception as failure:  # whatever it is, it is this request's alone
+            error = str(failure) if isinstance(failure, ShardwiseError) else f"structured_outputs failed: {failure!r}"
+        if error is None:
+            self._order(lambda: self.core.begin(entry), late=True)
+        else:
+            self._order(lambda: self.core.abort(entry.number, error), late=True)
 
     def abort(self, request: int) -> None:
         """Ends a request wherever it is; one that has ended is ignored."""
@@ -118,6 +141,7 @@ class Engine:
     def close(self) -> None:
         """Ends every open request with an error, then all ranks. Twice is once."""
         self._end(ShardwiseError(CLOSED))
+        self._compiler.shutdown(wait=False, cancel_futures=True)
         if threading.current_thread() is not self._thread:
             self._thread.join()
 

@@ -13,6 +13,7 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Protocol
 
 from shardwise.engine.complete import Prompt, Transcript
+from shardwise.engine.grammar_check import GrammarCheck
 from shardwise.engine.hub import bundled
 from shardwise.engine.outputs import RequestOutput
 from shardwise.engine.prompts import read_chat, read_prompt
@@ -102,6 +103,7 @@ class Front:
         self._template: ChatTemplate | None = None
         self._lock = threading.Lock()
         vocab = core.setup.layout.model.vocab
+        self._grammar_check = GrammarCheck(core.setup.folder, vocab)
         # A checkpoint's end ids may lie beyond its logits; such a one is never drawn.
         self._eos = tuple(token for token in self.tokenizer.eos_ids if 0 <= token < vocab)
 
@@ -125,6 +127,12 @@ class Front:
         """The prompt that a conversation makes; `options` as `ChatTemplate.render` takes them."""
         return read_chat(messages, self.tokenizer, self.template, name, **options)
 
+    def check(self, params: SamplingParams) -> None:
+        """RequestError for structured outputs that do not compile, or are too dear. It may take a second, and with the first
+        ones until a tokenizer is open, so an event loop calls it on another thread before `start`, which then need not wait."""
+        if params.structured_outputs is not None:
+            self._grammar_check(params.structured_outputs)
+
     def start(
         self,
         prompt: Prompt,
@@ -138,6 +146,7 @@ class Front:
 
         RequestError where it can never run, ShardwiseError where the engine is closed.
         """
+        self.check(params)
         params = replace(params, stop=(*params.stop, *prompt.stops)) if prompt.stops and params.detokenize else params
         ends = (*(() if params.ignore_eos else self._eos), *params.stop_token_ids)
         number = self.core.submit(

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 
+from shardwise.engine.grammar import Grammar
 from shardwise.sched.events import Emitted, Ended, Event
 from shardwise.sched.request import SamplingParams
 
@@ -28,7 +29,8 @@ class Continuation:
 
 @dataclass(eq=False, slots=True)
 class Entry:
-    """One open request. `ends` are the ids that end it, `bad` the sequences of ids that it must not write."""
+    """One open request. `ends` are the ids that end it, `bad` the sequences of ids that it must not write; `grammar` is what
+    its answers must follow, compiled of what its `params` say of that."""
 
     number: int
     prompt: tuple[int, ...]
@@ -40,6 +42,7 @@ class Entry:
     bad: tuple[tuple[int, ...], ...] = ()
     priority: int = 0
     tenant: str = ""
+    grammar: Grammar | None = None
     choices: list[Continuation] = field(default_factory=list)
 
     def __post_init__(self) -> None:

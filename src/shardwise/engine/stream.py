@@ -82,6 +82,8 @@ class Stream:
         """The request, one output further."""
         if self._running is None or self._inbox is None:
             prompt = await asyncio.to_thread(self._prepare)
+            if self._params.structured_outputs is not None:
+                await asyncio.to_thread(self._front.check, self._params)
             self._inbox = _Inbox(self._front.core)
             self._running = self._front.start(
                 prompt, self._params, self._inbox.put, priority=self._priority, request_id=self.request_id

@@ -208,6 +208,17 @@ class ChatTemplate:
         """Start what renders, so that the first conversation need not wait for it (0.1 s)."""
         self._text(CHATML, {"messages": []})
 
+    def source(self, *, tools: bool) -> str:
+        """The text of the template that conversations with or without tools are rendered by."""
+        return self._sources["tool_use" if tools and "tool_use" in self._sources else "default"]
+
+    def other(self, source: str) -> ChatTemplate:
+        """Another template for the same model: a stranger's, so it runs isolated, in the process of this one if it has one."""
+        check_text(source, "chat_template")
+        made = ChatTemplate({"default": source}, self._special)
+        made._isolated = self._isolated or made._isolated
+        return made
+
     def render(
         self,
         messages: Sequence[Mapping[str, Any]],
@@ -216,27 +227,33 @@ class ChatTemplate:
         add_generation_prompt: bool | None = None,
         continue_final_message: bool = False,
         variables: Mapping[str, Any] | None = None,
+        documents: Sequence[Mapping[str, Any]] | None = None,
     ) -> str:
         """The prompt for a conversation; special tokens are in it, so encode it with `add_special_tokens=False`.
 
         `add_generation_prompt`: end with the head of the model's answer; by default, unless `continue_final_message`, which
         leaves the last message open for the model to go on with. `variables`: scalars for the template, such as
-        `enable_thinking`. Raises RequestError, with the template's own message if it has one.
+        `enable_thinking`. `documents` are objects that templates for retrieval show. Raises RequestError, with the template's
+        own message if it has one.
         """
-        source = self._sources["tool_use" if tools is not None and "tool_use" in self._sources else "default"]
+        source = self.source(tools=tools is not None)
         chat = [_checked_message(message, f"messages[{n}]") for n, message in enumerate(_checked_list(messages, "messages"))]
         if not chat:
             raise RequestError("messages is empty; a conversation has at least one message")
         if tools is not None:
             tools = [_checked_object(tool, f"tools[{n}]") for n, tool in enumerate(_checked_list(tools, "tools"))]
+        if documents is not None:
+            documents = [
+                _checked_object(each, f"documents[{n}]") for n, each in enumerate(_checked_list(documents, "documents"))
+            ]
         generate = not continue_final_message if add_generation_prompt is None else add_generation_prompt
         if generate and continue_final_message:
             raise RequestError("add_generation_prompt and continue_final_message exclude each other; set one")
         self._fit(source, chat)
         final = _mark_final(chat) if continue_final_message else ""
         extra = self._checked_variables(source, variables or {})
-        named = {"messages": chat, "tools": tools, "documents": None, "add_generation_prompt": generate}
-        text = self._text(source, {**self._special, **extra, **named})
+        fixed = {"messages": chat, "tools": tools, "documents": documents, "add_generation_prompt": generate}
+        text = self._text(source, {**self._special, **extra, **fixed})
         return _cut_final(text, final) if continue_final_message else text
 
     def _text(self, source: str, variables: Mapping[str, Any]) -> str:
@@ -250,8 +267,11 @@ class ChatTemplate:
         raise RequestError(f"the chat template {verb} this conversation: {text}")
 
     def _fit(self, source: str, chat: list[dict[str, Any]]) -> None:
-        """Give contents and call arguments the shape that the template takes: lists or text, objects or JSON text."""
+        """Give contents and call arguments the shape that the template takes: lists or text, objects or JSON text. Where it
+        does not know OpenAI's newer name of the system's role, it gets the older."""
         for message in chat:
+            if message["role"] == "developer" and "developer" not in source:
+                message["role"] = "system"
             content = message.get("content")
             if isinstance(content, list) and not self._takes(source, "parts"):
                 message["content"] = "\n".join(part["text"] for part in content)

@@ -34,6 +34,7 @@ def edited(logits: torch.Tensor, edits: Sequence[Edit | None], own: range) -> to
     barred = [edit.barred for edit in each]
     _change(logits, own, barred, [[-np.inf] for ids in barred for _ in ids], lambda x, by: x + by[0])
     _allow(logits, own, each)
+    _mask(logits, own, each)
     return logits
 
 
@@ -63,6 +64,23 @@ def _allow(logits: torch.Tensor, own: range, each: Sequence[Edit]) -> None:
     after = torch.full_like(before, -torch.inf)
     after.view(-1)[place] = before.view(-1)[place]
     logits[rows] = after
+
+
+def _mask(logits: torch.Tensor, own: range, each: Sequence[Edit]) -> None:
+    """Excludes, in the rows that have a mask, the ids whose bit in it is not set."""
+    rows = [row for row, edit in enumerate(each) if edit.mask is not None]
+    if rows:
+        barred = torch.from_numpy(np.stack([~_bits(each[row].mask or b"", own) for row in rows]))
+        logits[rows] = logits[rows].masked_fill(barred.to(logits.device), -torch.inf)
+
+
+def _bits(mask: bytes, own: range) -> np.ndarray:
+    """A rank's own bits of a mask, as bools."""
+    first = own.start // 8
+    found = np.zeros(8 * (-(-own.stop // 8) - first), bool)
+    part = np.unpackbits(np.frombuffer(mask, np.uint8)[first : -(-own.stop // 8)], bitorder="little")
+    found[: len(part)] = part
+    return found[own.start - 8 * first :][: len(own)]
 
 
 def _places(ids: Ids, own: range) -> tuple[np.ndarray, np.ndarray]:

@@ -51,6 +51,8 @@ def continued(edit: Edit | None, tokens: tuple[int, ...]) -> Edit | None:
     """The edit of the row after `tokens` were written as well: penalties know them."""
     if edit is None or not tokens:
         return edit
+    if edit.mask is not None:
+        raise ValueError("a draw has a mask, which is of one place alone, and its item has guesses")
     written = dict(edit.written)
     for token in tokens:
         written[token] = written.get(token, 0) + 1

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from shardwise.errors import RequestError
 from shardwise.sched.checks import shown
 from shardwise.sched.request import FIELDS
+from shardwise.sched.structured_fields import SPELLINGS, structured_field
 
 ALIASES = {"max_completion_tokens": "max_tokens", "max_new_tokens": "max_tokens"}
 CHANGES_NOTHING = (
@@ -24,16 +25,18 @@ def sampling_fields(given: Mapping[str, object]) -> dict[str, object]:
     found: dict[str, object] = {}
     for name, value in given.items():
         name = ALIASES.get(name, name)
-        if name in CHANGES_NOTHING or name == "top_logprobs":
+        if name in CHANGES_NOTHING or name in SPELLINGS or name == "top_logprobs":
             continue
         if name not in NAMES:
-            near = difflib.get_close_matches(name, (*NAMES, *ALIASES), n=1)
+            near = difflib.get_close_matches(name, (*NAMES, *ALIASES, *SPELLINGS), n=1)
             raise RequestError(f"unknown field {shown(name)}" + (f", nearest: {near[0]}" if near else ""))
         if name in found and found[name] != value:
             raise RequestError(f"{name} is given twice, as {shown(found[name])} and as {shown(value)}; give it once")
         found[name] = value
     # None is what the field has by itself, except that max_tokens has a number.
     found = {name: value for name, value in found.items() if value is not None or name == "max_tokens"}
+    if (answer := structured_field(given)) is not None:
+        found["structured_outputs"] = answer
     _count_logprobs(found, given.get("top_logprobs"))
     if isinstance(biases := found.get("logit_bias"), Mapping):
         found["logit_bias"] = _numbered(biases)

@@ -8,6 +8,7 @@ from enum import IntEnum
 
 from shardwise.errors import RequestError
 from shardwise.sched.checks import flag, in_vocabulary, real, shown, strings, token_ids, whole
+from shardwise.sched.structured import StructuredOutputs, structured
 
 SEEDS = 2**63
 MOST = 2**31 - 1
@@ -56,6 +57,8 @@ class SamplingParams:
     `seed` None gets one at admission, kept with the request, so that a replay gives the same tokens.
     `detokenize` False leaves the text out. `spaces_between_special_tokens` is accepted and changes nothing: the texts of the
     supported tokenizers have no spaces of their own there.
+    `structured_outputs`: what the whole answer must look like; a mapping with its fields is taken for one. No end token is
+    drawn before the answer is complete, and where it can only end it ends, whatever `min_tokens` says.
 
     Sequences are kept as tuples, ids each once. RequestError for anything of another type or out of range.
     """
@@ -84,6 +87,7 @@ class SamplingParams:
     spaces_between_special_tokens: bool = True
     detokenize: bool = True
     output_kind: RequestOutputKind = RequestOutputKind.CUMULATIVE
+    structured_outputs: StructuredOutputs | None = None
 
     def __post_init__(self) -> None:
         plain: dict[str, object] = {}
@@ -110,6 +114,7 @@ class SamplingParams:
             plain["allowed_token_ids"] = token_ids("allowed_token_ids", self.allowed_token_ids, MAX_ALLOWED_IDS)
         plain["logit_bias"] = _biases(self.logit_bias)
         plain["output_kind"] = _kind(self.output_kind)
+        plain["structured_outputs"] = structured(self.structured_outputs)
         for name, value in plain.items():
             object.__setattr__(self, name, value)
         self._check_together()
@@ -124,6 +129,8 @@ class SamplingParams:
             raise RequestError("stop strings are looked for in the text, and detokenize is False; use stop_token_ids")
         if self.allowed_token_ids is not None and not self.allowed_token_ids:
             raise RequestError("allowed_token_ids is empty; name at least one id, or leave it None to allow all")
+        if self.structured_outputs is not None and self.max_tokens == 0:
+            raise RequestError("structured_outputs is set, but with max_tokens 0 there is no answer; leave one of them out")
 
     def check_vocabulary(self, vocab: int) -> None:
         """RequestError for an id that a model of `vocab` ids does not have."""

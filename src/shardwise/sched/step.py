@@ -74,7 +74,8 @@ class Edit:
 
     Penalties as vLLM has them: `repetition` divides (or multiplies, below zero) the logits of every id in `seen`;
     `frequency` times its count and `presence` once are subtracted from each id in `written`, as (id, count). Then `bias` is
-    added, and at last ids in `barred`, or outside of `allowed` where that is given, are excluded.
+    added, and at last ids in `barred`, or outside of `allowed` or `mask` where these are given, are excluded. `mask` has a bit
+    for each id: id i is allowed if bit i % 8, from the lowest, of byte i // 8 is set; ids beyond it are not.
     """
 
     repetition: float = 1.0
@@ -85,6 +86,7 @@ class Edit:
     bias: tuple[tuple[int, float], ...] = ()
     barred: tuple[int, ...] = ()
     allowed: tuple[int, ...] | None = None
+    mask: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)

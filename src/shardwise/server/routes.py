@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from shardwise.server import health
+from shardwise.server import chat, completions, generate, health, models, tokens
 from shardwise.server.route import Route
 
-ROUTES: tuple[Route, ...] = (*health.ROUTES,)
+ROUTES: tuple[Route, ...] = (
+    *chat.ROUTES,
+    *completions.ROUTES,
+    *generate.ROUTES,
+    *models.ROUTES,
+    *tokens.ROUTES,
+    *health.ROUTES,
+)

@@ -7,27 +7,46 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from dataclasses import dataclass, field, replace
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 
-from shardwise.engine.outputs import Logprobs
+from shardwise.engine.complete import Prompt
+from shardwise.engine.outputs import CompletionOutput, Logprobs
+from shardwise.engine.prompts import read_chat
+from shardwise.errors import RequestError
 from shardwise.sched.request import SamplingParams
+from shardwise.sched.structured import StructuredOutputs
+from shardwise.server.answer.choice import Tool, ToolChoice
+from shardwise.server.answer.pieces import Called, Piece
+from shardwise.server.answer.reader import Reader, reader
+from shardwise.server.answer.style import Style, detect
+from shardwise.server.answer.toolgrammar import tool_grammar
 from shardwise.server.call import Call
-from shardwise.server.job import Usage
+from shardwise.server.job import Job, Usage
+from shardwise.server.sampling import check_fits, shortened
 from shardwise.server.service import Service
 
-Finish = Literal["stop", "length", "tool_calls"]
+if TYPE_CHECKING:
+    from shardwise.engine.template import ChatTemplate  # which brings jinja2, and other endpoints need none
+
+Finish = Literal["stop", "length", "tool_calls", "abort"]
+
+TAIL_CHARS = 64
+"""Of the prompt, to see whether it opens the reasoning."""
 
 
 @dataclass(frozen=True, slots=True)
 class Turn:
     """`messages` are in the form of OpenAI's chat API, checked by the template's checks. `tools` and `tool_choice` are as in
-    `answer.tools`. `variables` go to the template; `salt` keeps the cache apart within a tenant."""
+    `answer.tools`. `variables` go to the template; `salt` keeps the cache apart within a tenant. `template` is used instead
+    of the model's own; whether a client may give one is the endpoint's to check. `truncate` keeps so many tokens of the
+    prompt, the last."""
 
     messages: Sequence[Mapping[str, Any]]
     params: SamplingParams
-    tools: Sequence[Any] = ()
-    tool_choice: Any = "auto"
+    tools: Sequence[Tool] = ()
+    tool_choice: ToolChoice = "auto"
     parallel: bool = True
     variables: Mapping[str, Any] = field(default_factory=dict)
     add_generation_prompt: bool | None = None
@@ -35,14 +54,19 @@ class Turn:
     split_reasoning: bool = True
     priority: int = 0
     salt: str = ""
+    documents: Sequence[Mapping[str, Any]] | None = None
+    template: str | None = None
+    truncate: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class News:
-    """What is new of one choice. `pieces` are those of `answer.pieces`; `finish` is set on its last."""
+    """What is new of one choice. `pieces` are those of `answer.pieces`; `finish` is set on its last.
+
+    `finish` is "tool_calls" where calls were made and the answer was not cut short, whoever chose the tool."""
 
     choice: int
-    pieces: Sequence[Any]
+    pieces: Sequence[Piece]
     token_ids: Sequence[int]
     logprobs: Sequence[Logprobs] | None = None
     finish: Finish | None = None
@@ -50,9 +74,12 @@ class News:
 
 
 class Talk(Protocol):
-    """A turn that was accepted and runs: an async iterator of lists of News, and an async context manager that aborts."""
+    """A turn that was accepted and runs: an async iterator of lists of News, and an async context manager that aborts.
+
+    `prompt_logprobs` are complete with the first News, where they were asked for."""
 
     prompt_ids: Sequence[int]
+    prompt_logprobs: Sequence[Logprobs | None] | None
 
     @property
     def usage(self) -> Usage: ...
@@ -62,4 +89,152 @@ class Talk(Protocol):
 
 async def talk(service: Service, call: Call, turn: Turn) -> AbstractAsyncContextManager[Talk]:
     """Renders, tokenises, and hands a turn to the engine. RequestError, QueueFull or Unavailable before anything runs."""
-    raise NotImplementedError
+    prepared = await service.read(prepare, service, call, turn)
+    return _Talk(await started(service, [prepared.prompt], [prepared.params], turn.priority), prepared)
+
+
+async def started(service: Service, prompts: Sequence[Prompt], params: Sequence[SamplingParams], priority: int) -> Job:
+    """A job whose prompts are all taken; where one is not, or whoever waits is cancelled, none runs."""
+    job = Job(service)
+    try:
+        await job.start(prompts, params, priority)
+    except BaseException:
+        job.abort()
+        raise
+    return job
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A turn as the engine takes it, and what reads the answer: a reader for each choice."""
+
+    prompt: Prompt
+    params: SamplingParams
+    readers: Sequence[Reader]
+
+
+def prepare(service: Service, call: Call, turn: Turn) -> Prepared:
+    """Renders and tokenises a turn; blocks. RequestError for what the model cannot be asked."""
+    prompt = replace(rendered(service, turn), tenant=tenant(call, turn.salt))
+    source = _template(service, turn).source(tools=bool(_shown(turn)))
+    style = detect(source, (prompt.text or "")[-TAIL_CHARS:])
+    params = _params(service, turn, style)
+    check_fits(service, prompt.ids, params, "messages")
+    if not turn.split_reasoning or turn.params.structured_outputs is not None:
+        style = replace(style, think=None, opened=False)  # a form holds from the first character on
+    return Prepared(prompt, params, [reader(style, turn.tools, turn.tool_choice, turn.parallel) for _ in range(params.n)])
+
+
+def rendered(service: Service, turn: Turn) -> Prompt:
+    """The prompt that a turn makes; blocks. RequestError for what the model cannot be asked."""
+    check_text_only(turn.messages)
+    prompt = read_chat(
+        turn.messages,
+        service.front.tokenizer,
+        _template(service, turn),
+        tools=_shown(turn) or None,
+        add_generation_prompt=turn.add_generation_prompt,
+        continue_final_message=turn.continue_final_message,
+        variables=turn.variables,
+        documents=turn.documents,
+    )
+    return replace(prompt, ids=shortened(service, prompt.ids, turn.truncate))
+
+
+def _template(service: Service, turn: Turn) -> ChatTemplate:
+    return service.front.template if turn.template is None else service.front.template.other(turn.template)
+
+
+def _shown(turn: Turn) -> list[dict[str, Any]]:
+    """The tools as the template gets them. One that must not be used is not shown, either."""
+    return [_schema(tool) for tool in turn.tools] if turn.tool_choice != "none" else []
+
+
+def _params(service: Service, turn: Turn, style: Style) -> SamplingParams:
+    """With a grammar where a call is asked for, and with special tokens in the text where the reader needs them."""
+    params, tokenizer = turn.params, service.front.tokenizer
+    if style.needs_special_tokens and params.skip_special_tokens:
+        params = replace(params, skip_special_tokens=False)
+    if turn.tool_choice not in ("none", "auto"):
+        if params.structured_outputs is not None:
+            raise RequestError("tool_choice asks for a call, and the form of the answer is given too; leave one of them out")
+        specials = {tokenizer.token_text(token): token for token in sorted(tokenizer.special_ids)}
+        grammar = tool_grammar(style, turn.tools, turn.tool_choice, turn.parallel, specials)
+        params = replace(params, structured_outputs=StructuredOutputs(grammar=grammar))
+    return params
+
+
+def tenant(call: Call, salt: str | None) -> str:
+    """What the cache of a request is shared by. The id of a key has no `|`, so no salt makes it another's."""
+    return f"{call.tenant}|{salt}" if salt else call.tenant
+
+
+def check_text_only(messages: Sequence[Mapping[str, Any]]) -> None:
+    """RequestError for images, sound and files: they are not read, and no URL is ever fetched."""
+    for n, message in enumerate(messages):
+        content = message.get("content") if isinstance(message, Mapping) else None
+        for m, part in enumerate(content if isinstance(content, list) else ()):
+            kind = part.get("type") if isinstance(part, Mapping) else None
+            if isinstance(kind, str) and kind != "text":
+                raise RequestError(
+                    f"messages[{n}].content[{m}] is of type {kind[:40]!r}; this model reads text only, as "
+                    '{"type": "text", "text": "..."}'
+                )
+
+
+def _schema(tool: Tool) -> dict[str, Any]:
+    """A tool as chat templates know it."""
+    described = {"description": tool.description} if tool.description else {}
+    return {"type": "function", "function": {"name": tool.name, **described, "parameters": tool.parameters}}
+
+
+class _Talk:
+    """Deltas of a job, read choice by choice."""
+
+    def __init__(self, job: Job, prepared: Prepared) -> None:
+        self.prompt_ids: Sequence[int] = prepared.prompt.ids
+        self.prompt_logprobs: Sequence[Logprobs | None] | None = None
+        self._job, self._readers = job, prepared.readers
+        self._called = [False] * len(self._readers)
+        self._ended = [False] * len(self._readers)
+
+    @property
+    def usage(self) -> Usage:
+        return self._job.usage
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> list[News]:
+        while True:
+            news: list[News] = []
+            for _, output in await self._job.__anext__():
+                self.prompt_logprobs = output.prompt_logprobs
+                news += [self._read(each) for each in output.outputs if self._is_new(each)]
+            if news:
+                return news
+
+    def _is_new(self, output: CompletionOutput) -> bool:
+        return not self._ended[output.index] and bool(output.token_ids or output.text or output.finish_reason)
+
+    def _read(self, output: CompletionOutput) -> News:
+        reader, choice = self._readers[output.index], output.index
+        pieces = reader.feed(output.text) if output.text else []
+        if output.finish_reason is not None:
+            pieces += reader.finish()
+            self._ended[choice] = True
+        for piece in pieces:
+            if type(piece) is Called:
+                self._called[choice] = True
+        finish: Finish | None = output.finish_reason
+        if finish == "stop" and self._called[choice]:
+            finish = "tool_calls"
+        return News(choice, pieces, output.token_ids, output.logprobs, finish, output.stop_reason)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._job.__aexit__(kind, error, trace)

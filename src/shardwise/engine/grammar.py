@@ -1,0 +1,230 @@
+"""What an answer must look like, as the ids that may come next: grammars compiled over a tokenizer's bytes by llguidance.
+
+The library is imported with the first grammar. What a stranger sent is to pass `engine/grammar_check.py` first. It knows
+neither requests nor draws.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from shardwise.engine.text import Tokenizer, open_tokenizer
+from shardwise.errors import RequestError
+from shardwise.sched.structured import StructuredOutputs
+
+if TYPE_CHECKING:
+    import llguidance
+
+KEPT = 64
+"""Compiled grammars that are kept for requests to come."""
+
+MESSAGE_CHARS = 300
+WHITESPACE = r"( |\n[ \t]{0,20})?"
+"""Between the parts of JSON: nothing, a space, or an indented line. A model can go on writing whitespace for ever otherwise."""
+
+# Without it, runs of bytes that can only be so are walked to their end at once, past every limit: /a{1000000000}/ takes all
+# memory there is (seen with llguidance 1.9.1).
+_NO_FORCING = '%llguidance { "no_forcing": true }\n'
+
+DEAD_END = "nothing in this model's vocabulary goes on with the answer that structured_outputs asks for"
+
+
+class Matcher:
+    """One answer as it is written. `ends` are the ids that may end it, once it is complete."""
+
+    def __init__(self, core: llguidance.LLMatcher, vocab: int, ends: Sequence[int]) -> None:
+        self._core, self._vocab, self._ends = core, vocab, ends
+        self._used = 0
+        self._open = b""
+        self._complete = False
+        self._fresh = False
+        self.failed: str | None = None
+
+    def follow(self, tokens: Sequence[int]) -> None:
+        """Reads on to the end of `tokens`, which are all so far."""
+        new = [token for token in tokens[self._used :] if token not in self._ends]
+        self._fresh &= self._used == len(tokens)
+        self._used = len(tokens)
+        if new and not self.failed and not self._core.consume_tokens(new):
+            self._fail()
+
+    def finished(self) -> bool:
+        """Whether the answer is complete and nothing can be added to it."""
+        self._look()
+        return self._complete and not any(self._open)
+
+    def mask(self, *, early: bool = False) -> bytes:
+        """The ids that may come next, as `Edit.mask` has them: none at a dead end. `early`: it is not to end yet if it can go
+        on."""
+        self._look()
+        if not self._complete or (early and any(self._open)):
+            return self._open
+        found = bytearray(self._open)
+        for token in self._ends:
+            found[token // 8] |= 1 << token % 8
+        return bytes(found)
+
+    def _look(self) -> None:
+        """What may come next, ends aside, and whether it is complete as it is."""
+        if self._fresh:
+            return
+        self._fresh = True
+        found = bytearray(-(-self._vocab // 8))
+        self._complete = False
+        if not self.failed:
+            bits = self._core.compute_bitmask()
+            if self._core.is_error():
+                self._fail()
+            else:
+                self._complete = self._core.is_accepting()
+                found[:] = bits[: len(found)]
+                found[-1] &= 0xFF >> -self._vocab % 8
+                for token in self._ends:
+                    found[token // 8] &= ~(1 << token % 8) & 0xFF
+        self._open = bytes(found)
+        if not self.failed and not self._complete and not any(found):
+            self.failed = DEAD_END
+
+    def _fail(self) -> None:
+        reason = self._core.get_error()
+        dead = "NoExtension" in reason or not reason
+        self.failed = DEAD_END if dead else f"structured_outputs became too complex to follow: {plain(reason)}"
+
+
+class Grammar:
+    """A compiled grammar. It stays as it is: each answer has a matcher of its own."""
+
+    def __init__(self, core: llguidance.LLMatcher, vocab: int) -> None:
+        self._core, self._vocab = core, vocab
+
+    def matcher(self, ends: Sequence[int]) -> Matcher:
+        """One at the beginning of an answer; `ends` as there, all of them ids of the model."""
+        return Matcher(self._core.deep_copy(), self._vocab, ends)
+
+
+class Grammars:
+    """Compiles for one model: `vocab` logits, and the tokenizer in `folder`, which is opened with the first grammar. Safe to
+    share between threads."""
+
+    def __init__(self, folder: Path, vocab: int) -> None:
+        self._folder, self._vocab = folder, vocab
+        self._tokenizer: llguidance.LLTokenizer | None = None
+        self._kept: OrderedDict[StructuredOutputs, Grammar] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def open(self) -> None:
+        """Opens the tokenizer, which takes up to a second (150 000 ids). CheckpointError where there is none."""
+        with self._lock:
+            self._opened()
+
+    def compile(self, wanted: StructuredOutputs) -> Grammar:
+        """RequestError, which says why, for what does not compile."""
+        with self._lock:
+            if (found := self._kept.get(wanted)) is None:
+                found = self._kept[wanted] = Grammar(self._compiled(wanted), self._vocab)
+                if len(self._kept) > KEPT:
+                    self._kept.popitem(last=False)
+            self._kept.move_to_end(wanted)
+            return found
+
+    def _compiled(self, wanted: StructuredOutputs) -> llguidance.LLMatcher:
+        from llguidance import LLMatcher, LLParserLimits
+
+        # About a fifth of the defaults in time and memory; a schema of 300 properties is far below.
+        limits = LLParserLimits(
+            initial_lexer_fuel=500_000,
+            step_lexer_fuel=100_000,
+            step_max_items=25_000,
+            max_lexer_states=20_000,
+            max_grammar_size=200_000,
+            precompute_large_lexemes=False,
+            verbose_errors=False,
+        )
+        found = LLMatcher(self._opened(), source(wanted), log_level=0, limits=limits)
+        if found.is_error():
+            raise RequestError(f"structured_outputs.{wanted.kind} does not compile: {plain(found.get_error())}")
+        return found
+
+    def _opened(self) -> llguidance.LLTokenizer:
+        if self._tokenizer is None:
+            self._tokenizer = _library_tokenizer(open_tokenizer(self._folder), self._vocab)
+        return self._tokenizer
+
+
+class _Spellings:
+    """A vocabulary as llguidance reads one (its TokenizerWrapper): the bytes of each id, none for ids that have no text.
+
+    One id is added, after the model's own: the end, for the library; which ids end an answer each request says for itself.
+    """
+
+    is_tokenizer_wrapper = True
+
+    def __init__(self, tokenizer: Tokenizer, vocab: int) -> None:
+        self.eos_token_id, self.bos_token_id = vocab, None
+        self.special_token_ids = [*(i for i in tokenizer.special_ids if i < vocab), vocab]
+        # A name behind 0xff is how the library marks what is no text.
+        marked = {i: b"\xff" + tokenizer.token_text(i).encode() for i in tokenizer.special_ids}
+        spelled = range(min(vocab, tokenizer.vocab_size))
+        self.tokens = [marked.get(i) or tokenizer.spell(i, first=False, skip_special_tokens=False) or b"" for i in spelled]
+        self.tokens += [b""] * (vocab - len(self.tokens)) + [b"\xff<|end of the answer|>"]
+
+    def __call__(self, text: str) -> list[int]:
+        """Asked when the library wants to know how text is cut: never, where nothing is forced."""
+        return []
+
+
+def _library_tokenizer(tokenizer: Tokenizer, vocab: int) -> llguidance.LLTokenizer:
+    from llguidance import LLTokenizer
+
+    # The stubs ask for their own class, the library for its attributes.
+    return LLTokenizer(_Spellings(tokenizer, vocab), n_vocab=vocab + 1, eos_token=vocab)  # type: ignore[arg-type]
+
+
+def source(wanted: StructuredOutputs) -> str:
+    """The grammar in llguidance's own form. RequestError for one that cannot be brought into it."""
+    if wanted.json is not None or wanted.json_object:
+        schema = json.loads(wanted.json) if isinstance(wanted.json, str) else {"type": "object"}
+        schema["x-guidance"] = {"whitespace_pattern": WHITESPACE}
+        return f"{_NO_FORCING}start: %json {json.dumps(schema, ensure_ascii=False)}"
+    if wanted.choice is not None:
+        return f"{_NO_FORCING}start: CHOICE\nCHOICE: " + " | ".join(json.dumps(text) for text in wanted.choice)
+    if wanted.regex is not None:
+        from llguidance import regex_to_lark
+
+        # Line by line nothing else ends a regular expression in Lark.
+        return f"{_NO_FORCING}start: /{regex_to_lark(wanted.regex)}/"
+    return _NO_FORCING + _lark(wanted.grammar or "")
+
+
+def _lark(text: str) -> str:
+    """Lark out of Lark or GBNF."""
+    if "%llguidance" in text:
+        raise RequestError("structured_outputs.grammar sets %llguidance, which is not the request's to set; leave it out")
+    if not re.search(r"::=", text) or re.search(r"(?m)^\s*start\s*:(?!:=)", text):
+        return text
+    from llguidance.gbnf_to_lark import gbnf_to_lark
+
+    try:
+        return gbnf_to_lark(text).replace("%llguidance {}", "", 1)
+    except RecursionError:
+        raise RequestError("structured_outputs.grammar is nested too deep") from None
+    except Exception as error:  # the converter's own, plain ones among them
+        raise RequestError(f"structured_outputs.grammar is not valid GBNF: {str(error)[:MESSAGE_CHARS]}") from None
+
+
+def plain(message: str) -> str:
+    """What llguidance says was wrong, in one short line: without positions in text that nobody sent, and without its state."""
+    lines = [line.strip() for line in message.split("<state>")[0].split("<non-verbose/>")[0].splitlines() if line.strip()]
+    first = re.sub(r"^(at )?\d+\(\d+\): ", "", lines[0]) if lines else "no reason is given"
+    first = re.sub(r"^failed to (compile JSON schema|parse \"%json\"): ", "", first)
+    if first.startswith("invalid regex"):
+        first = "invalid regular expression"
+    why = next((line.removeprefix("error: ") for line in lines[1:] if line.startswith("error: ")), "")
+    text = f"{first}: {why}" if why else first
+    return text if len(text) <= MESSAGE_CHARS else f"{text[:MESSAGE_CHARS]}…"

@@ -1,0 +1,186 @@
+"""Whether a grammar compiles, and how dearly, found out in a process that can be killed: a stranger's schema may be a bomb.
+
+That process opens the tokenizer once and forks for each grammar, so that time, memory and a crash are bounded by the kernel
+and harm nothing else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import resource
+import signal
+import sys
+import threading
+import time
+import weakref
+from collections import OrderedDict
+from dataclasses import asdict
+from pathlib import Path
+from subprocess import DEVNULL, PIPE, Popen
+
+from shardwise.engine.grammar import Grammars
+from shardwise.errors import CheckpointError, RequestError, ShardwiseError
+from shardwise.sched.structured import StructuredOutputs
+
+CPU_S = 1.0  # to compile, and to write the first tokens
+STEP_S = 0.1  # of that for one token
+WALL_S = 20.0  # on a machine so busy that its CPU time does not come
+OPEN_S = 120.0  # for a tokenizer to open there
+GROWTH_BYTES = 64 << 20  # what one grammar may take of memory
+ROOM_BYTES = 512 << 20  # of address space, beyond what the tokenizer has
+TOKENS = 16  # written at random, to see what they cost
+KEPT = 256
+
+TOO_DEAR = f"takes more than {CPU_S:g} s, or {GROWTH_BYTES >> 20} MiB, to compile; send a smaller one, with fewer repetitions"
+_START = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from shardwise.engine.grammar_check import serve; serve()"
+
+
+class GrammarCheck:
+    """Says no to what does not compile, or is too dear. One for each model; safe to share between threads.
+
+    The process is started with the first grammar, kept, and started anew if it is lost.
+    """
+
+    def __init__(self, folder: Path, vocab: int) -> None:
+        self._folder, self._vocab = folder, vocab
+        self._passed: OrderedDict[StructuredOutputs, None] = OrderedDict()
+        self._process: Popen[bytes] | None = None
+        self._lock = threading.Lock()
+
+    def __call__(self, wanted: StructuredOutputs) -> None:
+        """RequestError, which says why, for a grammar that cannot be used. What has passed lately passes at once."""
+        with self._lock:
+            if wanted not in self._passed:
+                if (error := self._asked(wanted)) is not None:
+                    raise RequestError(error)
+                self._passed[wanted] = None
+                if len(self._passed) > KEPT:
+                    self._passed.popitem(last=False)
+            self._passed.move_to_end(wanted)
+
+    def _asked(self, wanted: StructuredOutputs) -> str | None:
+        fresh = self._process is None or self._process.poll() is not None
+        process = self._started()
+        if fresh and (reason := _line(process, None, OPEN_S)) != "":
+            _end(process)
+            raise CheckpointError(reason or "the process that checks structured_outputs did not start")
+        answer = _line(process, json.dumps(asdict(wanted)), WALL_S)
+        if answer is None:
+            _end(process)
+            return f"structured_outputs.{wanted.kind} {TOO_DEAR}"
+        return answer or None
+
+    def _started(self) -> Popen[bytes]:
+        if self._process is None or self._process.poll() is not None:
+            kept = {name: os.environ[name] for name in ("LD_LIBRARY_PATH", "PATH") if name in os.environ}  # no keys
+            paths = json.dumps([path for path in sys.path if path])
+            command = [sys.executable, "-I", "-c", _START, paths, str(self._folder.resolve()), str(self._vocab)]
+            self._process = Popen(command, stdin=PIPE, stdout=PIPE, stderr=DEVNULL, cwd="/", env=kept)
+            weakref.finalize(self, _end, self._process)
+        return self._process
+
+
+def _line(process: Popen[bytes], sent: str | None, limit_s: float) -> str | None:
+    """The text that the process answers with; None if it has ended, or takes so long that it is ended."""
+    assert process.stdin and process.stdout
+    watch = threading.Timer(limit_s, process.kill)
+    watch.start()
+    try:
+        if sent is not None:
+            process.stdin.write(sent.encode() + b"\n")
+            process.stdin.flush()
+        answer = process.stdout.readline()
+    except OSError:
+        answer = b""
+    finally:
+        watch.cancel()
+    return json.loads(answer) if answer.endswith(b"\n") else None
+
+
+def _end(process: Popen[bytes]) -> None:
+    with contextlib.suppress(OSError), process:  # which closes the pipes and waits
+        process.kill()
+
+
+# --- in that process --------------------------------------------------------------------------------------------------
+
+
+def serve() -> None:
+    """A line when it is ready: why it is not, or nothing. Then JSON lines in, JSON lines out, until the input ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started this one
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    grammars = Grammars(Path(sys.argv[2]), int(sys.argv[3]))
+    try:
+        grammars.open()
+    except ShardwiseError as error:
+        _say(str(error))
+        return
+    _say("")
+    for line in sys.stdin.buffer:
+        wanted = StructuredOutputs(**json.loads(line))
+        _say(_guarded(grammars, wanted))
+
+
+def _say(text: str) -> None:
+    sys.stdout.buffer.write(json.dumps(text).encode() + b"\n")
+    sys.stdout.buffer.flush()
+
+
+def _guarded(grammars: Grammars, wanted: StructuredOutputs) -> str:
+    """What a child says of a grammar; and if it was killed, or crashed, that it is too dear."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            os.close(reading)
+            _bound()
+            os.write(writing, _judged(grammars, wanted).encode())
+            code = 0
+        finally:
+            os._exit(code)
+    os.close(writing)
+    with os.fdopen(reading, "rb") as pipe:
+        said = pipe.read()
+    _, status = os.waitpid(child, 0)
+    return said.decode() if status == 0 else f"structured_outputs.{wanted.kind} {TOO_DEAR}"
+
+
+def _bound() -> None:
+    """SIGPROF is left to its default, the end of the process: it stops even one long operation in the library."""
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    room = pages * resource.getpagesize() + ROOM_BYTES
+    resource.setrlimit(resource.RLIMIT_AS, (room, room))
+    signal.setitimer(signal.ITIMER_PROF, CPU_S)
+
+
+def _judged(grammars: Grammars, wanted: StructuredOutputs) -> str:
+    """Why a grammar cannot be used; "" if it can."""
+    before = _resident_bytes()
+    try:
+        matcher = grammars.compile(wanted).matcher(())
+    except RequestError as error:
+        return str(error)
+    chance, tokens, slowest = random.Random(0), list[int](), 0.0
+    for _ in range(TOKENS):
+        begun = time.process_time()
+        mask = matcher.mask()
+        slowest = max(slowest, time.process_time() - begun)
+        if matcher.failed and not tokens:
+            return f"structured_outputs.{wanted.kind} cannot be written: {matcher.failed}"
+        allowed = [8 * at + bit for at, byte in enumerate(mask) if byte for bit in range(8) if byte >> bit & 1]
+        if not allowed:
+            break
+        tokens.append(chance.choice(allowed))
+        matcher.follow(tokens)
+    if slowest > STEP_S:
+        return f"structured_outputs.{wanted.kind} takes more than {STEP_S} s for each token; send a smaller one"
+    grown = _resident_bytes() - before
+    return f"structured_outputs.{wanted.kind} {TOO_DEAR}" if grown > GROWTH_BYTES else ""
+
+
+def _resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()

@@ -1,0 +1,100 @@
+"""The names under which clients ask for structured output, vLLM's, OpenAI's, SGLang's, TGI's and llama.cpp's, become one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+
+from shardwise.errors import RequestError
+from shardwise.sched.checks import shown
+from shardwise.sched.structured import StructuredOutputs, structured
+
+FORMATS = ("text", "json_object", "json_schema", "regex")
+
+
+Read = Callable[[object, str], StructuredOutputs | None]
+"""What a field's value asks for; it is told the field's name."""
+
+
+def _as(kind: str) -> Read:
+    """Reads what one field of StructuredOutputs takes."""
+    return lambda value, _: StructuredOutputs(**{kind: value})  # type: ignore[arg-type]  # it says itself what it takes
+
+
+_json, _regex = _as("json"), _as("regex")
+
+
+def _grammar(value: object, name: str) -> StructuredOutputs | None:
+    """A text is a grammar (vLLM, llama.cpp), an object says what it is of (TGI)."""
+    if not isinstance(value, Mapping):
+        return StructuredOutputs(grammar=value)  # type: ignore[arg-type]
+    kind, inner = value.get("type"), value.get("value")
+    if kind == "regex":
+        return _regex(inner, name)
+    if kind == "json":
+        return _json(inner, name)
+    if kind == "json_schema":
+        return _json(_schema_in(inner, f"{name}.value"), name)
+    raise RequestError(f"{name}.type is {shown(kind)}; it takes json, json_schema or regex, or the whole is a text")
+
+
+def _response_format(value: object, name: str) -> StructuredOutputs | None:
+    if not isinstance(value, Mapping):
+        raise RequestError(f'{name} is {shown(value)}; it takes an object such as {{"type": "json_object"}}')
+    match value.get("type"):
+        case "text":
+            return None
+        case "json_object":
+            # With a schema beside it, as llama.cpp has it.
+            return StructuredOutputs(json_object=True) if value.get("schema") is None else _json(value["schema"], name)
+        case "json_schema":
+            # Flat as in OpenAI's Responses, or one level down as in its chat.
+            named = value.get("json_schema")
+            return _json(_schema_in(value if named is None else named, f"{name}.json_schema"), name)
+        case "regex":
+            pattern = value.get("pattern", value.get("regex", value.get("value")))
+            if pattern is None:
+                raise RequestError(f"{name} of type regex has no pattern")
+            return _regex(pattern, name)
+        case kind:
+            raise RequestError(f"{name}.type is {shown(kind)}, which is not supported; it takes one of {', '.join(FORMATS)}")
+
+
+def _schema_in(value: object, name: str) -> object:
+    """The schema out of OpenAI's {name, schema, strict}. Every schema is held to strictly, whatever `strict` says."""
+    if not isinstance(value, Mapping) or value.get("schema") is None:
+        raise RequestError(f"{name} has no schema; it takes an object with name and schema")
+    return value["schema"]
+
+
+SPELLINGS: dict[str, Read] = {
+    "structured_outputs": structured, "response_format": _response_format,
+    "guided_json": _json, "guided_regex": _regex, "guided_choice": _as("choice"), "guided_grammar": _grammar,
+    "json_schema": _json, "regex": _regex, "ebnf": _grammar, "grammar": _grammar,
+}  # fmt: skip
+"""By the name of the field."""
+
+
+def structured_field(given: Mapping[str, object]) -> StructuredOutputs | None:
+    """What the fields of a body ask for in all; None where they ask for nothing. RequestError where two contradict."""
+    found: dict[str, StructuredOutputs] = {}
+    for name, read in SPELLINGS.items():
+        # An empty text is what some clients send for a field that they do not use.
+        if (value := given.get(name)) is None or value == "":
+            continue
+        try:
+            one = read(value, name)
+        except RequestError as error:
+            raise RequestError(str(error) if name in str(error) else f"{name}: {error}") from None
+        if one is not None:
+            found[name] = one
+    different = list(dict.fromkeys(map(_meaning, found.values())))
+    if len(different) > 1:
+        raise RequestError(f"{' and '.join(found)} ask for different forms of the answer; give one of them")
+    return next(iter(found.values()), None)
+
+
+def _meaning(one: StructuredOutputs) -> tuple[object, ...]:
+    """Equal for two that ask for the same; the order of keys is no difference."""
+    schema = json.dumps(json.loads(one.json), sort_keys=True) if isinstance(one.json, str) else None
+    return (schema, one.regex, one.choice, one.grammar, one.json_object)

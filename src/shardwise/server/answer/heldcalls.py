@@ -1,0 +1,203 @@
+"""Calls that are read as a whole before they count, as their arguments are not written as JSON: Python's, Qwen3-Coder's."""
+
+from __future__ import annotations
+
+import ast
+import json
+import math
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
+
+from shardwise.server.answer.choice import Tool
+from shardwise.server.answer.jsoncalls import Source
+from shardwise.server.answer.jsontext import DEPTH, MOST_NAME
+from shardwise.server.answer.schema import typed
+from shardwise.server.answer.tape import NotCall, Reading, Tape
+
+MOST_PYTHON = 1 << 16  # characters of a list of Python calls
+_TAG_NAME = re.compile(r"[^<>\n]*")
+_START = re.compile(r"[A-Za-z_]")
+_PLAIN = re.compile(r"""[^"'\\(){}\[\]]*""")
+_PAIRS = {"(": ")", "[": "]", "{": "}"}
+PYTHON_TAGS = (("<|python_start|>", "<|python_end|>"), ("<|tool_call_start|>", "<|tool_call_end|>"))
+_WORDS = {"true": True, "false": False, "null": None}
+
+# --- Python -----------------------------------------------------------------------------------------------------------
+
+
+def pythonic(source: Source) -> Reading[None]:
+    """`[f(a=1, b="x"), g()]`: the whole of an answer, or between marks (Llama 4, LFM2). Literals only; all calls or none."""
+    tape, ends = source.tape, dict(PYTHON_TAGS)
+    end = ""
+
+    def calls() -> Reading[None]:
+        nonlocal end
+        yield from tape.space()
+        if not end and (found := (yield from tape.literal(*ends))):
+            end = ends[found]
+            yield from tape.space()
+        for name, arguments in python_calls((yield from _bracketed(tape)), source.offered):
+            source.begin(name)
+            source.outlet.argue(arguments)
+        yield from tape.space()
+        if end:
+            yield from tape.closing(end)
+        tape.drop()
+
+    yield from source.attempt(calls)
+    while mark := (yield from tape.until(tuple(ends), source.outlet.say)):
+        end = ends[mark]
+        yield from source.attempt(calls)
+
+
+def _bracketed(tape: Tape) -> Reading[str]:
+    """Read `[name(` and on to the bracket that closes the list; brackets in strings do not count. Returns all of it."""
+    parts = [(yield from tape.expect("["))]
+    yield from tape.space()
+    if not _START.match((yield from tape.peek())):
+        raise NotCall  # the usual list is told from calls by its first character
+    closing, used = ["]"], 1
+    while closing:
+        while text := (yield from tape.run(_PLAIN, MOST_PYTHON - used)):
+            parts.append(text)
+            used += len(text)
+        mark = yield from tape.peek()
+        if not mark or used >= MOST_PYTHON or len(closing) > DEPTH:
+            raise NotCall
+        if mark in _PAIRS:
+            closing.append(_PAIRS[mark])
+        elif mark in ")]}" and closing.pop() != mark:
+            raise NotCall
+        text = (yield from _quoted(tape, mark, MOST_PYTHON - used)) if mark in "\"'" else tape.take(1)
+        parts.append(text)
+        used += len(text)
+    return "".join(parts)
+
+
+_ESCAPED = "\n\\'\"abfnrtv01234567NuUx"
+_QUOTED = {'"': re.compile(r'[^"\\\n]*'), "'": re.compile(r"[^'\\\n]*")}
+
+
+def _quoted(tape: Tape, quote: str, most: int) -> Reading[str]:
+    """Read a string on one line. A tripled quote reads as an empty string and another one, which comes to the same."""
+    parts = [tape.take(1)]
+    while True:
+        while text := (yield from tape.run(_QUOTED[quote], most)):
+            parts.append(text)
+            most -= len(text)
+        mark = yield from tape.peek(2)
+        if mark.startswith(quote):
+            return "".join([*parts, tape.take(1)])
+        if len(mark) < 2 or mark[0] != "\\" or most < 2:
+            raise NotCall
+        escape = tape.take(2)
+        if escape == "\\/":  # JSON's, which models write here too
+            parts.append("/")
+        else:
+            parts.append(escape if escape[1] in _ESCAPED else f"\\{escape}")  # as Python reads it, without its warning
+        most -= 2
+
+
+def python_calls(text: str, offered: Collection[str]) -> list[tuple[str, str]]:
+    """(name, arguments as JSON) of each call in a Python list of calls. Raises NotCall for anything else."""
+    try:
+        tree = ast.parse(text, mode="eval").body
+        if not isinstance(tree, ast.List) or not tree.elts:
+            raise NotCall
+        return [_python_call(node, offered) for node in tree.elts]
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:  # the parser of Python 3.11 raises any of them
+        raise NotCall from error
+
+
+def _python_call(node: ast.expr, offered: Collection[str]) -> tuple[str, str]:
+    if not isinstance(node, ast.Call) or node.args or not isinstance(node.func, ast.Name | ast.Attribute):
+        raise NotCall
+    name = ast.unparse(node.func)
+    arguments = {word.arg: _literal(word.value) for word in node.keywords if word.arg is not None}
+    if name not in offered or len(arguments) != len(node.keywords):  # `**more`, or a name twice
+        raise NotCall
+    return name, json.dumps(arguments, ensure_ascii=False, allow_nan=False)
+
+
+def _literal(node: ast.expr) -> Any:
+    """The JSON value of a literal; JSON's own words are taken too. Raises NotCall for what is not one."""
+    match node:
+        case ast.Constant(value=str() as value):
+            # Pairs of surrogates, as JSON writes them, become the character; half a pair is a ValueError.
+            return value.encode("utf-16-le", "surrogatepass").decode("utf-16-le")
+        case ast.Constant(value=bool() | None | int() as value):
+            return value
+        case ast.Constant(value=float() as value) if math.isfinite(value):
+            return value
+        case ast.Name(id=word) if word in _WORDS:
+            return _WORDS[word]
+        case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() | float() as value)) if not isinstance(value, bool):
+            return -value
+        case ast.List(elts=items) | ast.Tuple(elts=items):
+            return [_literal(item) for item in items]
+        case ast.Dict(keys=keys, values=values):
+            named = [key.value if isinstance(key, ast.Constant) else None for key in keys]
+            if all(isinstance(key, str) for key in named):
+                return {key: _literal(value) for key, value in zip(named, values, strict=True)}
+    raise NotCall
+
+
+# --- Qwen3-Coder ------------------------------------------------------------------------------------------------------
+
+
+def coder(source: Source, tools: Sequence[Tool]) -> Reading[None]:
+    """`<tool_call><function=name><parameter=key>value</parameter></function></tool_call>`; the outer marks may be left out."""
+    tape, schemas = source.tape, {tool.name: tool.parameters for tool in tools}
+
+    def function() -> Reading[None]:
+        name = yield from _tag_name(tape)
+        if name not in source.offered:
+            raise NotCall
+        arguments: dict[str, Any] = {}
+        yield from tape.space()
+        while (yield from tape.expect("<parameter=", "</function>")) == "<parameter=":
+            key = yield from _tag_name(tape)
+            arguments[key] = _value((yield from _until(tape, "</parameter>")), key, schemas[name])
+            yield from tape.space()
+        source.begin(name)
+        source.outlet.argue(json.dumps(arguments, ensure_ascii=False))
+
+    def call(tagged: bool) -> Callable[[], Reading[None]]:
+        def read() -> Reading[None]:
+            if tagged:
+                yield from tape.space()
+                yield from tape.expect("<function=")
+            yield from function()
+            yield from tape.space()
+            if tagged:
+                yield from tape.closing("</tool_call>")
+                tape.drop()
+
+        return read
+
+    while mark := (yield from tape.until(("<tool_call>", "<function="), source.outlet.say)):
+        yield from source.attempt(call(mark == "<tool_call>"))
+
+
+def _tag_name(tape: Tape) -> Reading[str]:
+    name = ""
+    while more := (yield from tape.run(_TAG_NAME, MOST_NAME - len(name))):
+        name += more
+    yield from tape.expect(">")
+    return name
+
+
+def _until(tape: Tape, mark: str) -> Reading[str]:
+    """Read on to `mark`, and over it; what is before it. Raises NotCall if it does not come."""
+    parts: list[str] = []
+    if not (yield from tape.until((mark,), parts.append)):
+        raise NotCall
+    return "".join(parts)
+
+
+def _value(text: str, key: str, schema: Mapping[str, Any]) -> Any:
+    """One newline at either end belongs to the format, not to the value."""
+    text = text.removeprefix("\n").removesuffix("\n")
+    properties = schema.get("properties")
+    return typed(text, properties.get(key, {}) if isinstance(properties, Mapping) else {}, schema)

@@ -1,0 +1,232 @@
+"""`/v1/completions`: text or token ids are continued as they are."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass, replace
+from statistics import fmean
+
+from msgspec import UNSET
+
+from shardwise.engine.complete import Prompt
+from shardwise.engine.outputs import CompletionOutput, Logprobs, RequestOutput
+from shardwise.engine.prompts import listed, read_prompt
+from shardwise.engine.text import Detokenizer
+from shardwise.errors import RequestError
+from shardwise.sched.request import SamplingParams
+from shardwise.server.call import Call
+from shardwise.server.completions_body import CompletionBody, CompletionReply, TextChoice
+from shardwise.server.frames import Frames, begun, fingerprint, new_id, now
+from shardwise.server.job import Job
+from shardwise.server.logprobs import Offsets, Speller, TextLogprobs, joined, prompt_shape
+from shardwise.server.refusal import Refusal
+from shardwise.server.reply import DONE, Json, Reply
+from shardwise.server.route import Route
+from shardwise.server.sampling import check_fits, given, sampling, shortened
+from shardwise.server.service import Service
+from shardwise.server.turn import started, tenant
+from shardwise.server.usage import told
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A body as it will run: `params` for each of `prompts`; `keep` of the choices of each are given back."""
+
+    body: CompletionBody
+    prompts: Sequence[Prompt]
+    params: SamplingParams
+    keep: int
+
+
+async def complete(service: Service, call: Call, body: CompletionBody) -> Reply:
+    """All at once, or as a stream."""
+    model, made = service.model(body.model), new_id("cmpl-", body.request_id)
+    asked = await service.read(read, service, call, body)
+    job = await started(service, asked.prompts, [asked.params] * len(asked.prompts), body.priority)
+    texts = Texts(service, asked)
+    known = {
+        "id": made, "object": "text_completion", "created": now(), "model": model,
+        "system_fingerprint": fingerprint(service.engine.setup),
+    }  # fmt: skip
+    if body.stream:
+        return await begun(_stream(job, texts, Frames(known, body.stream_options)))
+    async with job:
+        async for batch in job:
+            for index, output in batch:
+                texts.take(index, output)
+        return Json(CompletionReply(**known, choices=texts.choices(), usage=told(job.usage)))  # type: ignore[arg-type]
+
+
+async def _stream(job: Job, texts: Texts, frames: Frames) -> AsyncGenerator[bytes, None]:
+    async with job:
+        yield b""
+        async for batch in job:
+            usage = job.usage
+            made = [frames.choice(new, usage) for index, output in batch for new in texts.news(index, output)]
+            if made:
+                yield b"".join(made)
+        if frames.ends_with_usage:
+            yield frames.usage(job.usage)
+        yield DONE
+
+
+def read(service: Service, call: Call, body: CompletionBody) -> Asked:
+    """Checks and tokenises; blocks. RequestError or Refusal for what cannot run."""
+    if body.suffix:
+        raise Refusal(
+            400, "suffix: this server continues texts and fills no gaps; put what the model should know into the prompt",
+            param="suffix",
+        )  # fmt: skip
+    if body.stream and body.prompt_logprobs is not None:
+        raise Refusal(400, "prompt_logprobs are told all at once; leave out stream, or use echo with logprobs")
+    params = sampling(service, _values(body))
+    keep = params.n
+    if body.best_of is not None:
+        params = _best_of(body, params)
+    given_prompts = listed(body.prompt)
+    if len(given_prompts) > service.settings.max_prompts:
+        raise Refusal(400, f"{len(given_prompts)} prompts are more than the {service.settings.max_prompts} of one request")
+    many = len(given_prompts) > 1
+    prompts = []
+    for n, one in enumerate(given_prompts):
+        prompt = _prompt(service, call, body, one, f"prompt {n}" if many else "the prompt")
+        check_fits(service, prompt.ids, params, "prompt")
+        prompts.append(prompt)
+    return Asked(body, prompts, params, keep)
+
+
+def _values(body: CompletionBody) -> dict[str, object]:
+    """The sampling fields; with `echo`, the prompt is scored as the answer is."""
+    values = given(body)
+    if body.logprobs is not None:
+        values["logprobs"] = body.logprobs
+    if body.echo and (body.logprobs is not None or body.max_tokens == 0):
+        values["prompt_logprobs"] = max(body.logprobs or 0, body.prompt_logprobs or 0)
+    return values
+
+
+def _best_of(body: CompletionBody, params: SamplingParams) -> SamplingParams:
+    """As many as `best_of`, scored."""
+    best_of = body.best_of or 1
+    if best_of < params.n:
+        raise Refusal(400, f"best_of is {best_of} and n {params.n}; draw at least as many as are given back", param="best_of")
+    if best_of > 1 and body.stream:
+        raise Refusal(400, f"best_of is {best_of}: which is best is known at the end; leave out stream", param="best_of")
+    if best_of == params.n:
+        return params
+    return replace(params, n=best_of, logprobs=0 if params.logprobs is None else params.logprobs)
+
+
+def _prompt(service: Service, call: Call, body: CompletionBody, one: object, name: str) -> Prompt:
+    tokenizer = service.front.tokenizer
+    if isinstance(one, str) and not body.add_special_tokens:
+        found = Prompt(one, tuple(tokenizer.encode(one, add_special_tokens=False)))
+        if not found.ids:
+            raise RequestError(f"{name} is empty: it needs at least one token")
+    else:
+        found = read_prompt(one, tokenizer, name)
+    ids = shortened(service, found.ids, body.truncate_prompt_tokens)
+    return replace(found, ids=ids, tenant=tenant(call, body.cache_salt))
+
+
+class Texts:
+    """The answers of one body as they come: what is new, and all of it."""
+
+    def __init__(self, service: Service, asked: Asked) -> None:
+        self._asked, self._tokenizer = asked, service.front.tokenizer
+        self._n = asked.params.n
+        self._speller = Speller(self._tokenizer, by_id=bool(asked.body.return_tokens_as_token_ids))
+        self._open: dict[int, Offsets | None] = {}
+        self._ended: set[int] = set()
+        self._whole: dict[int, TextChoice] = {}
+        self._drawn: dict[int, list[float]] = {}
+
+    def news(self, prompt: int, output: RequestOutput) -> list[TextChoice]:
+        """What is new of the choices of one prompt."""
+        found = []
+        for each in output.outputs:
+            index = prompt * self._n + each.index
+            if index in self._ended or not (each.token_ids or each.text or each.finish_reason):
+                continue
+            if each.finish_reason is not None:
+                self._ended.add(index)
+            found.append(self._new(index, self._asked.prompts[prompt], each, output.prompt_logprobs))
+        return found
+
+    def _new(
+        self, index: int, prompt: Prompt, output: CompletionOutput, scores: Sequence[Logprobs | None] | None
+    ) -> TextChoice:
+        body, first = self._asked.body, index not in self._open
+        new = TextChoice(index, output.text, finish_reason=output.finish_reason)
+        echoed = self._echoed(prompt) if first and body.echo else ""
+        logprobs: TextLogprobs | None = None
+        if first:
+            self._open[index] = None
+            if body.logprobs is not None:
+                logprobs = self._prompt_logprobs(prompt, scores) if body.echo else None
+                skip = self._asked.params.skip_special_tokens
+                after = Detokenizer(self._tokenizer, skip_special_tokens=skip, after=prompt.ids)
+                self._open[index] = Offsets(self._speller, after, body.logprobs, len(echoed))
+            if body.return_token_ids:
+                new.prompt_token_ids = list(prompt.ids)
+            if body.prompt_logprobs is not None:
+                new.prompt_logprobs = prompt_shape(scores)
+        if (offsets := self._open[index]) is not None and output.logprobs is not None:
+            logprobs = joined(logprobs, offsets.read(output.token_ids, output.logprobs))
+        new.text, new.logprobs = echoed + output.text, logprobs
+        if body.return_token_ids:
+            new.token_ids = output.token_ids
+        if output.finish_reason is not None:
+            new.stop_reason = output.stop_reason
+        return new
+
+    def _echoed(self, prompt: Prompt) -> str:
+        cut = self._asked.body.truncate_prompt_tokens is not None
+        return self._tokenizer.decode(prompt.ids) if prompt.text is None or cut else prompt.text
+
+    def _prompt_logprobs(self, prompt: Prompt, scores: Sequence[Logprobs | None] | None) -> TextLogprobs:
+        assert scores is not None and self._asked.body.logprobs is not None
+        return Offsets(self._speller, Detokenizer(self._tokenizer), self._asked.body.logprobs).read(prompt.ids, scores)
+
+    def take(self, prompt: int, output: RequestOutput) -> None:
+        """Adds what is new of one prompt to the whole."""
+        for each in output.outputs if self._asked.keep < self._n else ():
+            for place in each.logprobs or ():
+                self._drawn.setdefault(prompt * self._n + each.index, []).append(next(iter(place.values())).logprob)
+        for new in self.news(prompt, output):
+            whole = self._whole.get(new.index)
+            if whole is None:
+                self._whole[new.index] = new
+                continue
+            whole.text += new.text
+            whole.logprobs = joined(whole.logprobs, new.logprobs)
+            if whole.token_ids is not UNSET and new.token_ids is not UNSET:
+                whole.token_ids += new.token_ids
+            whole.finish_reason, whole.stop_reason = new.finish_reason, new.stop_reason
+
+    def choices(self) -> list[TextChoice]:
+        """All in their order; of `best_of` the best, numbered anew."""
+        keep = self._asked.keep
+        found = []
+        for prompt in range(len(self._asked.prompts)):
+            mine = [self._whole[prompt * self._n + choice] for choice in range(self._n)]
+            if keep < self._n:
+                mine = sorted(mine, key=lambda each: -fmean(self._drawn[each.index]))[:keep]
+                for choice, each in enumerate(mine):
+                    each.index = prompt * keep + choice
+            found += mine
+        return found
+
+
+ROUTES = (
+    Route(
+        "POST",
+        ("/v1/completions",),
+        complete,
+        "Continue a text.",
+        "text",
+        body=CompletionBody,
+        reply=CompletionReply,
+        streams=True,
+    ),
+)

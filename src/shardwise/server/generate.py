@@ -1,0 +1,136 @@
+"""`/inference/v1/generate`: token ids in, token ids out, for loops that train and tools that tokenise by themselves."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Mapping
+from dataclasses import replace
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
+
+from shardwise.engine.complete import Prompt
+from shardwise.engine.outputs import CompletionOutput
+from shardwise.engine.prompts import read_prompt
+from shardwise.errors import RequestError
+from shardwise.sched.request import MOST, SamplingParams
+from shardwise.server.call import Call
+from shardwise.server.frames import Frames, begun, new_id
+from shardwise.server.job import Job
+from shardwise.server.logprobs import ChatLogprobs, PromptLogprob, Speller, prompt_shape
+from shardwise.server.reply import DONE, Json, Reply
+from shardwise.server.route import Route
+from shardwise.server.sampling import StreamOptions, check_fits, sampling
+from shardwise.server.service import Service
+from shardwise.server.turn import started, tenant
+from shardwise.server.usage import UsageReply, told
+
+
+class GenerateBody(msgspec.Struct, kw_only=True):
+    """Token ids to continue, and how, as in vLLM's GenerateRequest."""
+
+    token_ids: Annotated[list[int], Meta(description="The prompt.")]
+    sampling_params: Annotated[dict[str, Any], Meta(description="By the names of the other endpoints.")] = {}
+    model: Annotated[str, Meta(description="The model's name; the one there is if absent.")] | None = None
+    stream: Annotated[bool, Meta(description="Send the tokens as they come, as server-sent events.")] | None = None
+    stream_options: StreamOptions | None = None
+    priority: Annotated[int, Meta(ge=-MOST, le=MOST, description="Lower is sooner.")] = 0
+    cache_salt: Annotated[str, Meta(description="Shares the prompt cache only with the same salt.")] | None = None
+    request_id: Annotated[str, Meta(description="Becomes the answer's id.")] | None = None
+
+
+class TokensChoice(msgspec.Struct):
+    """One continuation, or what is new of it."""
+
+    index: int
+    token_ids: list[int]
+    logprobs: ChatLogprobs | None = None
+    finish_reason: str | None = None
+
+
+class GenerateReply(msgspec.Struct):
+    """All continuations."""
+
+    request_id: str
+    model: str
+    choices: list[TokensChoice]
+    usage: UsageReply
+    prompt_logprobs: list[dict[int, PromptLogprob] | None] | None = None
+
+
+async def generate(service: Service, call: Call, body: GenerateBody) -> Reply:
+    """All at once, or as a stream."""
+    model, made = service.model(body.model), new_id("" if body.request_id else "gen-", body.request_id)
+    prompt, params = await service.read(_read, service, call, body)
+    job = await started(service, [prompt], [params], body.priority)
+    tokens = _Tokens(service, params)
+    if body.stream:
+        return await begun(_stream(job, tokens, Frames({"request_id": made, "model": model}, body.stream_options)))
+    async with job:
+        scores = None
+        async for batch in job:
+            for _, output in batch:
+                scores = output.prompt_logprobs
+                for each in output.outputs:
+                    tokens.take(each)
+        return Json(GenerateReply(made, model, tokens.whole, told(job.usage), prompt_shape(scores)))
+
+
+async def _stream(job: Job, tokens: _Tokens, frames: Frames) -> AsyncGenerator[bytes, None]:
+    async with job:
+        yield b""
+        async for batch in job:
+            usage = job.usage
+            new = [tokens.news(each) for _, output in batch for each in output.outputs]
+            if made := [frames.choice(choice, usage) for choice in new if choice is not None]:
+                yield b"".join(made)
+        if frames.ends_with_usage:
+            yield frames.usage(job.usage)
+        yield DONE
+
+
+def _read(service: Service, call: Call, body: GenerateBody) -> tuple[Prompt, SamplingParams]:
+    values: Mapping[str, Any] = {name: value for name, value in body.sampling_params.items() if name != "detokenize"}
+    params = sampling(service, values)
+    if body.stream and params.prompt_logprobs is not None:
+        raise RequestError("prompt_logprobs are told all at once; leave out stream")
+    # The text is made only where a stop string is looked for in it.
+    params = params if params.stop else replace(params, detokenize=False)
+    prompt = replace(read_prompt(body.token_ids, service.front.tokenizer, "token_ids"), tenant=tenant(call, body.cache_salt))
+    check_fits(service, prompt.ids, params, "token_ids")
+    return prompt, params
+
+
+class _Tokens:
+    """The continuations as they come: what is new, and all of it."""
+
+    def __init__(self, service: Service, params: SamplingParams) -> None:
+        self.whole = [TokensChoice(n, [], None if params.logprobs is None else ChatLogprobs([])) for n in range(params.n)]
+        self._speller, self._top = Speller(service.front.tokenizer), params.logprobs or 0
+        self._ended = [False] * params.n
+
+    def news(self, output: CompletionOutput) -> TokensChoice | None:
+        """What is new of a choice, if anything."""
+        if self._ended[output.index] or not (output.token_ids or output.finish_reason):
+            return None
+        self._ended[output.index] = output.finish_reason is not None
+        scored = None if output.logprobs is None else ChatLogprobs(self._speller.chat(output.logprobs, self._top))
+        return TokensChoice(output.index, output.token_ids, scored, output.finish_reason)
+
+    def take(self, output: CompletionOutput) -> None:
+        """Adds it to the whole."""
+        if (new := self.news(output)) is None:
+            return
+        whole = self.whole[new.index]
+        whole.token_ids += new.token_ids
+        if whole.logprobs is not None and new.logprobs is not None:
+            whole.logprobs.content += new.logprobs.content
+        whole.finish_reason = new.finish_reason
+
+
+ROUTES = (
+    Route(
+        "POST", ("/inference/v1/generate",), generate, "Continue token ids with token ids.", "tokens",
+        body=GenerateBody, reply=GenerateReply, streams=True,
+    ),
+)  # fmt: skip

@@ -1,0 +1,139 @@
+"""Log-probabilities in the three shapes that clients read: chat's, the older one of completions, vLLM's of prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from shardwise.engine.outputs import Logprob, Logprobs
+from shardwise.engine.text import Detokenizer, Tokenizer
+
+LEAST = -9999.0
+"""In place of minus infinity, which JSON does not have (as in vLLM)."""
+
+
+class TopLogprob(msgspec.Struct):
+    """A token that might have come here."""
+
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class TokenLogprob(msgspec.Struct):
+    """A token of the answer, and the likeliest ones at its place."""
+
+    token: str
+    logprob: float
+    bytes: list[int]
+    top_logprobs: list[TopLogprob]
+
+
+class ChatLogprobs(msgspec.Struct):
+    """One entry for each token, those of the reasoning and of tool calls too."""
+
+    content: list[TokenLogprob]
+
+
+class TextLogprobs(msgspec.Struct):
+    """The older shape, lists of one length. `text_offset` is where each token begins in `text`, in characters."""
+
+    tokens: list[str]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None] | None
+    text_offset: list[int]
+
+
+class PromptLogprob(msgspec.Struct):
+    """vLLM's shape, by token id."""
+
+    logprob: float
+    rank: int
+    decoded_token: str
+
+
+class Speller:
+    """Names tokens: by their text, `bytes:\\xe2\\x80` for a part of a character (as OpenAI), or `token_id:5`."""
+
+    def __init__(self, tokenizer: Tokenizer, *, by_id: bool = False) -> None:
+        self._tokenizer, self._by_id = tokenizer, by_id
+
+    def data(self, token: int) -> bytes:
+        return self._tokenizer.spell(token, first=False, skip_special_tokens=False) or b""
+
+    def name(self, token: int) -> str:
+        if self._by_id:
+            return f"token_id:{token}"
+        data = self.data(token)
+        try:
+            return data.decode()
+        except UnicodeDecodeError:
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
+
+    def chat(self, places: Sequence[Logprobs], top: int) -> list[TokenLogprob]:
+        """The tokens of some places, each with the `top` likeliest."""
+        found = []
+        for place in places:
+            token = next(iter(place))
+            likely = [TopLogprob(self.name(each), finite(one), list(self.data(each))) for each, one in likeliest(place, top)]
+            found.append(TokenLogprob(self.name(token), finite(place[token]), list(self.data(token)), likely))
+        return found
+
+
+class Offsets:
+    """The older shape for one text as it comes: knows where it is."""
+
+    def __init__(self, speller: Speller, characters: Detokenizer, top: int, begin: int = 0) -> None:
+        self._speller, self._characters, self._top, self._at = speller, characters, top, begin
+
+    def read(self, ids: Sequence[int], places: Sequence[Logprobs | None]) -> TextLogprobs:
+        """Some more tokens; None for the first of a prompt, which has no log-probability."""
+        found = TextLogprobs([], [], [] if self._top else None, [])
+        for token, place in zip(ids, places, strict=True):
+            found.tokens.append(self._speller.name(token))
+            found.text_offset.append(self._at)
+            found.token_logprobs.append(None if place is None else finite(place[token]))
+            if found.top_logprobs is not None:
+                found.top_logprobs.append(None if place is None else self._tops(token, place))
+            self._at += len(self._characters.push(token))
+        return found
+
+    def _tops(self, token: int, place: Logprobs) -> dict[str, float]:
+        """The likeliest, and the one that is there (as in vLLM and OpenAI)."""
+        names = {self._speller.name(each): finite(one) for each, one in likeliest(place, self._top)}
+        return {**names, self._speller.name(token): finite(place[token])}
+
+
+def joined(first: TextLogprobs | None, then: TextLogprobs | None) -> TextLogprobs | None:
+    """`first` with the other behind it."""
+    if first is None or then is None:
+        return first or then
+    first.tokens += then.tokens
+    first.token_logprobs += then.token_logprobs
+    first.text_offset += then.text_offset
+    if first.top_logprobs is not None and then.top_logprobs is not None:
+        first.top_logprobs += then.top_logprobs
+    return first
+
+
+def likeliest(place: Logprobs, top: int) -> list[tuple[int, Logprob]]:
+    """The `top` likeliest tokens of a place in their order; the one that is there only if it is among them."""
+    return sorted(((token, one) for token, one in place.items() if one.rank <= top), key=lambda found: found[1].rank)[:top]
+
+
+def finite(one: Logprob) -> float:
+    """The log-probability as JSON can hold it."""
+    return max(one.logprob, LEAST)
+
+
+def prompt_shape(places: Sequence[Logprobs | None] | None) -> list[dict[int, PromptLogprob] | None] | None:
+    """vLLM's shape of a prompt's log-probabilities; None where nobody asked."""
+    if places is None:
+        return None
+    return [
+        None
+        if place is None
+        else {token: PromptLogprob(finite(one), one.rank, one.decoded_token) for token, one in place.items()}
+        for place in places
+    ]

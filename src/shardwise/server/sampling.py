@@ -1,0 +1,131 @@
+"""How tokens are chosen, in the body of a request: the fields that all endpoints share, and what they become."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
+
+from shardwise.engine.admit import admit
+from shardwise.errors import RequestError
+from shardwise.sched.fields import sampling_fields
+from shardwise.sched.request import MAX_BIAS, MAX_CHOICES, MAX_LOGPROBS, MOST, SEEDS, SamplingParams
+from shardwise.server.refusal import Refusal
+from shardwise.server.service import Service
+
+
+def _says(text: str) -> Meta:
+    return Meta(description=text)
+
+
+class SamplingBody(msgspec.Struct, kw_only=True):
+    """Absent or null: the checkpoint's generation_config.json decides, else the default."""
+
+    n: Annotated[int, Meta(ge=1, le=MAX_CHOICES, description="How many answers to give; each is drawn apart.")] | None = None
+    temperature: (
+        Annotated[float, Meta(ge=0, le=100, description="0 takes the likeliest token; higher is more varied.")] | None
+    ) = None
+    top_p: (
+        Annotated[float, Meta(gt=0, le=1, description="Draw from the likeliest tokens that have this probability in all.")]
+        | None
+    ) = None
+    top_k: (
+        Annotated[int, Meta(ge=-1, le=MOST, description="Draw from so many of the likeliest tokens; 0 or -1 is all.")] | None
+    ) = None
+    min_p: (
+        Annotated[float, Meta(ge=0, le=1, description="Draw from tokens at least so likely, beside the likeliest one.")] | None
+    ) = None
+    presence_penalty: (
+        Annotated[float, Meta(ge=-2, le=2, description="Taken off the logits of tokens that came up already.")] | None
+    ) = None
+    frequency_penalty: (
+        Annotated[float, Meta(ge=-2, le=2, description="Taken off the logits of tokens as often as they came up.")] | None
+    ) = None
+    repetition_penalty: (
+        Annotated[float, Meta(gt=0, le=100, description="Above 1, tokens of the prompt and the answer get less likely.")] | None
+    ) = None
+    seed: Annotated[int, Meta(ge=0, le=SEEDS - 1, description="The same seed gives the same answer.")] | None = None
+    max_tokens: Annotated[int, Meta(ge=0, le=MOST, description="The most tokens of an answer.")] | None = None
+    min_tokens: Annotated[int, Meta(ge=0, le=MOST, description="No end before so many tokens.")] | None = None
+    stop: Annotated[str | list[str], _says("The answer ends before any of these texts.")] | None = None
+    stop_token_ids: Annotated[list[int], _says("The answer ends at any of these tokens.")] | None = None
+    ignore_eos: Annotated[bool, _says("Go on where the model would end.")] | None = None
+    include_stop_str_in_output: Annotated[bool, _says("Keep the stop text in the answer.")] | None = None
+    skip_special_tokens: Annotated[bool, _says("Leave special tokens out of the text.")] | None = None
+    spaces_between_special_tokens: Annotated[bool, _says("Changes nothing.")] | None = None
+    logit_bias: (
+        Annotated[dict[str, float], _says(f"Added to the logits of token ids, from -{MAX_BIAS} to {MAX_BIAS}.")] | None
+    ) = None
+    bad_words: Annotated[list[str], _says("Texts that never come up.")] | None = None
+    allowed_token_ids: Annotated[list[int], _says("Only these tokens are drawn.")] | None = None
+    prompt_logprobs: (
+        Annotated[int, Meta(ge=0, le=MAX_LOGPROBS, description="Log-probabilities of the prompt, with so many others.")] | None
+    ) = None
+    response_format: (
+        Annotated[dict[str, Any], _says("The form of the answer: {type: text | json_object | json_schema, ...}.")] | None
+    ) = None
+    structured_outputs: (
+        Annotated[dict[str, Any], _says("The form of the answer: one of json, regex, choice, grammar, json_object.")] | None
+    ) = None
+    guided_json: Annotated[str | dict[str, Any], _says("Older name of structured_outputs.json.")] | None = None
+    guided_regex: Annotated[str, _says("Older name of structured_outputs.regex.")] | None = None
+    guided_choice: Annotated[list[str], _says("Older name of structured_outputs.choice.")] | None = None
+    guided_grammar: Annotated[str, _says("Older name of structured_outputs.grammar.")] | None = None
+    regex: Annotated[str, _says("SGLang's name of structured_outputs.regex.")] | None = None
+    ebnf: Annotated[str, _says("SGLang's name of structured_outputs.grammar.")] | None = None
+    json_schema: Annotated[str | dict[str, Any], _says("SGLang's and llama.cpp's name of structured_outputs.json.")] | None = (
+        None
+    )
+    grammar: Annotated[str, _says("llama.cpp's name of structured_outputs.grammar: GBNF or Lark.")] | None = None
+
+
+SHARED = SamplingBody.__struct_fields__
+
+
+class StreamOptions(msgspec.Struct):
+    """What a stream tells besides the answer."""
+
+    include_usage: Annotated[bool, _says("A last frame tells the number of tokens.")] | None = None
+    continuous_usage_stats: Annotated[bool, _says("Every frame tells the number of tokens so far.")] | None = None
+
+
+def given(body: msgspec.Struct) -> dict[str, object]:
+    """What a body says of the fields that all share."""
+    found = ((name, getattr(body, name)) for name in SHARED)
+    return {name: value for name, value in found if value is not None}
+
+
+def sampling(service: Service, asked: Mapping[str, object], **usual: object) -> SamplingParams:
+    """The values a request runs with: as `asked`, by any of their names, else the checkpoint's, else `usual`.
+
+    RequestError for what is out of range or contradicts, Refusal for more choices than this server gives.
+    """
+    params = SamplingParams(**{**usual, **service.defaults, **sampling_fields(asked)})
+    if params.n > service.settings.max_choices:
+        raise Refusal(400, f"n is {params.n}; this server gives at most {service.settings.max_choices} answers", param="n")
+    return params
+
+
+def check_fits(service: Service, ids: tuple[int, ...], params: SamplingParams, param: str) -> None:
+    """Refuses what the model's context does not hold, with the code that clients shorten their prompts by, and a form of
+    the answer that does not compile. May take a second: not for an event loop."""
+    service.front.check(params)
+    try:
+        admit(service.engine.setup, ids, params)
+    except RequestError as error:
+        least = 1 if params.max_tokens is None else params.max_tokens
+        long = len(ids) + least > service.engine.setup.context
+        raise Refusal(
+            400, str(error), param=param if long else None, code="context_length_exceeded" if long else None
+        ) from None
+
+
+def shortened(service: Service, ids: tuple[int, ...], most: int | None) -> tuple[int, ...]:
+    """The last `most` ids, all where it is None; -1 is what leaves room for one more in the context."""
+    if most is None:
+        return ids
+    if most == 0:
+        raise Refusal(400, "truncate_prompt_tokens is 0; it takes a whole number from 1, or -1", param="truncate_prompt_tokens")
+    return ids[-(service.engine.setup.context - 1 if most == -1 else most) :]
