@@ -13,10 +13,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from types import FrameType
+from typing import Protocol
 
 from shardwise.cli import flags
 from shardwise.cli.conversation import Conversation
 from shardwise.cli.prompt import decoded
+from shardwise.cli.remote import add_url
 from shardwise.cli.show import rates, show_cut, write
 from shardwise.cli.start import followed, start
 from shardwise.engine.complete import Prompt
@@ -37,7 +39,13 @@ COMMANDS = {
 
 def run(argv: Sequence[str]) -> None:
     """The command; `argv` is what follows its name."""
-    args = _parser().read(argv)
+    parser = _parser()
+    args = parser.read(argv)
+    if args.url is not None:
+        from shardwise.cli import there
+
+        there.run(parser, args)
+        return
     if followed():
         return
     options = flags.options(args)
@@ -52,31 +60,42 @@ def run(argv: Sequence[str]) -> None:
     with start(setup) as engine:
         if sys.stdin.isatty():
             say(f"{setup.name} on {setup.layout.mesh.tp} rank(s), context {setup.context}. /help lists commands, Ctrl-D ends.")
-        Dialogue(Front(engine, tokenizer), conversation, params, args.stats).run()
+        Dialogue(Here(Front(engine, tokenizer), conversation, params, args.stats)).run()
     if args.seed is None and params.temperature > 0:
         say(f"seed {params.seed}")
 
 
 def _parser() -> flags.Parser:
     lines = "\n".join(f"  {name:9}{text}" for name, text in COMMANDS.items())
-    parser = flags.Parser("chat", f"Talks with a model, by its chat template.\n\nwithin the dialogue:\n{lines}")
+    parser = flags.Parser("chat", f"Talks with a model, here or on a server.\n\nwithin the dialogue:\n{lines}")
     parser.add_argument("--system", metavar="TEXT", help="the system message")
     parser.add_argument("--show-cut", action="store_true", help="first draw how the model is cut, on standard error")
+    add_url(parser, None)
     flags.add_model(parser)
     flags.add_running(parser)
     flags.add_sampling(parser, "what the context leaves")
     return parser
 
 
-class Dialogue:
-    """Reads messages, writes answers, until the input ends."""
+class Partner(Protocol):
+    """Whoever answers in a dialogue, and remembers what was said."""
 
-    def __init__(self, front: Front, conversation: Conversation, params: SamplingParams, stats: bool) -> None:
-        self._front = front
-        self._setup: Setup = front.core.setup
-        self._conversation = conversation
-        self._params = params
-        self._stats = stats
+    system: str | None
+
+    def answer(self, question: str) -> None:
+        """Writes the answer as it comes. RequestError where there is none, and the dialogue goes on."""
+        ...
+
+    def reset(self) -> None:
+        """Forgets what was said."""
+        ...
+
+
+class Dialogue:
+    """Reads messages, has them answered, until the input ends."""
+
+    def __init__(self, partner: Partner) -> None:
+        self._partner = partner
 
     def run(self) -> None:
         for message in typed() if sys.stdin.isatty() else piped():
@@ -89,16 +108,16 @@ class Dialogue:
                 self._command(name, rest.strip())
                 continue
             try:
-                self._answer(message)
+                self._partner.answer(message)
             except RequestError as error:
                 say(f"error: {error}")
 
     def _command(self, name: str, rest: str) -> None:
         if name == "/reset":
-            self._conversation.reset()
+            self._partner.reset()
             say("forgotten")
         elif name == "/system":
-            self._conversation.system = rest or None
+            self._partner.system = rest or None
             say("system message set" if rest else "system message removed")
         elif name == "/help":
             say("\n".join(f"{command:9}{text}" for command, text in COMMANDS.items()))
@@ -106,7 +125,29 @@ class Dialogue:
             near = difflib.get_close_matches(name, COMMANDS, n=1)
             say(f"there is no command {name}; {f'did you mean {near[0]}?' if near else '/help lists them'}")
 
-    def _answer(self, question: str) -> None:
+
+class Here:
+    """A model that runs on this machine."""
+
+    def __init__(self, front: Front, conversation: Conversation, params: SamplingParams, stats: bool) -> None:
+        self._front = front
+        self._setup: Setup = front.core.setup
+        self._conversation = conversation
+        self._params = params
+        self._stats = stats
+
+    @property
+    def system(self) -> str | None:
+        return self._conversation.system
+
+    @system.setter
+    def system(self, text: str | None) -> None:
+        self._conversation.system = text
+
+    def reset(self) -> None:
+        self._conversation.reset()
+
+    def answer(self, question: str) -> None:
         ids, dropped = self._conversation.prompt(question)
         if dropped:
             say(f"[the context of {self._setup.context} tokens is full: the oldest {_turns(dropped)} dropped]")

@@ -18,7 +18,9 @@ from shardwise.errors import ShardwiseError, UserError
 
 COMMANDS = {
     "generate": "continue a prompt, or answer a question",
-    "chat": "talk with a model in the terminal",
+    "chat": "talk with a model in the terminal, here or on a server",
+    "serve": "put a model behind an HTTP API: OpenAI's and others",
+    "complete": "have a running server continue a prompt",
     "inspect": "show how a model is cut over ranks; its config.json is enough",
     "verify": "show that the cut changes nothing: several degrees, transformers, a server",
 }
@@ -38,6 +40,7 @@ MODEL is a folder with config.json and *.safetensors, or org/name on the hub; wi
 with shardwise is used. Two ranks on this machine:
 
   shardwise generate -tp 2 --prompt "Once upon a time"
+  shardwise serve -tp 2
 """
 
 

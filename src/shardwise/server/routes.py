@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from shardwise.server import chat, completions, generate, health, models, tokens
+from shardwise.server import about, chat, completions, generate, health, models, tokens
 from shardwise.server.route import Route
 
 ROUTES: tuple[Route, ...] = (
@@ -11,5 +11,6 @@ ROUTES: tuple[Route, ...] = (
     *generate.ROUTES,
     *models.ROUTES,
     *tokens.ROUTES,
+    *about.ROUTES,
     *health.ROUTES,
 )
