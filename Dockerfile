@@ -15,11 +15,11 @@ COPY src src
 RUN /opt/shardwise/bin/pip install --no-cache-dir -c constraints.txt .
 
 FROM python:3.11-slim
-RUN useradd --create-home --uid 1000 shardwise
+RUN useradd --create-home --home-dir /srv/shardwise --uid 1000 shardwise
 COPY --from=build /opt/shardwise /opt/shardwise
 ENV PATH=/opt/shardwise/bin:$PATH PYTHONUNBUFFERED=1
 USER shardwise
-WORKDIR /home/shardwise
+WORKDIR /srv/shardwise
 EXPOSE 8000
 # Ready, and not only up: a model takes its time to load. The port is the one that the server was told.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=120s CMD ["python", "-c", \

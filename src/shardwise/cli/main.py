@@ -85,7 +85,7 @@ def _dispatch(argv: Sequence[str]) -> int:
 
 
 def _unknown(word: str) -> str:
-    near = difflib.get_close_matches(word, COMMANDS, n=2, cutoff=0.5)
+    near = difflib.get_close_matches(word, COMMANDS, n=2, cutoff=0.6)
     hint = f"did you mean {' or '.join(near)}? " if near else ""
     what = f"{word} comes before any command" if word.startswith("-") else f"there is no command {word!r}"
     return f"{what}; {hint}commands are {', '.join(COMMANDS)}; `shardwise --help` explains them"

@@ -9,7 +9,7 @@ from contextlib import closing
 from typing import Any
 
 from shardwise.cli import flags
-from shardwise.cli.chat import Dialogue, say
+from shardwise.cli.dialogue import Dialogue, say
 from shardwise.cli.remote import Server, server
 from shardwise.cli.show import rates, write
 from shardwise.errors import RequestError, ShardwiseError, UserError
