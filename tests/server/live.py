@@ -7,14 +7,14 @@ import json
 import re
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from tests.cli.command import running
+from tests.cli.command import COMMAND, running
 
 START_S = 90.0
 """The longest that a start may take on a machine that does much else."""
@@ -77,9 +77,9 @@ def connected(url: str, timeout_s: float = 60) -> Iterator[http.client.HTTPConne
 
 
 @contextmanager
-def serving(*args: str | Path, port: str = "0", **env: str) -> Iterator[Live]:
+def serving(*args: str | Path, port: str = "0", command: Sequence[str] = tuple(COMMAND), **env: str) -> Iterator[Live]:
     """`shardwise serve ARGS` once it is up; killed at the end, unless it has ended."""
-    with running("serve", "--device", "cpu", "--port", port, *args, **env) as (process, mark):
+    with running("serve", "--device", "cpu", "--port", port, *args, command=command, **env) as (process, mark):
         live = Live(process, mark)
         live.follow()
         assert live.up.wait(START_S), live.said
