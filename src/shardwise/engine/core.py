@@ -20,15 +20,25 @@ from shardwise.sched.step import Draw, Result, Step
 
 
 class Core:
-    """Requests, scheduler and ranks together."""
+    """Requests, scheduler and ranks together. `begun` and `ended` are told the number of each request that first gets pages,
+    and of each that ends. `steps`: how many were computed."""
 
-    def __init__(self, setup: Setup, ranks: Ranks, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        setup: Setup,
+        ranks: Ranks,
+        clock: Callable[[], float],
+        begun: Callable[[int], None] = lambda _: None,
+        ended: Callable[[int], None] = lambda _: None,
+    ) -> None:
         windows = [group.window for group in setup.layout.cache]
         self.scheduler = Scheduler(setup.pages, windows, setup.limits, clock)
         self.journal = Journal()
         self._ranks = ranks
         self._draws: dict[int, Draws] = {}
         self._unsampled: Step | None = None
+        self._begun, self._ended = begun, ended
+        self.steps = 0
 
     # --- requests -----------------------------------------------------------------------------------------------------
 
@@ -47,6 +57,7 @@ class Core:
             top=params.prompt_logprobs or 0,
             priority=entry.priority,
             salt=entry.tenant,
+            deadline=entry.deadline,
         )
 
     def add(self, entry: Entry) -> None:
@@ -91,6 +102,8 @@ class Core:
         """Sends all steps that can be made now: none before it is said how to draw the tokens of the last one."""
         while self._unsampled is None:
             step, events = self.scheduler.step()
+            for request in self.scheduler.begun:
+                self._begun(request)
             self._note(events)
             if step is None:
                 return
@@ -100,6 +113,7 @@ class Core:
 
     def apply(self, number: int, results: tuple[Result, ...]) -> None:
         """Takes the results of the oldest step in."""
+        self.steps += 1
         self._note(self.scheduler.apply(number, results))
         self._sample()
 
@@ -145,8 +159,9 @@ class Core:
             if isinstance(event, Emitted) and not event.finish and draws and draws.complete(event.choice, event.chosen.token):
                 event = replace(event, finish="stop")
                 complete.append((event.request, event.choice))
-            self.journal.note(event)
             if isinstance(event, Ended):
                 self._draws.pop(event.request, None)
+                self._ended(event.request)
+            self.journal.note(event)
         for request, choice in complete:
             self._note(self.scheduler.finish(request, choice))
