@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from shardwise.engine.hub import bundled
-from tests.cli.command import marked, shardwise
+from tests.cli.command import marked, running, shardwise
 from tests.processes import living
 from tests.server.live import Live, connected, serving
 
@@ -132,7 +132,11 @@ def test_what_is_not_done_in_time_is_told_so() -> None:
 
 
 def test_nothing_outlives_a_killed_parent() -> None:
-    with serving("-tp", "2", "--api-workers", "2") as live:
+    with serving("-tp", "2", "--api-workers", "2", "--host", "0.0.0.0", "--api-key", "secret") as live:
+        assert live.ask("/v1/models")[0] == 401
+        assert live.ask("/v1/models", key="secret")[0] == 200
+        told = live.ask("/server_info", key="secret")[1]
+        assert told["settings"]["api_keys"] == 1 and "secret" not in json.dumps(told) + "".join(live.lines + live.said)
         processes = family(live)
         assert len(processes) >= 5  # itself, the engine, two ranks, a front
         live.process.send_signal(signal.SIGKILL)
@@ -178,6 +182,22 @@ def fronts(live: Live, count: int) -> set[int]:
             continue
     assert len(found) == count
     return found
+
+
+def test_an_interrupted_start_leaves_nothing() -> None:
+    with running("serve", "--device", "cpu", "--port", "0", "-tp", "2") as (process, mark):
+        assert process.stdout is not None and process.stderr is not None
+        assert process.stdout.readline().startswith(b"plan ")
+        until = time.monotonic() + 60
+        while not any("runtime.worker" in command for command in marked(mark)) and time.monotonic() < until:
+            time.sleep(0.005)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 130
+        assert b"Traceback" not in process.stderr.read()
+        until = time.monotonic() + LEFT_S
+        while marked_now := list(marked(mark)):
+            assert time.monotonic() < until, marked_now
+            time.sleep(0.02)
 
 
 # --- what is refused before anything runs -----------------------------------------------------------------------------

@@ -49,13 +49,12 @@ class Run:
         for line in warnings(setup, text):
             sys.stderr.write(f"shardwise: {line}\n")
         with self._start.result() as self._core:
-            uvloop.run(self._serve(text))
-            if not self._told:
-                raise ShardwiseError(self._core.wait(0.0) or "the engine was lost")
+            if (lost := uvloop.run(self._serve(text))) is not None:
+                raise ShardwiseError(lost)
         return 0
 
-    async def _serve(self, text: Text) -> None:
-        """Until it is told to end, or the engine is lost."""
+    async def _serve(self, text: Text) -> str | None:
+        """Until it is told to end: None; or the engine is lost: why."""
         assert self._core is not None
         setup, settings, loop = self._start.setup, self._settings, asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -68,16 +67,12 @@ class Run:
         warm_s = time.monotonic() - begun
         await web.start()
         self._announce(web, warm_s)
-        gone = asyncio.create_task(engine.gone())
-        told = asyncio.create_task(self._change.wait())
-        await asyncio.wait((gone, told), return_when=asyncio.FIRST_COMPLETED)
-        if self._told:
-            within_s = settings.drain_timeout_s
-            await asyncio.gather(web.drain(within_s), self._fleet.drain(within_s))
-        else:
-            await asyncio.gather(web.end(), self._fleet.drain(0.0))
-        gone.cancel()
-        told.cancel()
+        ends = asyncio.create_task(engine.gone()), asyncio.create_task(self._change.wait())
+        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        within_s = settings.drain_timeout_s if engine.lost is None else 0.0
+        await asyncio.gather(web.drain(within_s) if engine.lost is None else web.end(), self._fleet.drain(within_s))
+        # After a drain that took too long, the connection was closed on purpose: only the process itself says what it met.
+        return self._core.lost if self._told else engine.lost
 
     def _announce(self, web: Web, warm_s: float) -> None:
         times = {**self._start.split, "warm-up": warm_s}
