@@ -80,6 +80,7 @@ def test_a_server_starts_says_where_it_is_answers_and_drains() -> None:
         assert attempt == f"try     shardwise chat --url {live.url}        stop   Ctrl-C"
         assert len(live.said) == 1 and "no GPU is used: 2 rank(s) on the CPU" in live.said[0]
         _answers(live)
+        _clients(live)
         with streams(live, 6, 200) as answers:
             live.process.send_signal(signal.SIGTERM)
             until = time.monotonic() + 20
@@ -107,6 +108,19 @@ def _answers(live: Live) -> None:
     with streams(live, 1):
         [slot] = live.ask("/slots")[1]
         assert slot["state"] == "running" and slot["prompt_tokens"] > 1 and "Once" not in json.dumps(slot)
+
+
+def _clients(live: Live) -> None:
+    """The commands that the last line says to try."""
+    done = shardwise("complete", "Once upon", "--url", live.url, "--temperature", "0", "-n", "5")
+    whole = live.ask("/v1/completions", {"prompt": "Once upon", "max_tokens": 5, "temperature": 0})[1]
+    assert (done.code, done.out) == (0, whole["choices"][0]["text"] + "\n"), done.err
+    said = shardwise("chat", "--url", live.url, "--temperature", "0", "-n", "8", given=b"What is your name?\n")
+    messages = [{"role": "user", "content": "What is your name?"}]
+    whole = live.ask("/v1/chat/completions", {"messages": messages, "max_tokens": 8, "temperature": 0})[1]
+    assert (said.code, said.out) == (0, whole["choices"][0]["message"]["content"] + "\n"), said.err
+    refused = shardwise("complete", "x", "--url", live.url, "--model", "c")
+    assert refused.code == 2 and "'c' does not exist" in refused.err and "'a', 'b'" in refused.err
 
 
 def test_a_second_signal_ends_it_at_once() -> None:
