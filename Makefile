@@ -7,7 +7,8 @@ READY := $(VENV)/.ready
 TORCH_ARGS ?=
 TORCH := $(shell grep '^torch==' constraints.txt)
 
-.PHONY: setup demo test check pure unit slow soak bench gpu fmt clean
+SERVE ?=
+.PHONY: setup serve demo test check pure unit slow soak bench gpu wheel fmt clean
 
 setup: $(READY)
 
@@ -18,6 +19,9 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(TORCH_ARGS) "$(TORCH)"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $(READY)
+
+serve: setup  ## the bundled model behind an HTTP API at http://127.0.0.1:8000; SERVE="MODEL -tp 2" for other flags
+	@exec $(BIN)/shardwise serve $(SERVE)
 
 demo: setup  ## the bundled model answers a question on two ranks, with the cut drawn
 	@$(BIN)/shardwise generate shardling -tp 2 --device cpu --chat --prompt "What is tensor parallelism?" --temperature 0 --max-tokens 120 --show-cut --stats
@@ -50,6 +54,10 @@ bench: setup  ## decode speed of a 1 B model with random weights, and where a st
 
 gpu:  ## on a machine with a GPU, with whatever torch is there
 	PYTHONPATH=src python3 -m pytest -q -m gpu tests/gpu
+
+wheel: setup  ## dist/*.whl, installed into an environment of its own, from which it serves
+	rm -rf dist && $(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
+	$(BIN)/python -m pytest -q -m slow tests/test_wheel.py
 
 fmt: setup
 	$(BIN)/ruff check --fix .

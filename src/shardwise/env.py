@@ -12,8 +12,11 @@ DEBUG = "SHARDWISE_DEBUG"
 """Set to 1: an unexpected failure shows its traceback."""
 
 
+PREFIX = "SHARDWISE_"
+"""Every option of `shardwise serve` may be set as a variable: this, and its long flag in capitals, as SHARDWISE_MAX_QUEUE."""
+
 API_KEY = "SHARDWISE_API_KEY"
-"""The key of the server that `verify --against URL` asks."""
+"""The key of the server that `verify --against URL`, `chat --url` and `complete --url` ask, and that `serve` asks for."""
 
 
 def api_key(environ: Mapping[str, str] = os.environ) -> str | None:

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,11 +44,13 @@ def shardwise(*args: str | bytes | Path, given: bytes = b"", **env: str) -> Done
 
 
 @contextmanager
-def running(*args: str | Path, **env: str) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+def running(
+    *args: str | Path, command: Sequence[str] = tuple(COMMAND), **env: str
+) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
     """(`shardwise ARGS` with pipes, its mark), killed at the end if it has not ended by then."""
     mark = uuid.uuid4().hex
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen([*COMMAND, *args], env=environment(mark, **env), bufsize=0, **pipes) as process:
+    with subprocess.Popen([*command, *args], env=environment(mark, **env), bufsize=0, **pipes) as process:
         try:
             yield process, mark
         finally:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
-import re
 import signal
 import sys
 import threading
@@ -16,7 +14,8 @@ from types import FrameType
 
 from shardwise.cli import flags
 from shardwise.cli.conversation import Conversation
-from shardwise.cli.prompt import decoded
+from shardwise.cli.dialogue import COMMANDS, Dialogue, say
+from shardwise.cli.remote import add_url
 from shardwise.cli.show import rates, show_cut, write
 from shardwise.cli.start import followed, start
 from shardwise.engine.complete import Prompt
@@ -24,20 +23,18 @@ from shardwise.engine.front import Front, sampling_defaults
 from shardwise.engine.outputs import CompletionOutput
 from shardwise.engine.setup import Setup, resolve
 from shardwise.engine.text import open_tokenizer
-from shardwise.errors import RequestError
 from shardwise.sched.request import SamplingParams
-
-COMMANDS = {
-    "/reset": "forget what was said",
-    "/system": "TEXT: set the system message; without TEXT, remove it",
-    "/exit": "end (so does Ctrl-D)",
-    "/help": "this list",
-}
 
 
 def run(argv: Sequence[str]) -> None:
     """The command; `argv` is what follows its name."""
-    args = _parser().read(argv)
+    parser = _parser()
+    args = parser.read(argv)
+    if args.url is not None:
+        from shardwise.cli import there
+
+        there.run(parser, args)
+        return
     if followed():
         return
     options = flags.options(args)
@@ -52,24 +49,25 @@ def run(argv: Sequence[str]) -> None:
     with start(setup) as engine:
         if sys.stdin.isatty():
             say(f"{setup.name} on {setup.layout.mesh.tp} rank(s), context {setup.context}. /help lists commands, Ctrl-D ends.")
-        Dialogue(Front(engine, tokenizer), conversation, params, args.stats).run()
+        Dialogue(Here(Front(engine, tokenizer), conversation, params, args.stats)).run()
     if args.seed is None and params.temperature > 0:
         say(f"seed {params.seed}")
 
 
 def _parser() -> flags.Parser:
     lines = "\n".join(f"  {name:9}{text}" for name, text in COMMANDS.items())
-    parser = flags.Parser("chat", f"Talks with a model, by its chat template.\n\nwithin the dialogue:\n{lines}")
+    parser = flags.Parser("chat", f"Talks with a model, here or on a server.\n\nwithin the dialogue:\n{lines}")
     parser.add_argument("--system", metavar="TEXT", help="the system message")
     parser.add_argument("--show-cut", action="store_true", help="first draw how the model is cut, on standard error")
+    add_url(parser, None)
     flags.add_model(parser)
     flags.add_running(parser)
     flags.add_sampling(parser, "what the context leaves")
     return parser
 
 
-class Dialogue:
-    """Reads messages, writes answers, until the input ends."""
+class Here:
+    """A model that runs on this machine."""
 
     def __init__(self, front: Front, conversation: Conversation, params: SamplingParams, stats: bool) -> None:
         self._front = front
@@ -78,35 +76,18 @@ class Dialogue:
         self._params = params
         self._stats = stats
 
-    def run(self) -> None:
-        for message in typed() if sys.stdin.isatty() else piped():
-            if not message.strip():
-                continue
-            name, _, rest = message.strip().partition(" ")
-            if name in ("/exit", "/quit", "/bye"):
-                return
-            if re.fullmatch(r"/[a-z]+", name):
-                self._command(name, rest.strip())
-                continue
-            try:
-                self._answer(message)
-            except RequestError as error:
-                say(f"error: {error}")
+    @property
+    def system(self) -> str | None:
+        return self._conversation.system
 
-    def _command(self, name: str, rest: str) -> None:
-        if name == "/reset":
-            self._conversation.reset()
-            say("forgotten")
-        elif name == "/system":
-            self._conversation.system = rest or None
-            say("system message set" if rest else "system message removed")
-        elif name == "/help":
-            say("\n".join(f"{command:9}{text}" for command, text in COMMANDS.items()))
-        else:
-            near = difflib.get_close_matches(name, COMMANDS, n=1)
-            say(f"there is no command {name}; {f'did you mean {near[0]}?' if near else '/help lists them'}")
+    @system.setter
+    def system(self, text: str | None) -> None:
+        self._conversation.system = text
 
-    def _answer(self, question: str) -> None:
+    def reset(self) -> None:
+        self._conversation.reset()
+
+    def answer(self, question: str) -> None:
         ids, dropped = self._conversation.prompt(question)
         if dropped:
             say(f"[the context of {self._setup.context} tokens is full: the oldest {_turns(dropped)} dropped]")
@@ -137,32 +118,6 @@ class Dialogue:
 
 def _turns(count: int) -> str:
     return "turn was" if count == 1 else f"{count} turns were"
-
-
-def say(text: str) -> None:
-    """Something that is not the model's, on standard error."""
-    sys.stderr.write(text + "\n")
-    sys.stderr.flush()
-
-
-def typed() -> Iterator[str]:
-    """Lines from the terminal, with editing. Ctrl-C clears the line, Ctrl-D ends."""
-    import readline  # noqa: F401 - input() uses it where it is loaded
-
-    while True:
-        try:
-            yield input("> ")
-        except EOFError:
-            write("\n")
-            return
-        except KeyboardInterrupt:
-            say("\n(Ctrl-D or /exit ends)")
-
-
-def piped() -> Iterator[str]:
-    """Lines of standard input."""
-    for number, line in enumerate(sys.stdin.buffer, start=1):
-        yield decoded(line, f"standard input, line {number}").rstrip("\r\n")
 
 
 @contextmanager

@@ -60,6 +60,11 @@ class Parser(argparse.ArgumentParser):
             self.error(f"unexpected {extra[0]!r}; a text with spaces needs quotes" if flag is None else self._nearest(flag))
         return args
 
+    @property
+    def actions(self) -> list[argparse.Action]:
+        """Everything that was added, in order."""
+        return self._actions
+
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message.removeprefix('argument ')}; `{self.prog} --help` lists the flags")
 
@@ -123,7 +128,15 @@ def add_running(parser: Parser) -> None:
         metavar="SIZE",
         help="what each rank keeps for its KV cache (default: what is left)",
     )
-    where.add_argument("--max-num-seqs", type=count, metavar="N", help="sequences that run at once (default: what suits)")
+    where.add_argument(
+        "--gpu-memory-utilization", "--mem-fraction-static",
+        dest="device_share", type=fraction, metavar="X",
+        help="the part of each GPU's memory that its rank may take, instead of --memory",
+    )  # fmt: skip
+    where.add_argument(
+        "--max-num-seqs", "--max-running-requests",
+        dest="max_num_seqs", type=count, metavar="N", help="sequences that run at once (default: what suits)",
+    )  # fmt: skip
     where.add_argument(
         "--max-num-batched-tokens", type=count, metavar="N", help="the most tokens of one step (default: what suits)"
     )
@@ -173,7 +186,7 @@ def options(args: argparse.Namespace) -> Options:
         dtype=dtype(args.dtype),
         device=args.device,
         load_format=args.load_format,
-        memory=args.memory,
+        memory=args.memory if args.device_share is None else _of_gpus(args, tp or len(args.shares or (1.0,))),
         max_model_len=args.max_model_len,
         threads=args.threads,
         revision=args.revision,
@@ -183,6 +196,18 @@ def options(args: argparse.Namespace) -> Options:
         enable_prefix_caching=args.enable_prefix_caching,
         cache_memory=args.cache_memory,
     )
+
+
+def _of_gpus(args: argparse.Namespace, tp: int) -> int:
+    """The bytes of a GPU that --gpu-memory-utilization stands for."""
+    from shardwise.engine.devices import gpu_bytes
+
+    if args.memory is not None:
+        raise UserError("--memory and --gpu-memory-utilization say the same; give one of them")
+    total = 0 if args.device == "cpu" else gpu_bytes(tp)
+    if not total:
+        raise UserError("--gpu-memory-utilization is a part of a GPU's memory, and there is none here; use --memory SIZE")
+    return int(args.device_share * total)
 
 
 def sampling(args: argparse.Namespace, defaults: Mapping[str, Any]) -> SamplingParams:
@@ -240,6 +265,17 @@ def memory(text: str) -> int:
     if not 0 < size < 2**63:
         raise argparse.ArgumentTypeError(f"{text!r} is {size} bytes; it takes 1 byte to 8 EiB")
     return size
+
+
+def fraction(text: str) -> float:
+    """A number above 0, up to 1."""
+    try:
+        number = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+    if not 0 < number <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is out of range; it takes more than 0, and 1 at the most")
+    return number
 
 
 def context(text: str) -> int | None:

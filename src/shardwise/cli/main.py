@@ -18,7 +18,9 @@ from shardwise.errors import ShardwiseError, UserError
 
 COMMANDS = {
     "generate": "continue a prompt, or answer a question",
-    "chat": "talk with a model in the terminal",
+    "chat": "talk with a model in the terminal, here or on a server",
+    "serve": "put a model behind an HTTP API: OpenAI's and others",
+    "complete": "have a running server continue a prompt",
     "inspect": "show how a model is cut over ranks; its config.json is enough",
     "verify": "show that the cut changes nothing: several degrees, transformers, a server",
 }
@@ -38,6 +40,7 @@ MODEL is a folder with config.json and *.safetensors, or org/name on the hub; wi
 with shardwise is used. Two ranks on this machine:
 
   shardwise generate -tp 2 --prompt "Once upon a time"
+  shardwise serve -tp 2
 """
 
 
@@ -82,7 +85,7 @@ def _dispatch(argv: Sequence[str]) -> int:
 
 
 def _unknown(word: str) -> str:
-    near = difflib.get_close_matches(word, COMMANDS, n=2, cutoff=0.5)
+    near = difflib.get_close_matches(word, COMMANDS, n=2, cutoff=0.6)
     hint = f"did you mean {' or '.join(near)}? " if near else ""
     what = f"{word} comes before any command" if word.startswith("-") else f"there is no command {word!r}"
     return f"{what}; {hint}commands are {', '.join(COMMANDS)}; `shardwise --help` explains them"

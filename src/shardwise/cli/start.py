@@ -45,12 +45,12 @@ def loaded(setup: Setup) -> Ranks:
     """Ranks that have loaded. The caller closes them."""
     if not sys.stderr.isatty():
         return start_ranks(setup, None)
-    with _bars(setup) as progress:
+    with bars(setup) as progress:
         return start_ranks(setup, progress)
 
 
 @contextmanager
-def _bars(setup: Setup) -> Iterator[Progress]:
+def bars(setup: Setup) -> Iterator[Progress]:
     """A bar of loaded bytes for each rank on standard error, gone when all are ready."""
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, TextColumn

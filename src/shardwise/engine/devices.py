@@ -25,6 +25,7 @@ class Gpu:
     index: str
     uuid: str
     free_bytes: int
+    total_bytes: int
 
 
 def cpus() -> int:
@@ -64,6 +65,11 @@ def available_bytes(device: str, tp: int) -> int:
     return int(SPARE * free) // tp
 
 
+def gpu_bytes(tp: int) -> int:
+    """All memory of the smallest of the first `tp` GPUs; 0 where there is none."""
+    return min((gpu.total_bytes for gpu in _visible()[:tp]), default=0)
+
+
 def _cgroup(name: str) -> str:
     """A file of the control group that contains this process, or nothing."""
     try:
@@ -92,10 +98,11 @@ def _gpus() -> list[Gpu]:
     tool = shutil.which("nvidia-smi")
     if not tool:
         return []
-    query = [tool, "--query-gpu=index,uuid,memory.free", "--format=csv,noheader,nounits"]
+    query = [tool, "--query-gpu=index,uuid,memory.free,memory.total", "--format=csv,noheader,nounits"]
     try:
         shown = subprocess.run(query, capture_output=True, text=True, timeout=10, check=True).stdout
     except (OSError, subprocess.SubprocessError):
         return []
     rows = [[cell.strip() for cell in line.split(",")] for line in shown.splitlines()]
-    return [Gpu(row[0], row[1], int(row[2]) * 2**20) for row in rows if len(row) == 3 and row[2].isdigit()]
+    whole = [row for row in rows if len(row) == 4 and row[2].isdigit() and row[3].isdigit()]
+    return [Gpu(row[0], row[1], int(row[2]) * 2**20, int(row[3]) * 2**20) for row in whole]

@@ -10,6 +10,7 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from queue import SimpleQueue
+from random import Random
 from typing import TYPE_CHECKING, Any, Protocol
 
 from shardwise.engine.complete import Prompt, Transcript
@@ -23,7 +24,7 @@ from shardwise.engine.text import Tokenizer, open_tokenizer, read_json
 from shardwise.errors import CheckpointError, RequestError, ShardwiseError
 from shardwise.sched.events import Event
 from shardwise.sched.pooling import PoolingParams
-from shardwise.sched.request import RequestOutputKind, SamplingParams
+from shardwise.sched.request import SEEDS, RequestOutputKind, SamplingParams
 
 if TYPE_CHECKING:
     from shardwise.engine.template import ChatTemplate
@@ -111,10 +112,18 @@ class Running:
 class Front:
     """An engine with a tokenizer and a chat template. Safe to share between threads."""
 
-    def __init__(self, core: TokenEngine, tokenizer: Tokenizer | None = None) -> None:
+    def __init__(
+        self,
+        core: TokenEngine,
+        tokenizer: Tokenizer | None = None,
+        template: ChatTemplate | None = None,
+        seeds: Random | None = None,
+    ) -> None:
+        """`seeds` gives a seed to each request that has none, in their order; without it, chance does."""
+        self._seeds = seeds
         self.core = core
         self.tokenizer = open_tokenizer(core.setup.folder) if tokenizer is None else tokenizer
-        self._template: ChatTemplate | None = None
+        self._template = template
         self._lock = threading.Lock()
         vocab = core.setup.layout.model.vocab
         self._grammar_check = GrammarCheck(core.setup.folder, vocab)
@@ -162,6 +171,8 @@ class Front:
         """
         self.check(params)
         params = replace(params, stop=(*params.stop, *prompt.stops)) if prompt.stops and params.detokenize else params
+        if params.seed is None and self._seeds is not None:
+            params = replace(params, seed=self._seeds.randrange(SEEDS))
         ends = (*(() if params.ignore_eos else self._eos), *params.stop_token_ids)
         number = self.core.submit(
             prompt.ids,

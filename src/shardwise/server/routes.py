@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from shardwise.server import chat, completions, generate, health, messages, models, responses, tgi, tokens, vectors
+from shardwise.server import about, chat, completions, generate, health, messages, models, responses, tgi, tokens, vectors
 from shardwise.server.route import Route
 
 ROUTES: tuple[Route, ...] = (
@@ -15,5 +15,6 @@ ROUTES: tuple[Route, ...] = (
     *tokens.ROUTES,
     *vectors.ROUTES,
     *tgi.ROUTES,
+    *about.ROUTES,
     *health.ROUTES,
 )

@@ -25,9 +25,9 @@ READERS = 4
 class Service:
     """One front. `names` are the served names of the model, the usual one first; "*" among the settings' names takes any."""
 
-    def __init__(self, engine: ServingEngine, settings: Settings) -> None:
+    def __init__(self, engine: ServingEngine, settings: Settings, front: Front | None = None) -> None:
         self.engine, self.settings = engine, settings
-        self.front = Front(engine)
+        self.front = front or Front(engine)
         self.names = tuple(name for name in settings.served_model_name if name != "*") or (engine.setup.name,)
         self.created = int(time.time())
         self.defaults = sampling_defaults(engine.setup.folder)

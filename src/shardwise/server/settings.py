@@ -19,7 +19,9 @@ class Settings:
     """Times in seconds, sizes in bytes. `api_keys` are never shown: `repr` leaves them out.
 
     `allowed_hosts` are names under which the server may be asked besides its own, `allow_origins` the pages of other servers
-    whose scripts may ask; "*" in either takes any. `stores`: responses are kept, which needs that one process serves all.
+    whose scripts may ask; "*" in either takes any. `chat_template` is a file that goes before the model's own; requests
+    without a seed draw theirs from `seed`, where there is one. `stores`: responses are kept, which needs that one process
+    serves all.
     """
 
     host: str = "127.0.0.1"
@@ -28,8 +30,10 @@ class Settings:
     api_keys: tuple[str, ...] = ()
     allowed_hosts: tuple[str, ...] = ()
     allow_origins: tuple[str, ...] = ()
+    chat_template: str | None = None
     trust_request_chat_template: bool = False
     stores: bool = True
+    seed: int | None = None
 
     max_body_bytes: int = limit(4 * 2**20, "the body of a request (413)")
     max_depth: int = limit(32, "objects and lists within each other in a body (400)")

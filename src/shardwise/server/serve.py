@@ -1,0 +1,54 @@
+"""The first steps of `shardwise serve`, before anything slow is imported: what was asked, the socket, the plan, the ranks.
+
+This process never imports torch: it is the first front, and the engine and its ranks are processes that end with it.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from dataclasses import dataclass, replace
+
+from shardwise.engine.setup import Options, resolve
+from shardwise.errors import UserError
+from shardwise.server import banner
+from shardwise.server.core import Bars, CoreStart
+from shardwise.server.listener import listen, others_reach
+from shardwise.server.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What the server is told besides its settings. `fronts` processes speak HTTP, this one among them; `queue` requests may
+    wait, None leaves it to the engine. `anybody` may ask it, also from elsewhere, without a key."""
+
+    fronts: int = 1
+    queue: int | None = None
+    anybody: bool = False
+    verbose: bool = False
+    bars: Bars | None = None
+
+
+def serve(options: Options, settings: Settings, wanted: Wanted) -> int:
+    """Serves until told to end; the exit code. UserError where it cannot start, ShardwiseError where it fails later."""
+    if not (settings.api_keys or wanted.anybody) and others_reach(settings.host):
+        raise UserError(
+            f"--host {settings.host} lets others reach this server, and no key is set: give --api-key KEY, or say "
+            "--insecure-no-key if anybody may use it"
+        )
+    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
+    logging.getLogger("shardwise").setLevel(logging.DEBUG if wanted.verbose else logging.WARNING)
+    setup = resolve(options)
+    with listen(settings.host, settings.port) as listener:
+        core = CoreStart(setup, wanted.queue, wanted.bars)
+        say(banner.plan(setup))
+        # Only now, while the ranks load: these imports take as long as theirs.
+        from shardwise.server.run import Run
+
+        return Run(core, replace(settings, port=listener.getsockname()[1]), wanted.fronts, listener).to_end()
+
+
+def say(line: str) -> None:
+    """A line of the start, on standard output, at once."""
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()

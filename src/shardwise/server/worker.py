@@ -1,0 +1,88 @@
+"""A further front as a process: `python -m shardwise.server.worker --fd N`, on one end of a socket pair, started by `Fleet`.
+
+It is handed the listening socket and a connection to the engine, and answers until it is told to drain (SIGTERM) or the other
+end closes, however that came.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import signal
+import socket
+import threading
+from contextlib import suppress
+
+import msgspec
+import uvloop
+
+from shardwise.engine.bridge import unpack_setup
+from shardwise.engine.remote import RemoteEngine
+from shardwise.errors import ShardwiseError, UserError
+from shardwise.server.checks import open_text
+from shardwise.server.fleet import Begin, Report
+from shardwise.server.service import Service
+from shardwise.server.web import Web
+
+
+def main() -> None:
+    """Answers until told otherwise. Exit code 0 after a drain, 1 where the engine was lost or it could not start."""
+    parser = argparse.ArgumentParser(description="a further front of shardwise serve; started by it, not by hand")
+    parser.add_argument("--fd", type=int, required=True)
+    control = socket.socket(fileno=parser.parse_args().fd)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    begin, listener, core = received(control)
+    threading.Thread(target=_follow, args=(control,), daemon=True, name="control").start()
+    try:
+        lost = uvloop.run(answer(control, begin, listener, core))
+    except Exception as error:
+        message = str(error) if isinstance(error, ShardwiseError) else f"{type(error).__name__}: {error}"
+        tell(control, Report(message, isinstance(error, UserError)))
+        os._exit(1)
+    os._exit(0 if lost is None else 1)
+
+
+async def answer(control: socket.socket, begin: Begin, listener: socket.socket, core: socket.socket) -> str | None:
+    """Answers until it is drained: None; or the engine is lost: why."""
+    setup = unpack_setup(begin.setup)
+    engine = await RemoteEngine.open(core, setup)
+    text = open_text(setup, begin.settings.chat_template)
+    service = Service(engine, begin.settings, text.front(engine, begin.settings.seed, begin.number))
+    web = Web(service, listener)
+    told = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, told.set)
+    await web.start()
+    tell(control, Report())
+    waits = [asyncio.create_task(told.wait()), asyncio.create_task(engine.gone())]
+    await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    if engine.lost is None:
+        await web.drain(begin.settings.drain_timeout_s)
+    else:
+        await web.end()
+    return engine.lost if not told.is_set() else None
+
+
+def received(control: socket.socket) -> tuple[Begin, socket.socket, socket.socket]:
+    """What it was started with."""
+    _, descriptors, _, _ = socket.recv_fds(control, 1, 2)
+    listener, core = (socket.socket(fileno=descriptor) for descriptor in descriptors)
+    size = int.from_bytes(control.recv(4, socket.MSG_WAITALL), "little")
+    return msgspec.msgpack.decode(control.recv(size, socket.MSG_WAITALL), type=Begin), listener, core
+
+
+def tell(control: socket.socket, report: Report) -> None:
+    with suppress(OSError):
+        control.sendall(msgspec.json.encode(report) + b"\n")
+
+
+def _follow(control: socket.socket) -> None:
+    """Ends this process with the one that started it, whatever its other threads do."""
+    with suppress(OSError):
+        while control.recv(1):
+            pass
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()
