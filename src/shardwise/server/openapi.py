@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -51,6 +51,8 @@ def openapi(routes: Sequence[Route]) -> dict[str, Any]:
     """The whole description, as plain values."""
     types = dict.fromkeys(kind for route in routes for kind in (route.body, route.reply) if kind is not None)
     schemas, components = msgspec.json.schema_components([*types, Error], ref_template=REF)
+    short = {name: plain(name) for name in components}
+    schemas, components = renamed(schemas, short), {short[name]: renamed(schema, short) for name, schema in components.items()}
     refs = dict(zip(types, schemas, strict=False))
     paths: dict[str, dict[str, Any]] = {}
     names: dict[str, int] = {}
@@ -73,6 +75,21 @@ def openapi(routes: Sequence[Route]) -> dict[str, Any]:
             },
         },
     }
+
+
+def plain(name: str) -> str:
+    """`package.chat_body.Reply` as ChatBodyReply."""
+    *modules, last = name.split(".")
+    return (modules[-1].title().replace("_", "") if modules else "") + last
+
+
+def renamed(value: Any, names: Mapping[str, str]) -> Any:
+    """With other names of components: of two structs that are called the same, msgspec's has the module and its folders."""
+    if isinstance(value, Mapping):
+        if isinstance(ref := value.get("$ref"), str):
+            return {"$ref": REF.format(name=names[ref.rpartition("/")[2]])}
+        return {key: renamed(each, names) for key, each in value.items()}
+    return [renamed(each, names) for each in value] if isinstance(value, list | tuple) else value
 
 
 def operation(route: Route, refs: dict[type, dict[str, Any]]) -> dict[str, Any]:
