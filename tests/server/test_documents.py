@@ -41,7 +41,9 @@ def test_openapi_describes_every_route(engine: ServingFake):
     assert {"400", "401", "413", "415", "429", "503"} <= set(demo["responses"])
     assert described["paths"]["/health"]["get"]["security"] == [] and "security" not in demo
     tokens = described["components"]["schemas"]["Ask"]["properties"]["max_tokens"]
-    assert (tokens["minimum"], tokens["maximum"], tokens["default"]) == (1, 100_000, 4)
+    assert (tokens["anyOf"][0]["minimum"], tokens["anyOf"][0]["maximum"], tokens["default"]) == (1, 100_000, 4)
+    assert "anyOf" not in described["components"]["schemas"]["Ask"]["properties"]["prompt"]
+    assert described["components"]["schemas"]["Ask"]["properties"]["items"]["anyOf"][1] == {"type": "null"}, "null is not given"
     assert [each["name"] for each in described["paths"]["/v1/named/{name}"]["get"]["parameters"]] == ["name"]
 
 
