@@ -299,7 +299,7 @@ def test_closing_ends_what_other_threads_wait_for(fake: Make):
     for thread in threads:
         thread.join()
     assert [str(error) for error in errors] == ["prompt 0 failed: the engine was closed"] * 3
-    with pytest.raises(ShardwiseError, match="the engine is closed"):
+    with pytest.raises(ShardwiseError, match="the engine was closed"):
         llm.generate("a")
     llm.close()
 

@@ -6,6 +6,9 @@ line prints it as one line and exits with code 2. Anything else that reaches the
 
 from __future__ import annotations
 
+TIME_UP = "its time was up before it was complete"
+"""How a request fails that had a time limit: what its `Ended` says."""
+
 
 class ShardwiseError(Exception):
     """The root of all deliberate errors."""
@@ -36,15 +39,16 @@ class RequestError(UserError):
 
 
 class QueueFull(ShardwiseError):
-    """So many requests wait already that this one was not taken; `retry_after_s` is when there will be room."""
+    """So many requests wait already that another one is not taken in. `retry_after_s` whole seconds from now there will be
+    room for it, as far as can be told."""
 
-    def __init__(self, message: str, *, retry_after_s: int) -> None:
+    def __init__(self, message: str, retry_after_s: int) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
 
 
 class Unavailable(ShardwiseError):
-    """Nothing is served at present: the engine is not up, draining, or lost."""
+    """The engine is gone, or going: it takes no requests any more. The message is the cause."""
 
 
 class CommError(ShardwiseError):

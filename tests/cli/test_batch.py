@@ -169,7 +169,7 @@ def test_what_failed_for_no_fault_of_its_own_has_no_output(setup: Setup):
 def test_an_engine_that_breaks_ends_the_batch(setup: Setup):
     with FakeEngine(setup) as engine:
         engine.close()
-        with pytest.raises(ShardwiseError, match="the engine is closed"):
+        with pytest.raises(ShardwiseError, match="the engine was closed"):
             list(Batch(Front(engine), DEFAULTS, print).run(read_lines(io.BytesIO(jsonl({"prompt": "a"})), DEFAULTS)))
 
 

@@ -22,15 +22,25 @@ from shardwise.sched.step import Draw, Result, Step
 
 
 class Core:
-    """Requests, scheduler and ranks together."""
+    """Requests, scheduler and ranks together. `begun` and `ended` are told the number of each request that first gets pages,
+    and of each that ends. `steps`: how many were computed."""
 
-    def __init__(self, setup: Setup, ranks: Ranks, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        setup: Setup,
+        ranks: Ranks,
+        clock: Callable[[], float],
+        begun: Callable[[int], None] = lambda _: None,
+        ended: Callable[[int], None] = lambda _: None,
+    ) -> None:
         windows = [group.window for group in setup.layout.cache]
         self.scheduler = Scheduler(setup.pages, windows, setup.limits, clock)
         self.journal = Journal()
         self._ranks = ranks
         self._draws: dict[int, Draws] = {}
         self._unsampled: Step | None = None
+        self._begun, self._ended = begun, ended
+        self.steps = 0
 
     # --- requests -----------------------------------------------------------------------------------------------------
 
@@ -39,7 +49,13 @@ class Core:
         params = entry.params
         if isinstance(params, PoolingParams):
             return Request(
-                entry.number, entry.prompt, entry.limit, pooled=params.pooling, priority=entry.priority, salt=entry.tenant
+                number=entry.number,
+                prompt=entry.prompt,
+                limit=entry.limit,
+                pooled=params.pooling,
+                priority=entry.priority,
+                salt=entry.tenant,
+                deadline=entry.deadline,
             )
         return Request(
             number=entry.number,
@@ -53,6 +69,7 @@ class Core:
             top=params.prompt_logprobs or 0,
             priority=entry.priority,
             salt=entry.tenant,
+            deadline=entry.deadline,
         )
 
     def add(self, entry: Entry) -> None:
@@ -99,6 +116,8 @@ class Core:
         """Sends all steps that can be made now: none before it is said how to draw the tokens of the last one."""
         while self._unsampled is None:
             step, events = self.scheduler.step()
+            for request in self.scheduler.begun:
+                self._begun(request)
             self._note(events)
             if step is None:
                 return
@@ -108,6 +127,7 @@ class Core:
 
     def apply(self, number: int, results: tuple[Result, ...]) -> None:
         """Takes the results of the oldest step in."""
+        self.steps += 1
         self._note(self.scheduler.apply(number, results))
         self._sample()
 
@@ -148,13 +168,14 @@ class Core:
         complete: list[tuple[int, int]] = []
         for event in events:
             draws = self._draws.get(event.request)
-            if isinstance(event, Ended) and event.error and draws and draws.failed:
-                event = replace(event, error=draws.failed)
-            if isinstance(event, Emitted) and not event.finish and draws and draws.complete(event.choice, event.chosen.token):
+            if isinstance(event, Ended):
+                if event.error and draws and draws.failed:
+                    event = replace(event, error=draws.failed)
+                self._draws.pop(event.request, None)
+                self._ended(event.request)
+            elif isinstance(event, Emitted) and not event.finish and draws and draws.complete(event.choice, event.chosen.token):
                 event = replace(event, finish="stop")
                 complete.append((event.request, event.choice))
             self.journal.note(event)
-            if isinstance(event, Ended):
-                self._draws.pop(event.request, None)
         for request, choice in complete:
             self._note(self.scheduler.finish(request, choice))

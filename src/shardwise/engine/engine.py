@@ -19,10 +19,12 @@ from typing import Literal, Self
 from shardwise import env
 from shardwise.engine.admit import admit
 from shardwise.engine.core import Core
+from shardwise.engine.gate import Gate
 from shardwise.engine.grammar import Grammars
 from shardwise.engine.journal import Entry, Sink
 from shardwise.engine.ranks import ProcessRanks, Progress, Ranks
 from shardwise.engine.setup import Setup
+from shardwise.engine.status import Status, awaited, gather, rank_statuses
 from shardwise.errors import ShardwiseError
 from shardwise.sched.events import Emitted, Ended, Event
 from shardwise.sched.pooling import PoolingParams
@@ -34,13 +36,23 @@ CLOSED = "the engine was closed"
 class Engine:
     """Ready for requests once made. A context manager: leaving it ends every request and every rank.
 
-    `ranks`: "processes" on this host, "threads" in this process, or a started group.
+    `ranks`: "processes" on this host, "threads" in this process, or a started group. `queue` bounds the requests that wait,
+    and `queue_tokens` their prompts; None bounds nothing.
     """
 
     def __init__(
-        self, setup: Setup, ranks: Literal["processes", "threads"] | Ranks = "processes", progress: Progress | None = None
+        self,
+        setup: Setup,
+        ranks: Literal["processes", "threads"] | Ranks = "processes",
+        progress: Progress | None = None,
+        *,
+        queue: int | None = None,
+        queue_tokens: int | None = None,
     ) -> None:
         self.setup = setup
+        self.turned: Callable[[], None] = lambda: None
+        """Called on the engine's thread when it is about to wait, after all events of a step. It must not wait or raise."""
+        self.gate = Gate(queue, queue_tokens, time.monotonic)
         if ranks == "processes":
             self.ranks: Ranks = ProcessRanks(setup, progress)
         elif ranks == "threads":
@@ -50,9 +62,10 @@ class Engine:
             self.ranks = ThreadRanks(setup, progress)
         else:
             self.ranks = ranks
-        self.core = Core(setup, self.ranks, time.monotonic)
+        self.core = Core(setup, self.ranks, time.monotonic, self._begun, self._gone)
         self.grammars = Grammars(setup.folder, setup.layout.model.vocab)
         self._compiler = ThreadPoolExecutor(1, "grammars")  # which starts its thread when it has something to do
+        self._statuses = rank_statuses(setup, self.ranks.ready)
         self._numbers = count(1)
         self._orders: deque[Callable[[], None]] = deque()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -79,15 +92,16 @@ class Engine:
         bad: Sequence[Sequence[int]] = (),
         priority: int = 0,
         tenant: str = "",
+        timeout_s: float | None = None,
     ) -> int:
         """The number of a request that now runs, or waits to. `ends` are the ids that end it (none with `ignore_eos`), `bad`
-        the sequences of ids that it must not write; `tenant` keeps its cache apart. With PoolingParams nothing is drawn: the
-        prompt's hidden states are wanted. Structured outputs are compiled on a thread of their own, in limits of their own, and
-        what does not compile fails the request; to have strangers' grammars refused, and tried where they do no harm, is the
-        front's part (`Front.check`).
+        the sequences of ids that it must not write; `tenant` keeps its cache apart. After `timeout_s` it fails with TIME_UP.
+        With PoolingParams nothing is drawn: the prompt's hidden states are wanted. Structured outputs are compiled on a thread
+        of their own, in limits of their own, and what does not compile fails the request; to have strangers' grammars refused,
+        and tried where they do no harm, is the front's part (`Front.check`).
 
         `sink` gets its events on the engine's thread and must not wait. RequestError where the request can never run;
-        ShardwiseError, the cause, where the engine has ended.
+        QueueFull where too many wait; ShardwiseError, the cause, where the engine has ended.
         """
         limit = admit(self.setup, prompt, params)
         seed = params.seed if isinstance(params, SamplingParams) else 0
@@ -96,12 +110,19 @@ class Engine:
         vocab = self.setup.layout.model.vocab
         kept = tuple(sorted({i for i in ends if 0 <= i < vocab}))
         words = tuple(tuple(word) for word in bad if word and all(0 <= i < vocab for i in word))
-        entry = Entry(next(self._numbers), tuple(prompt), params, seed, limit, sink, kept, words, priority, tenant)
+        now, given = time.monotonic(), tuple(prompt)
+        until = None if timeout_s is None else now + timeout_s
+        entry = Entry(next(self._numbers), given, params, seed, limit, sink, kept, words, priority, tenant, now, until)
         self.core.scheduler.check(self.core.request(entry))
-        if entry.structured is None:
-            self._order(lambda: self.core.add(entry))
-        else:
-            self._order(lambda: self.core.expect(entry))
+        key = (tenant, hash(given)) if self.gate.limit is not None else ()
+        take = self.core.add if entry.structured is None else self.core.expect
+        with self._lock:
+            if self._ended is not None:
+                raise self._ended
+            self.gate.enter(entry.number, len(given), key)
+            self._orders.append(lambda: take(entry))
+            os.eventfd_write(self._wake, 1)
+        if entry.structured is not None:
             with suppress(RuntimeError):  # closed meanwhile, which ends what is expected
                 self._compiler.submit(self._compile, entry)
         return entry.number
@@ -118,6 +139,25 @@ class Engine:
             self._order(lambda: self.core.begin(entry), late=True)
         else:
             self._order(lambda: self.core.abort(entry.number, error), late=True)
+
+    async def admitted(self, request: int) -> None:
+        """Nothing is left to wait for: what `submit` returned was taken in."""
+
+    def gather(self, told: Callable[[Status | None], None]) -> None:
+        """Has `told` called on the engine's thread with its status; at once with None where the engine has ended."""
+        try:
+            self._order(lambda: told(gather(self.core, self.gate, self._statuses, time.monotonic())))
+        except ShardwiseError:
+            told(None)
+
+    async def status(self) -> Status:
+        """What it is doing. Unavailable where it has ended."""
+        return await awaited(self)
+
+    @property
+    def lost(self) -> str | None:
+        """Why it takes no requests any more; None while it does."""
+        return None if self._ended is None else str(self._ended)
 
     def abort(self, request: int) -> None:
         """Ends a request wherever it is; one that has ended is ignored."""
@@ -155,6 +195,14 @@ class Engine:
                 self._ended = cause
                 os.eventfd_write(self._wake, 1)
 
+    def _begun(self, request: int) -> None:
+        with self._lock:
+            self.gate.start(request)
+
+    def _gone(self, request: int) -> None:
+        with self._lock:
+            self.gate.leave(request)
+
     def _order(self, order: Callable[[], None], *, late: bool = False) -> None:
         """Hands something to the engine's thread. `late`: it is no error if the engine has ended."""
         with self._lock:
@@ -170,6 +218,7 @@ class Engine:
         try:
             while self._obey():
                 self.core.issue()
+                self.turned()
                 if done := self.ranks.wait(self._wake):
                     self.core.apply(*done)
         except BaseException as error:
@@ -182,6 +231,7 @@ class Engine:
                 with suppress(Exception):
                     self._orders.popleft()()
             self.core.journal.fail(str(self._ended))
+            self.turned()
             self.ranks.close()
             os.close(self._wake)
 

@@ -5,16 +5,20 @@ Its requests end, fail, are aborted and finished as the real engine's, on a thre
 
 from __future__ import annotations
 
+import math
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
 
 from shardwise.engine.admit import admit
+from shardwise.engine.gate import Gate
 from shardwise.engine.journal import choices_of
 from shardwise.engine.setup import Setup
-from shardwise.errors import ShardwiseError
+from shardwise.engine.status import PagesStatus, Slot, Status, awaited
+from shardwise.errors import TIME_UP, Unavailable
 from shardwise.sched.events import Emitted, Ended, Event, Finish, Pooled, Scored
 from shardwise.sched.pooling import PoolingParams, packed
 from shardwise.sched.request import SamplingParams
@@ -32,24 +36,32 @@ class _Request:
     ends: frozenset[int]
     limit: int
     open: list[int]
+    since: float
+    until: float
+    priority: int
     written: list[int] = field(default_factory=list)
 
 
 class FakeEngine:
-    """Tokens from `answer`. With `held`, no tick happens before `allow` is called.
+    """Tokens from `answer`. With `held`, no tick happens before `allow` is called. At most `queue` requests wait for
+    their first tick.
 
     `submitted`, `aborted` and `finished` record the calls. A token that `answer` gives as a negative number fails the request.
     """
 
-    def __init__(self, setup: Setup, answer: Answer | None = None, *, held: bool = False) -> None:
+    def __init__(self, setup: Setup, answer: Answer | None = None, *, held: bool = False, queue: int | None = None) -> None:
         self.setup = setup
+        self.turned: Callable[[], None] = lambda: None
+        self.gate = Gate(queue, None, time.monotonic)
+        self.ticked = self.tokens = self.ended = self.failed = 0
+        self._lost: str | None = None
         self.submitted: list[tuple[tuple[int, ...], SamplingParams | PoolingParams]] = []
         self.aborted: list[int] = []
         self.finished: list[tuple[int, int]] = []
         self.answer = answer or self._counting
         self._open: dict[int, _Request] = {}
         self._ticks = 0
-        self._held, self._closed = held, False
+        self._held = held
         self._changed = threading.Condition(threading.RLock())
         self._thread = threading.Thread(target=self._run, name="fake-engine", daemon=True)
         self._thread.start()
@@ -82,24 +94,44 @@ class FakeEngine:
         bad: Sequence[Sequence[int]] = (),
         priority: int = 0,
         tenant: str = "",
+        timeout_s: float | None = None,
     ) -> int:
         limit = admit(self.setup, prompt, params)
         with self._changed:
-            if self._closed:
-                raise ShardwiseError("the engine is closed")
+            if self._lost is not None:
+                raise Unavailable(self._lost)
+            number = len(self.submitted) + 1
+            self.gate.enter(number, len(prompt), (tenant, tuple(prompt)))
             self.submitted.append((tuple(prompt), params))
-            number = len(self.submitted)
-            n = choices_of(params)
-            self._open[number] = _Request(tuple(prompt), params, sink, frozenset(ends), limit, list(range(n)), [0] * n)
+            now, n = time.monotonic(), choices_of(params)
+            until = math.inf if timeout_s is None else now + timeout_s
+            self._open[number] = _Request(
+                tuple(prompt), params, sink, frozenset(ends), limit, list(range(n)), now, until, priority, [0] * n
+            )
             self._changed.notify_all()
             return number
 
+    async def admitted(self, request: int) -> None:
+        """Nothing is left to wait for: `submit` says all."""
+
+    async def status(self) -> Status:
+        return await awaited(self)
+
+    def gather(self, told: Callable[[Status | None], None]) -> None:
+        """Has `told` called with the status; None where it is lost."""
+        with self._changed:
+            told(None if self._lost is not None else self._status())
+
+    @property
+    def lost(self) -> str | None:
+        return self._lost
+
     def abort(self, request: int) -> None:
         with self._changed:
-            found = self._open.pop(request, None)
-            if found is not None:
+            if request in self._open:
                 self.aborted.append(request)
-                found.sink(Ended(request))
+                self._end(request, Ended(request))
+        self.turned()
 
     def finish(self, request: int, choice: int) -> None:
         with self._changed:
@@ -108,14 +140,20 @@ class FakeEngine:
             if found is not None and choice in found.open:
                 found.open.remove(choice)
                 self._end_if_done(request, found)
+        self.turned()
+
+    def fail(self, cause: str) -> None:
+        """As if a rank was lost: every request ends with the cause, and no other one is taken in."""
+        with self._changed:
+            if self._lost is None:
+                self._lost = cause
+            for number in list(self._open):
+                self._end(number, Ended(number, self._lost))
+            self._changed.notify_all()
+        self.turned()
 
     def close(self) -> None:
-        with self._changed:
-            self._closed = True
-            for number, request in self._open.items():
-                request.sink(Ended(number, error="the engine was closed"))
-            self._open.clear()
-            self._changed.notify_all()
+        self.fail("the engine was closed")
         if threading.current_thread() is not self._thread:
             self._thread.join()
 
@@ -125,13 +163,66 @@ class FakeEngine:
     def _run(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._closed or (self._open and (not self._held or self._ticks)))
-                if self._closed:
+                self._changed.wait_for(self._due, self._left_s())
+                if self._lost is not None:
                     return
-                self._ticks -= self._held
-                for number, request in list(self._open.items()):
-                    if number in self._open:  # a sink may abort
-                        self._tick(number, request)
+                for number in [n for n, request in self._open.items() if request.until <= time.monotonic()]:
+                    self._end(number, Ended(number, TIME_UP))
+                if self._due():
+                    self._ticks -= self._held
+                    self.ticked += 1
+                    for number, request in list(self._open.items()):
+                        if number in self._open:  # a sink may abort
+                            self.gate.start(number)
+                            self._tick(number, request)
+            self.turned()
+
+    def _due(self) -> bool:
+        """Whether there is something to do, other than to wait for a deadline."""
+        return self._lost is not None or bool(self._open and (not self._held or self._ticks))
+
+    def _left_s(self) -> float | None:
+        """How long until a request's time is up."""
+        until = min((request.until for request in self._open.values()), default=math.inf)
+        return None if until == math.inf else max(0.0, until - time.monotonic())
+
+    def _end(self, number: int, ended: Ended) -> None:
+        request = self._open.pop(number)
+        self.gate.leave(number)
+        self.ended += 1
+        self.failed += ended.error is not None
+        request.sink(ended)
+
+    def _status(self) -> Status:
+        now = time.monotonic()
+        slots = tuple(
+            Slot(
+                number,
+                0,
+                "running" if any(request.written) else "waiting",
+                len(request.prompt),
+                len(request.prompt) if any(request.written) else 0,
+                sum(request.written),
+                now - request.since,
+                request.priority,
+            )
+            for number, request in self._open.items()
+        )
+        running = sum(slot.state == "running" for slot in slots)
+        return Status(
+            running=running,
+            waiting=len(slots) - running,
+            queue_limit=self.gate.limit,
+            accepted=self.gate.accepted,
+            refused=self.gate.refused,
+            ended=self.ended,
+            failed=self.failed,
+            pages=tuple(PagesStatus(count - 1, count - 1) for count in self.setup.pages),
+            tokens=self.tokens,
+            steps=self.ticked,
+            slots=slots,
+            ranks=(),
+        )
 
     def _tick(self, number: int, request: _Request) -> None:
         """One more token for every open choice, the scores of the prompt before the first; or the hidden states, pooled."""
@@ -146,12 +237,12 @@ class FakeEngine:
             place = request.written[choice]
             token = self.answer(request.prompt, choice, place)
             if token < 0:
-                del self._open[number]
-                request.sink(Ended(number, error=f"no finite logits at token {place}"))
+                self._end(number, Ended(number, f"no finite logits at token {place}"))
                 return
             while token in request.ends and place < params.min_tokens:
                 token = (token + 1) % self.setup.layout.model.vocab
             request.written[choice] = place + 1
+            self.tokens += 1
             finish: Finish | None = "stop" if token in request.ends else "length" if place + 1 == request.limit else None
             if finish:
                 request.open.remove(choice)
@@ -160,8 +251,7 @@ class FakeEngine:
 
     def _end_if_done(self, number: int, request: _Request) -> None:
         if number in self._open and not (request.open and request.limit):
-            del self._open[number]
-            request.sink(Ended(number, prefilled=len(request.prompt)))
+            self._end(number, Ended(number, prefilled=len(request.prompt)))
 
     def _pooled(self, number: int, prompt: tuple[int, ...], params: PoolingParams) -> Pooled:
         """Token t stands for a state that is 1 at place t, modulo its width, and at place 0."""

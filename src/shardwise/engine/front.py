@@ -18,6 +18,7 @@ from shardwise.engine.hub import bundled
 from shardwise.engine.outputs import RequestOutput
 from shardwise.engine.prompts import read_chat, read_prompt
 from shardwise.engine.setup import Setup
+from shardwise.engine.status import Status
 from shardwise.engine.text import Tokenizer, open_tokenizer, read_json
 from shardwise.errors import CheckpointError, RequestError, ShardwiseError
 from shardwise.sched.events import Event
@@ -46,6 +47,7 @@ class TokenEngine(Protocol):
         bad: Sequence[Sequence[int]] = (),
         priority: int = 0,
         tenant: str = "",
+        timeout_s: float | None = None,
     ) -> int: ...
 
     def abort(self, request: int) -> None: ...
@@ -56,15 +58,21 @@ class TokenEngine(Protocol):
 
 
 class ServingEngine(TokenEngine, Protocol):
-    """An engine that many clients share, which may refuse a request when it is busy."""
+    """What a server asks: an engine that may be elsewhere, may be full, and may be lost. Its coroutines run on any event loop,
+    a remote one's on its own."""
 
     async def admitted(self, request: int) -> None:
-        """Returns once a submitted request is in the queue or runs. QueueFull, RequestError or Unavailable where it is not."""
+        """Returns once a submitted request was taken in. QueueFull, RequestError or Unavailable where it was not, and its sink
+        gets an `Ended` with the same words. `submit` itself may raise them where they are known at once."""
+        ...
+
+    async def status(self) -> Status:
+        """What it is doing. Unavailable where it is gone."""
         ...
 
     @property
     def lost(self) -> str | None:
-        """Why it runs nothing any more; None while it does."""
+        """Why it takes no requests any more; None while it does."""
         ...
 
 

@@ -37,7 +37,8 @@ def choices_of(params: SamplingParams | PoolingParams) -> int:
 @dataclass(eq=False, slots=True)
 class Entry:
     """One open request. `ends` are the ids that end it, `bad` the sequences of ids that it must not write; `grammar` is what
-    its answers must follow, compiled of what its `params` say of that."""
+    its answers must follow, compiled of what its `params` say of that. It came at `since`, and is given until `deadline`, on
+    the engine's clock."""
 
     number: int
     prompt: tuple[int, ...]
@@ -49,6 +50,8 @@ class Entry:
     bad: tuple[tuple[int, ...], ...] = ()
     priority: int = 0
     tenant: str = ""
+    since: float = 0.0
+    deadline: float | None = None
     grammar: Grammar | None = None
     choices: list[Continuation] = field(default_factory=list)
 
@@ -62,9 +65,10 @@ class Entry:
 
 
 class Journal:
-    """Open requests by number."""
+    """Open requests by number. How many have `ended`, how many of these `failed`, and the `tokens` that were written in all."""
 
     def __init__(self) -> None:
+        self.ended = self.failed = self.tokens = 0
         self.entries: dict[int, Entry] = {}
 
     def open(self, entry: Entry) -> None:
@@ -78,8 +82,11 @@ class Journal:
             choice = entry.choices[event.choice]
             choice.tokens.append(event.chosen.token)
             choice.counts[event.chosen.token] += 1
+            self.tokens += 1
         elif isinstance(event, Ended):
             del self.entries[event.request]
+            self.ended += 1
+            self.failed += event.error is not None
         entry.sink(event)
 
     def fail(self, reason: str) -> None:

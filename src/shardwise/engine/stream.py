@@ -6,6 +6,7 @@ Leaving the iterator, by its end, an error, a cancellation or forgetting it, abo
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections import deque
 from collections.abc import Callable
 from types import TracebackType
@@ -27,13 +28,17 @@ class _Inbox:
         self._events: deque[Event] = deque()
         self._some = asyncio.Event()
         self._told = False
+        self._thread = threading.get_ident()
 
     def put(self, event: Event) -> None:
-        """On the engine's thread."""
+        """On the engine's thread, or on the loop's where the engine is elsewhere."""
         self._events.append(event)
         if self._told:
             return
         self._told = True
+        if threading.get_ident() == self._thread:
+            self._some.set()
+            return
         try:
             self._loop.call_soon_threadsafe(self._some.set)
         except RuntimeError:  # the loop is closed: nobody waits any more

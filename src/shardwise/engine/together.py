@@ -16,6 +16,8 @@ from shardwise.sched.events import Event
 class Asked(Protocol):
     """A request under way, whatever is wanted of it: `Running` or `Pooling`."""
 
+    number: int
+
     @property
     def ended(self) -> bool: ...
 

@@ -47,11 +47,13 @@ class Loading(msgspec.Struct, frozen=True, tag=True):
 
 
 class Ready(msgspec.Struct, frozen=True, tag=True):
-    """The rank waits for steps."""
+    """The rank waits for steps: in process `pid` of `host`."""
 
     weight_bytes: int
     kv_bytes: int
     peak_bytes: int
+    pid: int
+    host: str
 
 
 class Forward(msgspec.Struct, frozen=True, tag=True):

@@ -96,7 +96,7 @@ def rows_of(runner: Runner, step: Step) -> Iterator[wire.Rows]:
 
 def ready(runner: Runner) -> wire.Ready:
     """What the rank holds, measured on its live storages, and the most memory that the process has had resident."""
-    return wire.Ready(runner.arena.nbytes, runner.cache.arena.nbytes, peak_bytes())
+    return wire.Ready(runner.arena.nbytes, runner.cache.arena.nbytes, peak_bytes(), os.getpid(), socket.gethostname())
 
 
 def peak_bytes() -> int:

@@ -61,7 +61,11 @@ def token_ids(name: str, value: object, most: int) -> tuple[int, ...]:
 
 def in_vocabulary(name: str, ids: Iterable[object], vocab: int) -> None:
     """RequestError, which calls them `name`, for an id that a model of `vocab` ids does not have."""
-    for token in ids:
+    found = ids if isinstance(ids, tuple | list) else tuple(ids)
+    # Prompts can be long, and this is quick: it is the rule, the search for the culprit the exception.
+    if not found or (set(map(type, found)) == {int} and min(found) >= 0 and max(found) < vocab):
+        return
+    for token in found:
         if not isinstance(token, int) or not 0 <= token < vocab:
             raise RequestError(f"{name}: token id {token!r} is not in this model's vocabulary of {vocab}: 0 to {vocab - 1} are")
 

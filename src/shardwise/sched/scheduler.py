@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Many
 from itertools import count
 
-from shardwise.errors import RequestError
+from shardwise.errors import TIME_UP, RequestError
 from shardwise.sched.deadlines import Deadlines
 from shardwise.sched.events import Emitted, Ended, Event, Finish, Pooled, Scored
 from shardwise.sched.flight import Flight, Part, Swap
@@ -52,6 +52,8 @@ class Scheduler:
         self._requests: dict[int, list[Sequence]] = {}
         self._owners: dict[int, tuple[int, int]] = {}
         self._began: dict[int, tuple[int, int]] = {}
+        self.begun: list[int] = []
+        """The requests that the last call of `step` gave pages to for the first time."""
         self._deadlines = Deadlines()
         self._roster = Roster(limits.sequences)
         self._flight: deque[Flight] = deque()
@@ -82,6 +84,10 @@ class Scheduler:
     def requests(self) -> int:
         """Requests that have not ended."""
         return len(self._requests)
+
+    def sequences(self, request: int) -> tuple[Sequence, ...]:
+        """The continuations of a request that has not ended; none of another."""
+        return tuple(self._requests.get(request, ()))
 
     # --- requests come and go -----------------------------------------------------------------------------------------
 
@@ -156,13 +162,13 @@ class Scheduler:
         for number, arrival in self._deadlines.passed(self._clock()):
             # Another one may have taken the number since.
             if number in self._requests and self._requests[number][0].order[1] == arrival:
-                yield self._end(number, "its time was up before it was complete")
+                yield self._end(number, TIME_UP)
 
     # --- reserve ------------------------------------------------------------------------------------------------------
 
     def step(self) -> tuple[Step | None, tuple[Event, ...]]:
         """The next step and what happened besides; no step where nothing can run before something is applied."""
-        events = tuple(self._expire())
+        self.begun, events = [], tuple(self._expire())
         if len(self._flight) >= self.limits.flight:
             return None, events
         plan = Flight(next(self._steps), self.cache.groups)
@@ -292,7 +298,9 @@ class Scheduler:
             self.cache.pledge(sequence)
         self._roster.start(sequence)
         self.cache.enter(sequence, path)
-        self._began.setdefault(sequence.request.number, (sequence.goal - sequence.issued, sequence.issued))
+        if sequence.request.number not in self._began:
+            self._began[sequence.request.number] = sequence.goal - sequence.issued, sequence.issued
+            self.begun.append(sequence.request.number)
         return sequence
 
     def _room(self, sequence: Sequence) -> list[Node] | None:

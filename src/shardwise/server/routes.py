@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from shardwise.server import chat, completions, generate, health, messages, models, responses, tgi, tokens
+from shardwise.server import chat, completions, generate, health, messages, models, responses, tgi, tokens, vectors
 from shardwise.server.route import Route
 
 ROUTES: tuple[Route, ...] = (
@@ -13,6 +13,7 @@ ROUTES: tuple[Route, ...] = (
     *generate.ROUTES,
     *models.ROUTES,
     *tokens.ROUTES,
+    *vectors.ROUTES,
     *tgi.ROUTES,
     *health.ROUTES,
 )

@@ -18,7 +18,7 @@ from shardwise.server.store import Store
 P = ParamSpec("P")
 T = TypeVar("T")
 
-READERS = 2
+READERS = 4
 """Threads that render templates and tokenise, so that a long prompt holds up nobody's tokens."""
 
 

@@ -1,0 +1,262 @@
+"""An engine in another process, as a front has it: what is asked goes out over a socket, events come in on the event loop.
+
+It starts nothing and keeps no journal. Whoever calls it on another thread than the loop's is served by the loop all the same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import count
+from typing import cast
+
+from shardwise.engine import bridge
+from shardwise.engine.admit import admit
+from shardwise.engine.setup import Setup
+from shardwise.engine.status import Status
+from shardwise.errors import QueueFull, RequestError, ShardwiseError, Unavailable
+from shardwise.sched.events import Ended, Event
+from shardwise.sched.pooling import PoolingParams
+from shardwise.sched.request import SamplingParams
+from shardwise.sched.scheduler import Scheduler
+from shardwise.sched.sequence import Request
+
+CLOSED = "the engine was closed"
+
+KEPT = 1024
+"""How many refusals are kept for those who ask for them later: whoever does not ask leaves them behind."""
+
+
+@dataclass(eq=False, slots=True)
+class _Open:
+    """A request that has not ended. `taken`: the engine has taken it in; `answer` is what `admitted` waits for until then."""
+
+    sink: Callable[[Event], None]
+    taken: bool = False
+    answer: asyncio.Future[None] | None = None
+
+
+class RemoteEngine(asyncio.Protocol):
+    """One connection to an engine's process, on one event loop. Sinks are called on the loop's thread."""
+
+    def __init__(self, setup: Setup, why: Callable[[], str | None] | None = None) -> None:
+        """To be made by `open`."""
+        self.setup = setup
+        self._why = why
+        self._loop = asyncio.get_running_loop()
+        self._thread = threading.get_ident()
+        self._transport: asyncio.Transport | None = None
+        self._frames = bridge.Frames()
+        self._numbers, self._asks = count(1), count(1)
+        self._open: dict[int, _Open] = {}
+        self._refused: OrderedDict[int, ShardwiseError] = OrderedDict()
+        self._statuses: dict[int, asyncio.Future[Status]] = {}
+        self._lost: str | None = None
+        self._gone: asyncio.Future[str] = self._loop.create_future()
+        self._learning: asyncio.Task[None] | None = None
+        # Asked for its check alone: whether a request could ever run is the same here as there.
+        windows = [group.window for group in setup.layout.cache]
+        self._scheduler = Scheduler(setup.pages, windows, setup.limits, lambda: 0.0)
+
+    @staticmethod
+    async def open(sock: socket.socket, setup: Setup, why: Callable[[], str | None] | None = None) -> RemoteEngine:
+        """The engine at the other end of `sock`, as `CoreProcess.connect` gives it. `why` is asked, on another thread, how it
+        came to its end where it could not say so itself: `CoreProcess.wait` knows."""
+        loop = asyncio.get_running_loop()
+        _, engine = await loop.create_unix_connection(lambda: RemoteEngine(setup, why), sock=sock)
+        return engine
+
+    # --- requests: from any thread ------------------------------------------------------------------------------------
+
+    def submit(
+        self,
+        prompt: Sequence[int],
+        params: SamplingParams | PoolingParams,
+        sink: Callable[[Event], None],
+        *,
+        ends: Sequence[int] = (),
+        bad: Sequence[Sequence[int]] = (),
+        priority: int = 0,
+        tenant: str = "",
+        timeout_s: float | None = None,
+    ) -> int:
+        """The number of a request that was sent. RequestError where it can never run, Unavailable where the engine is gone;
+        whether it was taken in, `admitted` says."""
+        if self._lost is not None:
+            raise Unavailable(self._lost)
+        limit = admit(self.setup, prompt, params)
+        number, given = next(self._numbers), tuple(prompt)
+        sampling, pooling = (params, None) if isinstance(params, SamplingParams) else (None, params)
+        self._scheduler.check(Request(number, given, limit, n=sampling.n if sampling else 1))
+        vocab = self.setup.layout.model.vocab
+        kept = tuple(i for i in ends if 0 <= i < vocab)
+        words = tuple(tuple(word) for word in bad if word and all(0 <= i < vocab for i in word))
+        asked = bridge.Submit(number, given, sampling, pooling, kept, words, priority, tenant, timeout_s)
+        data = bridge.frame(asked)
+        self._open[number] = _Open(sink)
+        self._call(self._begin, number, data)
+        return number
+
+    def abort(self, request: int) -> None:
+        """Ends a request wherever it is; one that has ended is ignored."""
+        if request in self._open:
+            self._call(self._send, bridge.frame(bridge.Abort(request)))
+
+    def finish(self, request: int, choice: int) -> None:
+        """Ends one continuation, whose text is complete; one that has ended is ignored."""
+        if request in self._open:
+            self._call(self._send, bridge.frame(bridge.FinishChoice(request, choice)))
+
+    @property
+    def lost(self) -> str | None:
+        """Why it takes no requests any more; None while it does."""
+        return self._lost
+
+    def close(self) -> None:
+        """Closes the connection: every open request ends with an error, here and there."""
+        self._call(self._end, CLOSED)
+
+    def _call(self, call: Callable[..., None], *values: object) -> None:
+        """On the loop's thread: now, if this is it."""
+        if threading.get_ident() == self._thread:
+            call(*values)
+        else:
+            with suppress(RuntimeError):  # the loop is closed, and the connection with it
+                self._loop.call_soon_threadsafe(call, *values)
+
+    # --- on the loop --------------------------------------------------------------------------------------------------
+
+    async def admitted(self, request: int) -> None:
+        """Returns once a request was taken in. QueueFull, RequestError or Unavailable where it was not; its sink got an `Ended`
+        with the same words."""
+        if (error := self._refused.pop(request, None)) is not None:
+            raise error
+        found = self._open.get(request)
+        if found is None or found.taken:
+            return
+        if found.answer is None:
+            found.answer = self._loop.create_future()
+        await found.answer
+
+    async def status(self) -> Status:
+        """What the engine is doing. Unavailable where it is gone."""
+        if self._lost is not None:
+            raise Unavailable(self._lost)
+        number = next(self._asks)
+        answer: asyncio.Future[Status] = self._loop.create_future()
+        self._statuses[number] = answer
+        self._send(bridge.frame(bridge.Ask(number)))
+        try:
+            return await answer
+        finally:
+            self._statuses.pop(number, None)
+
+    async def gone(self) -> str:
+        """Waits until the engine is lost, or closed: why."""
+        return await asyncio.shield(self._gone)
+
+    def _begin(self, number: int, data: bytes) -> None:
+        if self._lost is None:
+            self._send(data)
+        else:  # meanwhile, as seen from another thread
+            self._refuse(number, Unavailable(self._lost))
+
+    def _send(self, data: bytes) -> None:
+        if self._transport is not None and self._lost is None:
+            self._transport.write(data)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            for message in self._frames.feed(data):
+                self._take(message)
+        except bridge.BridgeError as error:
+            self._end(f"the connection to the engine failed: {error}")
+
+    def connection_lost(self, error: Exception | None) -> None:
+        if self._lost is None:
+            self._learning = self._loop.create_task(self._learn())
+
+    async def _learn(self) -> None:
+        """The engine is gone and did not say why."""
+        why = None if self._why is None else await asyncio.to_thread(self._why)
+        self._end(why or "the connection to the engine's process was lost")
+
+    def _take(self, message: bridge.Message) -> None:
+        if isinstance(message, bridge.Events):
+            for packed in message.events:
+                if (found := self._open.get(packed.request)) is not None:
+                    if not found.taken:
+                        _admit(found)
+                    self._tell(packed.request, found, bridge.unpack(packed))
+        elif isinstance(message, bridge.Admitted):
+            if (found := self._open.get(message.number)) is not None:
+                _admit(found)
+        elif isinstance(message, bridge.Refused):
+            self._refuse(message.number, _error(message))
+        elif isinstance(message, bridge.Answer):
+            if (answer := self._statuses.get(message.number)) is not None and not answer.done():
+                answer.set_result(message.status)
+        elif isinstance(message, bridge.Gone):
+            self._end(message.reason)
+        else:
+            raise bridge.BridgeError(f"an engine does not send {type(message).__name__}")
+
+    def _tell(self, number: int, found: _Open, event: Event) -> None:
+        if isinstance(event, Ended):
+            del self._open[number]
+        try:
+            found.sink(event)
+        except Exception as error:
+            # It is this request's sink that failed; the others' are well.
+            self.abort(number)
+            self._loop.call_exception_handler({"message": f"the sink of request {number} failed", "exception": error})
+
+    def _refuse(self, number: int, error: ShardwiseError) -> None:
+        """Ends a request that was not taken in."""
+        if (found := self._open.get(number)) is None:
+            return
+        if found.answer is None:
+            self._refused[number] = error
+            while len(self._refused) > KEPT:
+                self._refused.popitem(last=False)
+        elif not found.answer.done():
+            found.answer.set_exception(error)
+        self._tell(number, found, Ended(number, str(error)))
+
+    def _end(self, reason: str) -> None:
+        """The engine is lost: everything that is open ends with the cause."""
+        if self._lost is not None:
+            return
+        self._lost = reason
+        for number, found in list(self._open.items()):
+            if found.taken:
+                self._tell(number, found, Ended(number, reason))
+            else:
+                self._refuse(number, Unavailable(reason))
+        for answer in self._statuses.values():
+            if not answer.done():
+                answer.set_exception(Unavailable(reason))
+        if not self._gone.done():
+            self._gone.set_result(reason)
+        if self._transport is not None:
+            self._transport.close()
+
+
+def _admit(found: _Open) -> None:
+    found.taken = True
+    if found.answer is not None and not found.answer.done():
+        found.answer.set_result(None)
+
+
+def _error(refused: bridge.Refused) -> ShardwiseError:
+    if refused.kind == "full":
+        return QueueFull(refused.message, refused.retry_after_s)
+    return RequestError(refused.message) if refused.kind == "request" else Unavailable(refused.message)
