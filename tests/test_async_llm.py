@@ -154,3 +154,28 @@ def test_a_loop_that_ends_first_is_no_harm(fake: Make):
     engine.allow(5)
     until(lambda: engine.running == 0)
     assert engine.aborted == [1]
+
+
+def test_a_grammar_is_checked_beside_the_loop(fake: Make):
+    """Others go on while one that explodes is found out, which takes its process a second."""
+
+    async def go() -> None:
+        llm = AsyncLLM.on(fake())
+        ticks = 0
+
+        async def tick() -> None:
+            nonlocal ticks
+            while True:
+                await asyncio.sleep(0.01)
+                ticks += 1
+
+        ticking = asyncio.create_task(tick())
+        with pytest.raises(RequestError, match="takes more than 1 s"):
+            async for _ in llm.generate("a", SamplingParams(structured_outputs={"regex": "a*" * 10000})):
+                pass
+        ticking.cancel()
+        assert ticks > 10
+        last = [o async for o in llm.generate("a", SamplingParams(structured_outputs={"choice": ["b"]}, max_tokens=2))]
+        assert last[-1].finished
+
+    asyncio.run(go())

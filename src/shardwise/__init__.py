@@ -9,16 +9,28 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from shardwise.engine.outputs import CompletionOutput, Logprob, RequestOutput
+    from shardwise.engine.outputs import (
+        CompletionOutput,
+        EmbeddingOutput,
+        EmbeddingRequestOutput,
+        Logprob,
+        RequestOutput,
+        ScoringOutput,
+        ScoringRequestOutput,
+    )
     from shardwise.engine.prompts import TextPrompt, TokensPrompt
     from shardwise.errors import RequestError, ShardwiseError, UserError
     from shardwise.llm import LLM, AsyncLLM
+    from shardwise.sched.pooling import PoolingParams
     from shardwise.sched.request import RequestOutputKind, SamplingParams
 
 _HOMES = {
     "LLM": "llm", "AsyncLLM": "llm",
+    "PoolingParams": "sched.pooling",
     "SamplingParams": "sched.request", "RequestOutputKind": "sched.request",
     "RequestOutput": "engine.outputs", "CompletionOutput": "engine.outputs", "Logprob": "engine.outputs",
+    "EmbeddingRequestOutput": "engine.outputs", "EmbeddingOutput": "engine.outputs",
+    "ScoringRequestOutput": "engine.outputs", "ScoringOutput": "engine.outputs",
     "TextPrompt": "engine.prompts", "TokensPrompt": "engine.prompts",
     "ShardwiseError": "errors", "UserError": "errors", "RequestError": "errors",
 }  # fmt: skip
@@ -26,12 +38,17 @@ _HOMES = {
 __all__ = [
     "AsyncLLM",
     "CompletionOutput",
+    "EmbeddingOutput",
+    "EmbeddingRequestOutput",
     "LLM",
     "Logprob",
+    "PoolingParams",
     "RequestError",
     "RequestOutput",
     "RequestOutputKind",
     "SamplingParams",
+    "ScoringOutput",
+    "ScoringRequestOutput",
     "ShardwiseError",
     "TextPrompt",
     "TokensPrompt",

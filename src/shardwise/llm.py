@@ -8,27 +8,29 @@ from __future__ import annotations
 import itertools
 import threading
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from queue import SimpleQueue
 from random import Random
 from types import TracebackType
 from typing import Any, Literal, Self
 
 from shardwise.engine.complete import Prompt
+from shardwise.engine.embed import Pooling, check_dimensions, start_pooling
 from shardwise.engine.front import Front, Running, TokenEngine, sampling_defaults
 from shardwise.engine.hub import BUNDLED
-from shardwise.engine.outputs import RequestOutput
-from shardwise.engine.progress import Progress, progress
+from shardwise.engine.likelihood import SCORING, pair, paired
+from shardwise.engine.outputs import EmbeddingRequestOutput, RequestOutput, ScoringRequestOutput
 from shardwise.engine.prompts import Message, PromptType, conversations, listed
 from shardwise.engine.setup import Options, resolve
 from shardwise.engine.stream import Stream
 from shardwise.engine.text import Tokenizer
+from shardwise.engine.together import together
 from shardwise.errors import RequestError, UserError
 from shardwise.sched.checks import flag, shown, whole
 from shardwise.sched.events import Event
+from shardwise.sched.pooling import PoolingParams
 from shardwise.sched.request import MOST, SEEDS, SamplingParams
 
 Kind = Literal["processes", "threads"]
@@ -169,8 +171,8 @@ class LLM(_Open):
         """
         many = listed(prompts)
         wanted = self._params(sampling_params, len(many))
-        order = _each("priority", priority, len(many), lambda name, value: whole(name, value, -MOST, MOST))
-        return self._run([self._front.prompt(one, f"prompt {n}") for n, one in enumerate(many)], wanted, order, use_tqdm)
+        order = self._priorities(priority, len(many))
+        return self._answers([self._front.prompt(one, f"prompt {n}") for n, one in enumerate(many)], wanted, order, use_tqdm)
 
     def chat(
         self,
@@ -187,13 +189,63 @@ class LLM(_Open):
         """As `generate`, of one conversation or several, by the model's chat template. See `ChatTemplate.render`."""
         many = conversations(messages)
         wanted = self._params(sampling_params, len(many))
-        order = _each("priority", priority, len(many), lambda name, value: whole(name, value, -MOST, MOST))
+        order = self._priorities(priority, len(many))
         options = {
             "add_generation_prompt": add_generation_prompt, "continue_final_message": continue_final_message,
             "tools": tools, "variables": chat_template_kwargs,
         }  # fmt: skip
         asked = [self._front.chat(one, f"conversation {n}", **options) for n, one in enumerate(many)]
-        return self._run(asked, wanted, order, use_tqdm)
+        return self._answers(asked, wanted, order, use_tqdm)
+
+    def embed(
+        self,
+        prompts: PromptType | Sequence[PromptType],
+        use_tqdm: bool = True,
+        *,
+        pooling: Literal["last", "mean"] = "last",
+        normalize: bool = True,
+        dimensions: int | None = None,
+        priority: int | Sequence[int] = 0,
+    ) -> list[EmbeddingRequestOutput]:
+        """One vector a prompt, in the order of the prompts: `outputs.embedding` of each.
+
+        It is the final hidden state, after the last norm, of the last token, or the mean of all tokens' ("mean"); its first
+        `dimensions` numbers, None for all; divided by its length where `normalize`. Errors as of `generate`.
+        """
+        many, params = listed(prompts), PoolingParams(pooling)
+        check_dimensions(dimensions, self._front.core.setup.layout.model.hidden)
+        flag("normalize", normalize)
+        order = self._priorities(priority, len(many))
+        asked = [self._front.prompt(one, f"prompt {n}") for n, one in enumerate(many)]
+
+        def start(n: int, sink: Callable[[Event], None]) -> Pooling:
+            return start_pooling(self._front.core, asked[n], params, sink, priority=order[n])
+
+        done = together(self._front.core, len(many), start, use_tqdm)
+        return [one.output(normalize=normalize, dimensions=dimensions) for one in done]
+
+    def score(
+        self,
+        text_1: str | Sequence[str],
+        text_2: str | Sequence[str],
+        use_tqdm: bool = True,
+        *,
+        priority: int | Sequence[int] = 0,
+    ) -> list[ScoringRequestOutput]:
+        """How likely each `text_2` is after its `text_1`, one `text_1` for all or one for each: `outputs.score`.
+
+        It is the mean log-probability of the tokens of `text_2` given `text_1` and those before them, in nats a token: at most
+        0, and higher is likelier. (vLLM's is the similarity that a model trained for it gives; its arguments are these.) Each
+        text is tokenised by itself. Errors as of `generate`.
+        """
+        pairs = paired(_texts("text_1", text_1), _texts("text_2", text_2))
+        asked = [pair(self._front.tokenizer, a, b, f"pair {n}") for n, (a, b) in enumerate(pairs)]
+        order = self._priorities(priority, len(asked))
+        outputs = self._answers([one.prompt for one in asked], [SCORING] * len(asked), order, use_tqdm)
+        return [one.output(output) for one, output in zip(asked, outputs, strict=True)]
+
+    def _priorities(self, given: int | Sequence[int], count: int) -> list[int]:
+        return _each("priority", given, count, lambda name, value: whole(name, value, -MOST, MOST))
 
     def _params(self, given: SamplingParams | Sequence[SamplingParams] | None, count: int) -> list[SamplingParams]:
         def checked(name: str, value: object) -> SamplingParams:
@@ -203,60 +255,13 @@ class LLM(_Open):
 
         return _each("sampling_params", self.get_default_sampling_params() if given is None else given, count, checked)
 
-    def _run(
+    def _answers(
         self, prompts: list[Prompt], params: list[SamplingParams], priority: list[int], shows: bool
     ) -> list[RequestOutput]:
-        box = _Box(self._front.core)
-        running: list[Running] = []
-        try:
-            with progress(len(prompts), shows) as bar:
-                for n, prompt in enumerate(prompts):
-                    running.append(self._start(n, prompt, params[n], priority[n], box))
-                _drain(box, running, bar)
-        except BaseException:
-            box.close()
-            for request in running:
-                request.abort()
-            raise
-        return [request.transcript.output() for request in running]
+        def start(n: int, sink: Callable[[Event], None]) -> Running:
+            return self._front.start(prompts[n], self._seeded(params[n]), sink, priority=priority[n])
 
-    def _start(self, n: int, prompt: Prompt, params: SamplingParams, priority: int, box: _Box) -> Running:
-        try:
-            return self._front.start(prompt, self._seeded(params), partial(box.put, n), priority=priority)
-        except RequestError as error:
-            raise RequestError(f"prompt {n}: {error}") from None
-
-
-class _Box:
-    """The events of all requests of one call, on their way from the engine's thread to the caller's."""
-
-    def __init__(self, core: TokenEngine) -> None:
-        self._core = core
-        self._closed = False
-        self.events: SimpleQueue[tuple[int, Event]] = SimpleQueue()
-
-    def put(self, index: int, event: Event) -> None:
-        """On the engine's thread. A request that began just as the call was interrupted has nobody else to abort it."""
-        if self._closed:
-            self._core.abort(event.request)
-        else:
-            self.events.put((index, event))
-
-    def close(self) -> None:
-        self._closed = True
-
-
-def _drain(box: _Box, running: list[Running], bar: Progress) -> None:
-    """Reads events until every request has ended; ShardwiseError for the first that failed."""
-    left = len(running)
-    while left:
-        index, event = box.events.get()
-        request = running[index]
-        before = request.transcript.tokens
-        request.feed(event)
-        request.check(f"prompt {index}")
-        left -= request.ended
-        bar.add(request.transcript.tokens - before, done=request.ended)
+        return [one.transcript.output() for one in together(self._front.core, len(prompts), start, shows)]
 
 
 def _each(name: str, given: Any, count: int, checked: Any) -> list[Any]:
@@ -266,6 +271,14 @@ def _each(name: str, given: Any, count: int, checked: Any) -> list[Any]:
     if len(given) != count:
         raise RequestError(f"{name} is a list of {len(given)} for {count} prompts; give one for all, or as many")
     return [checked(f"{name}[{n}]", value) for n, value in enumerate(given)]
+
+
+def _texts(name: str, given: object) -> list[str]:
+    """One text or several; RequestError for anything else."""
+    many = [given] if isinstance(given, str) else given
+    if not isinstance(many, list | tuple) or not all(isinstance(text, str) for text in many):
+        raise RequestError(f"{name} is {shown(given)}; it takes a text, or a list of texts")
+    return list(many)
 
 
 def _shares(given: object) -> tuple[float, ...] | None:

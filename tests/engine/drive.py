@@ -11,11 +11,13 @@ from typing import Self
 
 from shardwise.engine.admit import admit
 from shardwise.engine.core import Core
+from shardwise.engine.grammar import Grammars
 from shardwise.engine.journal import Entry
 from shardwise.engine.ranks import Ranks
 from shardwise.engine.setup import Setup
 from shardwise.engine.thread_ranks import ThreadRanks
-from shardwise.sched.events import Emitted, Ended, Event, Scored
+from shardwise.sched.events import Emitted, Ended, Event, Pooled, Scored
+from shardwise.sched.pooling import PoolingParams
 from shardwise.sched.request import SamplingParams
 from shardwise.sched.step import Chosen
 
@@ -34,6 +36,10 @@ class Told:
     def scores(self) -> list[Chosen]:
         return [chosen for event in self.events if isinstance(event, Scored) for chosen in event.scores]
 
+    @property
+    def pooled(self) -> list[Pooled]:
+        return [event for event in self.events if isinstance(event, Pooled)]
+
     def tokens(self, choice: int = 0) -> list[int]:
         return [e.chosen.token for e in self.events if isinstance(e, Emitted) and e.choice == choice]
 
@@ -43,7 +49,7 @@ class Ask:
     """A request of a test, before it is numbered."""
 
     prompt: tuple[int, ...]
-    params: SamplingParams
+    params: SamplingParams | PoolingParams
     ends: tuple[int, ...] = ()
     priority: int = 0
     tenant: str = ""
@@ -56,6 +62,7 @@ class Drive:
         self.setup = setup
         self._start = ranks
         self.ranks = ranks(setup)
+        self.grammars = Grammars(setup.folder, setup.layout.model.vocab)
         self.now = 0.0
         self.core = Core(setup, self.ranks, lambda: self.now)
         self.told: dict[int, Told] = {}
@@ -74,8 +81,11 @@ class Drive:
         number = len(self.told) + 1
         told = self.told[number] = Told()
         limit = admit(self.setup, ask.prompt, ask.params)
-        seed = ask.params.seed if ask.params.seed is not None else seed
+        own = ask.params.seed if isinstance(ask.params, SamplingParams) else None
+        seed = seed if own is None else own
         entry = Entry(number, ask.prompt, ask.params, seed, limit, told.events.append, ask.ends, (), ask.priority, ask.tenant)
+        if ask.params.structured_outputs is not None:
+            entry.grammar = self.grammars.compile(ask.params.structured_outputs)
         self.entries[number] = entry
         self.core.add(entry)
         return number

@@ -49,7 +49,8 @@ def edited(row: torch.Tensor, edit: Edit | None) -> torch.Tensor:
     for i, value in edit.bias:
         row[i] = row[i] + value
     for i in range(len(row)):
-        if i in edit.barred or (edit.allowed is not None and i not in edit.allowed):
+        masked = edit.mask is not None and not (i // 8 < len(edit.mask) and edit.mask[i // 8] >> i % 8 & 1)
+        if i in edit.barred or (edit.allowed is not None and i not in edit.allowed) or masked:
             row[i] = -torch.inf
     return row
 

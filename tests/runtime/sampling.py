@@ -55,7 +55,7 @@ class Sampled:
             parts = Parts(Rank(layout, rank.index, comm, rank.device, rank.dtype, rank.kv_dtype))
             recent = Recent(len(draws), rank.device)
             own = slice(parts.own.start, parts.own.stop)
-            sampler = Sampler(parts, lambda hidden: hidden[:, own], recent)
+            sampler = Sampler(parts, lambda hidden: hidden, lambda hidden: hidden[:, own], recent)
             sampler.take(step, logits, batch)
             results = sampler.sample(1, draws)
             return results, recent.tokens[: len(draws)], comm.calls, sampler.uncertain

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import types
 from collections.abc import Callable, Iterator
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -119,6 +119,9 @@ def check_traffic(group: Group, name: str) -> None:
     for draw in (greedy(1), Draw(1, 1.0, 7), Draw(1, 0.7, 7, min_p=0.1), Draw(1, 1.0, 7, top_p=0.9, logprobs=3)):
         two.tokens.append(5)
         check_step(group, 1, (two.take(drawn=True),), draw)
+    one.tokens += range(50, 53)
+    two.tokens.append(5)
+    check_step(group, 4, (replace(one.take(wants=0), pool="mean"), replace(two.take(wants=0), pool="last")))
     sites = [c.site for c in group.comms[0].calls if c.op == "all_reduce" and c.site not in ("embed", "ranks")]
     mixed = [any(isinstance(node, MoE) for _, node in walk(block)) for _, block in layer_blocks(layout.model)]
     usual = [site for moe in mixed for site in ("attn_out", "moe_out" if moe else "mlp_down")]

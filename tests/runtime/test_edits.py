@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 import torch
 from transformers import (
@@ -75,6 +77,19 @@ def test_all_parts_in_order(shares: tuple[float, ...]) -> None:
             kept = [i for i in range(VOCABULARY) if i in (edit.allowed or range(VOCABULARY)) and i not in edit.barred]
             assert torch.isfinite(found[row]).nonzero()[:, 0].tolist() == kept
         assert torch.equal(found[row], full.edited(logits[row], edit))
+
+
+@pytest.mark.parametrize("shares", [*SHARES, (7.0, 11.0, 32.0), (1.0,) * 7], ids=str)
+def test_masks_bit_by_bit(shares: tuple[float, ...]) -> None:
+    """Of any length, also shorter and longer than the vocabulary; each rank takes its own bits, wherever they begin."""
+    chance = random.Random(3)
+    masks = [b"", b"\xff" * 7, b"\x00" * 20, bytes([0b1010]), *(chance.randbytes(n) for n in (1, 6, 7, 9))]
+    edits: list[Edit | None] = [None, *(Edit(mask=mask) for mask in masks), Edit(1.3, seen=(1, 2), barred=(3,), mask=b"\x0f")]
+    logits = random_logits(len(edits))
+    found = joined(logits, edits, shares)
+    for row, edit in enumerate(edits):
+        assert torch.equal(found[row], full.edited(logits[row], edit))
+    assert torch.isfinite(found[4]).nonzero()[:, 0].tolist() == [1, 3]
 
 
 def test_without_edits_nothing_is_copied() -> None:

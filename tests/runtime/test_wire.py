@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from shardwise.runtime import wire
 from shardwise.runtime.limits import Limits
 from shardwise.sched.step import Chosen, Draw, Edit, Item, Pages, Result, Step
 
-EDIT = Edit(1.1, 0.5, -0.5, (1, 2), ((1, 3),), ((5, -100.0),), (7,), ())
+EDIT = Edit(1.1, 0.5, -0.5, (1, 2), ((1, 3),), ((5, -100.0),), (7,), (), b"\x00\xff")
 ITEMS = (
     Item(3, (5, 6), 0, 2, (Pages(0, (4, 9)), Pages(16, ())), targets=(6,), top=2, drawn=(3, 4)),
     Item(8, (), 40, 41, (Pages(0, (1,)), Pages(0, (2,))), source=6, drawn=(8,)),
     Item(9, (1, 2, 3), 7, 10, (Pages(0, (3,)), Pages(0, (3,))), drawn=(9,), drafts=2),
+    Item(10, (1, 2), 0, 2, (Pages(0, (5,)), Pages(0, (5,))), pool="mean"),
 )
 MESSAGES: list[wire.Message] = [
     wire.Start(
@@ -22,6 +25,7 @@ MESSAGES: list[wire.Message] = [
     wire.Sample(7, (Draw(3, 0.0, 0), Draw(4, 0.7, 2**63 - 1, 1, 0.9, 40, 0.1, 5, EDIT), Draw(8, 1.0, 3), Draw(9, 1.0, 3))),
     wire.Sample(8, ()),
     wire.Draws((Draw(3, 0.0, 0),)),
+    wire.Results((Result(6, pooled=b"\x00\xff" * 8),)),
     wire.Done(7, (Result(3, (Chosen(5, -0.5, 1, ((5, -0.5), (6, -1.0))),), (Chosen(6),)), Result(4, error="no")), 0.25),
 ]
 
@@ -44,3 +48,14 @@ def test_draws_that_one_message_cannot_hold_come_in_several(limit: int) -> None:
 def test_one_draw_is_not_cut() -> None:
     with pytest.raises(wire.WireError, match=r"one draw takes \d+ bytes, over the limit of 100"):
         list(wire.encode_sample(4, (Draw(1, 0.5, 1, edit=Edit(allowed=tuple(range(300)))),), 100))
+
+
+@given(st.lists(st.integers(0, 300)), st.integers(1, 500))
+def test_pooled_states_that_one_message_cannot_hold_come_in_several(sizes: list[int], limit: int) -> None:
+    results = tuple(Result(n, pooled=bytes(size)) for n, size in enumerate(sizes))
+    parts = list(wire.in_messages(results, limit))
+    assert parts and tuple(result for part in parts for result in part) == results
+    taken = [sum(len(result.pooled) for result in part) for part in parts]
+    assert all(size <= limit or len(part) == 1 for size, part in zip(taken, parts, strict=True))
+    # None is sent that the one before it had room for.
+    assert all(size + len(part[0].pooled) > limit for size, part in zip(taken, parts[1:], strict=False))

@@ -14,6 +14,7 @@ from itertools import accumulate
 
 from shardwise.sched.events import Finish
 from shardwise.sched.limits import Limits
+from shardwise.sched.pooling import packed
 from shardwise.sched.sequence import Request, Sequence
 from shardwise.sched.step import SCRATCH, Chosen, Item, Pages, Result, Step
 from shardwise.spec.layout import PAGE_TOKENS
@@ -74,6 +75,14 @@ class Story:
     def score(self, place: int) -> float:
         """The log-probability of the token at `place`: another one after every history."""
         return -float(self.hashes[place] % 1009)
+
+    def state(self, place: int) -> list[float]:
+        """The hidden state of the token at `place`: small whole numbers, whose sums are exact; they count tokens and places."""
+        return [1.0, float(place), float(self.hashes[place + 1] % 1009)]
+
+    def vector(self, start: int, stop: int) -> bytes:
+        """The sum of the states from `start` to `stop`."""
+        return packed(map(sum, zip(*(self.state(place) for place in range(start, stop)), strict=True)))
 
     def angles(self, known: int, place: int) -> object:
         """What besides the tokens a key at `place` depends on, where the angles of `known` tokens were used."""
@@ -252,6 +261,10 @@ class Ranks:
         need(item.targets == tuple(story.tokens[place] for place in places), "targets are other tokens", item)
         need(not places or places[0] > item.start, "targets of tokens that are not in the item", item)
         scores = tuple(Chosen(story.tokens[place], story.score(place)) for place in places)
+        if item.pool:
+            need(not item.drawn and not item.targets, "pooled, and something else", item)
+            need(item.pool == "mean" or stop == len(story.request.prompt), "not the last token", item)
+            return [Result(item.sequence, pooled=story.vector(item.start if item.pool == "mean" else stop - 1, stop))]
         if not item.drawn:
             return [Result(item.sequence, (), scores)] if scores else []
         drafts = item.tokens[item.count - item.drafts :] if item.drafts else ()

@@ -18,6 +18,7 @@ from shardwise.errors import RequestError
 from shardwise.sched.limits import Limits
 from shardwise.sched.scheduler import Scheduler
 from shardwise.sched.sequence import Request
+from shardwise.sched.step import Pool
 from tests.sched.fakes import VOCABULARY, need
 from tests.sched.world import World
 
@@ -101,14 +102,16 @@ class Day:
         prompt = draw.choice(self.documents)[: draw.choice([16, 32, 48, draw.randint(1, 64)])]
         if not prompt or draw.random() < 0.8:
             prompt += tuple(draw.choices(range(VOCABULARY), k=draw.randint(1, 8)))
+        pooled: Pool = draw.choice(["mean", "last"]) if draw.random() < 0.1 else ""
         request = Request(
             number,
             prompt,
-            limit=draw.choice([0, 1, 4, 12, 40]),
-            n=min(draw.choice([1, 1, 1, 1, 2, 4]), world.limits.sequences),
+            limit=0 if pooled else draw.choice([0, 1, 4, 12, 40]),
+            n=1 if pooled else min(draw.choice([1, 1, 1, 1, 2, 4]), world.limits.sequences),
             ends=draw.choice([frozenset[int](), frozenset((3,))]),
             least=draw.choice([0, 2]),
-            scored=draw.random() < 0.1,
+            scored=not pooled and draw.random() < 0.1,
+            pooled=pooled,
             priority=draw.choice([0, 0, 0, 0, 1, 2]),
             salt=draw.choice([0, 0, 0, 1]),
             deadline=world.now + draw.randint(1, 400) if draw.random() < 0.05 else None,

@@ -44,6 +44,16 @@ def prompts(draw: st.DrawFn) -> tuple[int, ...]:
     return (*document, *draw(st.lists(ids, min_size=not document, max_size=4)))
 
 
+pooled = st.builds(
+    Request,
+    number=st.just(0),
+    prompt=prompts(),
+    limit=st.just(0),
+    pooled=st.sampled_from(["mean", "mean", "last"]),
+    priority=st.sampled_from([0, 0, 1, 2]),
+    salt=st.sampled_from([0, 0, 1]),
+)
+
 requests = st.builds(
     Request,
     number=st.just(0),
@@ -79,7 +89,11 @@ class Machine(RuleBasedStateMachine):
         self.world = World(pages, windows, limits, guess if guessed else None)
 
     @precondition(lambda self: len(self.world.clients) < 10)
-    @rule(request=requests, wait=st.sampled_from([None, None, None, 0, 30]), again=st.booleans())
+    @rule(
+        request=st.one_of(requests, requests, requests, pooled),
+        wait=st.sampled_from([None, None, None, 0, 30]),
+        again=st.booleans(),
+    )
     def add(self, request: Request, wait: int | None, again: bool) -> None:
         world = self.world
         if not again or self.number in world.clients:

@@ -105,6 +105,11 @@ PLANTS = [
     Plant("the whole prompt is found", "holdings", "        most = sequence.goal - 1\n", "        most = sequence.goal\n"),
     Plant("scored tokens are found instead of computed", "holdings", "most = min(most, sequence.scored - 1)", "most = most"),
     Plant(
+        "states of a found prefix are left out of a mean", "holdings", 'request.pooled == "mean"', 'request.pooled == "means"'
+    ),
+    Plant("a sum goes on when its prompt starts over", "pooling", "if item.start == 0 or item", "if not self.count or item"),
+    Plant("the last state is another one", "scheduler", "or stop == sequence.goal else", "or part.start == 0 else"),
+    Plant(
         "pages of a dropped step leak",
         "holdings",
         "                for page in reversed(table.ids[keep:]):\n                    pool.release(page)\n",

@@ -259,4 +259,4 @@ def test_it_is_a_value():
     with pytest.raises(AttributeError):
         params.n = 2
     assert params == SamplingParams(stop=("a",), logit_bias={1: 2.0})
-    assert len(FIELDS) == 24
+    assert len(FIELDS) == 25

@@ -104,6 +104,19 @@ def test_what_is_to_be_scored_is_computed_though_it_is_known():
     assert world.end(2) == Ended(2, prefilled=40)
 
 
+@pytest.mark.parametrize(("pool", "cached"), [("mean", 0), ("last", 32)])
+def test_a_mean_computes_what_is_known_and_the_last_state_does_not(pool, cached):
+    world = Told(LINE)
+    world.add(Request(1, prompt(40), 1))
+    world.turn()
+    world.add(Request(2, prompt(40), 0, pooled=pool))
+    world.turn()
+    assert world.end(2) == Ended(2, prefilled=40 - cached, cached=cached)
+    world.add(Request(3, prompt(1), 0, pooled=pool))
+    world.turn()
+    assert world.end(3) == Ended(3, prefilled=1)
+
+
 def test_one_token_without_a_limit_needs_no_step():
     world = Told()
     world.add(Request(1, (1,), 0, scored=True))

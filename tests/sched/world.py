@@ -9,7 +9,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from shardwise.sched.events import Emitted, Ended, Event, Scored
+from shardwise.sched.events import Emitted, Ended, Event, Pooled, Scored
 from shardwise.sched.limits import Limits
 from shardwise.sched.scheduler import Guess, Scheduler
 from shardwise.sched.sequence import Request
@@ -26,6 +26,7 @@ class Client:
     told: list[int] = field(default_factory=list)
     done: list[bool] = field(default_factory=list)
     scored: int = 1
+    pooled: bool = False
     left: bool = False
     failed: bool = False
 
@@ -169,6 +170,12 @@ class World:
                         story, place = client.stories[0], client.scored
                         need((chosen.token, chosen.logprob) == (story.tokens[place], story.score(place)), "score", place, event)
                         client.scored += 1
+                case Pooled():
+                    length = len(client.request.prompt)
+                    first = 0 if client.request.pooled == "mean" else length - 1
+                    need(not client.pooled and event.count == length - first, "pooled over", event, client.request)
+                    need(event.vector == client.stories[0].vector(first, length), "pooled", event, client.request)
+                    client.pooled = True
                 case Ended():
                     self._ended(client, event)
 
@@ -196,7 +203,8 @@ class World:
             return
         need(all(client.done) or request.limit == 0, "ended early:", event, client.told)
         need(not request.scored or client.scored == len(request.prompt), "scores", client.scored, request)
-        computed = len(request.prompt) - (request.limit == 0)
+        need(client.pooled == bool(request.pooled), "pooled", request)
+        computed = len(request.prompt) - (request.limit == 0 and not request.pooled)
         need(event.prefilled + event.cached == computed, "prompt", event, computed)
 
     # --- what holds at any time ---------------------------------------------------------------------------------------
@@ -244,7 +252,18 @@ class World:
 def marks(step: Step) -> int:
     """A hash of all of a step: of numbers alone, so that it is the same in every process."""
     items = [
-        (i.sequence, i.tokens, i.start, i.known, i.pages, -1 if i.source is None else i.source, i.targets, i.drawn, i.drafts)
+        (
+            i.sequence,
+            i.tokens,
+            i.start,
+            i.known,
+            i.pages,
+            -1 if i.source is None else i.source,
+            i.targets,
+            i.drawn,
+            i.drafts,
+            len(i.pool),
+        )
         for i in step.items
     ]
     return hash((step.number, tuple(items), step.copies))

@@ -10,6 +10,7 @@ import msgspec
 from shardwise.sched.request import SamplingParams
 from shardwise.server.call import Call
 from shardwise.server.job import Job
+from shardwise.server.refusal import Refusal
 from shardwise.server.reply import DONE, Events, Json, Reply, sse
 from shardwise.server.route import Route
 from shardwise.server.routes import ROUTES
@@ -66,6 +67,34 @@ async def breaks(_service: Service, _call: Call, _body: Any) -> Reply:
     raise KeyError("a secret of the prompt")
 
 
+closed: list[str] = []
+"""The ids of the calls whose flood was closed."""
+
+
+async def flood(_service: Service, call: Call, _body: Any) -> Reply:
+    async def frames() -> AsyncGenerator[bytes, None]:
+        try:
+            while True:
+                yield sse("x" * 32_000)
+        finally:
+            closed.append(call.id)
+
+    return Events(frames())
+
+
+async def fails_late(_service: Service, _call: Call, _body: Any) -> Reply:
+    async def frames() -> AsyncGenerator[bytes, None]:
+        yield sse({"ids": [1]}, "delta")
+        raise KeyError("a secret of the prompt")
+
+    return Events(frames())
+
+
+def other_shape(refusal: Refusal, call: Call) -> dict[str, object]:
+    """As an API has it that is not OpenAI's."""
+    return {"type": "error", "said": refusal.message, "request": call.id}
+
+
 async def named(_service: Service, _call: Call, body: Any) -> Reply:
     return Json(body)
 
@@ -84,6 +113,10 @@ DEMO = (
         example={"prompt": "Once"},
     ),
     Route("GET", ("/v1/breaks",), breaks, "Always fails.", "demo"),
+    Route("GET", ("/v1/flood",), flood, "Never ends.", "demo", streams=True),
+    Route("GET", ("/v1/late",), fails_late, "Fails after it began.", "demo", streams=True),
+    Route("GET", ("/v1/other/late",), fails_late, "The same with errors of its own.", "demo", errors=other_shape),
+    Route("GET", ("/v1/other/breaks",), breaks, "Always fails, with errors of its own.", "demo", errors=other_shape),
     Route("GET", ("/v1/named/{name}",), named, "Its parameters.", "demo"),
     Route("GET", ("/v1/named/{name}/twice",), named, "Its parameters.", "demo"),
 )

@@ -19,7 +19,7 @@ from typing import Any
 import uvicorn
 
 from shardwise.engine.front import ServingEngine
-from shardwise.server.app import make_app
+from shardwise.server.app import App, make_app
 from shardwise.server.protocol import uvicorn_config
 from shardwise.server.route import Route
 from shardwise.server.service import Service
@@ -52,9 +52,13 @@ class Answer:
 class Served:
     """A server that runs. `loop` is its event loop, on a thread of its own."""
 
-    service: Service
+    app: App
     port: int
     loop: asyncio.AbstractEventLoop
+
+    @property
+    def service(self) -> Service:
+        return self.app.service
 
     @property
     def url(self) -> str:
@@ -100,7 +104,8 @@ def serving(engine: ServingEngine, routes: Sequence[Route], **settings: Any) -> 
     service = Service(engine, given)
     with closing(socket.create_server(("127.0.0.1", 0))) as listener:
         port = listener.getsockname()[1]
-        server = uvicorn.Server(uvicorn_config(make_app(service, routes), given))
+        app = make_app(service, routes)
+        server = uvicorn.Server(uvicorn_config(app, given))
 
         async def run() -> None:
             loops.append(asyncio.get_running_loop())
@@ -111,7 +116,7 @@ def serving(engine: ServingEngine, routes: Sequence[Route], **settings: Any) -> 
         wait_for(lambda: server.started or not thread.is_alive(), "the server starts")
         assert thread.is_alive(), "the server did not start"
         try:
-            yield Served(service, port, loops[0])
+            yield Served(app, port, loops[0])
         finally:
             server.should_exit = server.force_exit = True
             thread.join(WAIT_S)

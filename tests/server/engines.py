@@ -11,6 +11,12 @@ class ServingFake(FakeEngine):
     lost: str | None = None
     refusals: tuple[Exception, ...] = ()
 
+    @property
+    def ticks(self) -> int:
+        """How many ticks are allowed and have not happened."""
+        with self._changed:
+            return self._ticks
+
     async def admitted(self, request: int) -> None:
         if self.refusals:
             first, *rest = self.refusals

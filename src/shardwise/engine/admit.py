@@ -7,18 +7,21 @@ from collections.abc import Sequence
 from shardwise.engine.setup import Setup
 from shardwise.errors import RequestError
 from shardwise.sched.checks import in_vocabulary
+from shardwise.sched.pooling import PoolingParams
 from shardwise.sched.request import SamplingParams
 
 
-def admit(setup: Setup, prompt: Sequence[int], params: SamplingParams) -> int:
+def admit(setup: Setup, prompt: Sequence[int], params: SamplingParams | PoolingParams) -> int:
     """How many tokens may be generated; RequestError where the request can never run. Needs no ranks."""
     context, vocab = setup.context, setup.layout.model.vocab
     if not prompt:
         raise RequestError("the prompt is empty: it needs at least one token")
-    scoring = params.max_tokens == 0
+    scoring = not isinstance(params, SamplingParams) or params.max_tokens == 0
     if len(prompt) >= context + scoring:
         raise RequestError(_too_long(setup, len(prompt), scoring))
     in_vocabulary("the prompt", prompt, vocab)
+    if not isinstance(params, SamplingParams):
+        return 0
     params.check_vocabulary(vocab)
     if scoring:
         return 0

@@ -15,10 +15,11 @@ import msgspec
 from shardwise.engine.memory import Bound
 from shardwise.engine.setup import Setup
 from shardwise.engine.status import Status
-from shardwise.errors import ShardwiseError
+from shardwise.errors import RequestError, ShardwiseError
 from shardwise.sched import events as told
 from shardwise.sched.events import Finish
 from shardwise.sched.limits import Limits
+from shardwise.sched.pooling import PoolingParams
 from shardwise.sched.request import MOST, SamplingParams
 from shardwise.sched.step import Chosen
 from shardwise.spec.config import read_model
@@ -120,16 +121,28 @@ def unpack_setup(body: bytes) -> Setup:
 
 
 class Submit(msgspec.Struct, frozen=True, tag=True):
-    """A request, by a number that the front chose. Answered by Admitted or Refused; its events may come before Admitted."""
+    """A request, by a number that the front chose. Answered by Admitted or Refused; its events may come before Admitted.
+
+    One of `sampling` and `pooling` is given.
+    """
 
     number: Number
     prompt: tuple[Id, ...]
-    params: SamplingParams
+    sampling: SamplingParams | None = None
+    pooling: PoolingParams | None = None
     ends: tuple[Id, ...] = ()
     bad: Words = ()
     priority: Annotated[int, msgspec.Meta(ge=-MOST, le=MOST)] = 0
     tenant: str = ""
     timeout_s: Annotated[float, msgspec.Meta(ge=0)] | None = None
+
+    @property
+    def params(self) -> SamplingParams | PoolingParams:
+        """What is wanted of the prompt. RequestError where it does not say."""
+        found = self.pooling if self.sampling is None else self.sampling
+        if found is None:
+            raise RequestError("the request says neither how to continue its prompt nor how to pool it")
+        return found
 
 
 class Abort(msgspec.Struct, frozen=True, tag=True):
@@ -205,7 +218,15 @@ class Ended(msgspec.Struct, frozen=True, array_like=True, tag=3):
     preempted: int
 
 
-Packed = Token | Figured | Scored | Ended
+class Pooled(msgspec.Struct, frozen=True, array_like=True, tag=4):
+    """As its namesake."""
+
+    request: int
+    vector: bytes
+    count: int
+
+
+Packed = Token | Figured | Scored | Ended | Pooled
 
 
 class Events(msgspec.Struct, frozen=True, tag=True):
@@ -297,6 +318,8 @@ def pack(event: told.Event, request: int) -> Packed:
         return Token(request, event.choice, chosen.token, event.finish)
     if isinstance(event, told.Ended):
         return Ended(request, event.error, event.prefilled, event.cached, event.preempted)
+    if isinstance(event, told.Pooled):
+        return Pooled(request, event.vector, event.count)
     return Scored(request, event.scores)
 
 
@@ -308,6 +331,8 @@ def unpack(event: Packed) -> told.Event:
         return told.Ended(event.request, event.error, event.prefilled, event.cached, event.preempted)
     if isinstance(event, Figured):
         return told.Emitted(event.request, event.choice, event.chosen, event.finish)
+    if isinstance(event, Pooled):
+        return told.Pooled(event.request, event.vector, event.count)
     return told.Scored(event.request, event.scores)
 
 

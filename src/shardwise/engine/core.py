@@ -14,6 +14,8 @@ from shardwise.engine.journal import Entry, Journal
 from shardwise.engine.ranks import Ranks
 from shardwise.engine.setup import Setup
 from shardwise.sched.events import Emitted, Ended, Event
+from shardwise.sched.pooling import PoolingParams
+from shardwise.sched.request import SamplingParams
 from shardwise.sched.scheduler import Scheduler
 from shardwise.sched.sequence import Request
 from shardwise.sched.step import Draw, Result, Step
@@ -45,6 +47,16 @@ class Core:
     def request(self, entry: Entry) -> Request:
         """The request as the scheduler knows it."""
         params = entry.params
+        if isinstance(params, PoolingParams):
+            return Request(
+                number=entry.number,
+                prompt=entry.prompt,
+                limit=entry.limit,
+                pooled=params.pooling,
+                priority=entry.priority,
+                salt=entry.tenant,
+                deadline=entry.deadline,
+            )
         return Request(
             number=entry.number,
             prompt=entry.prompt,
@@ -71,10 +83,12 @@ class Core:
 
     def begin(self, entry: Entry) -> None:
         """Lets a request run that is expected, unless it has ended meanwhile."""
-        assert (entry.grammar is None) == (entry.params.structured_outputs is None), "a grammar is compiled before it is needed"
-        if entry.number in self.journal.entries:
-            self._draws[entry.number] = Draws(entry)
-            self._note(self.scheduler.add(self.request(entry)))
+        if entry.number not in self.journal.entries:
+            return
+        assert (entry.grammar is None) == (entry.structured is None), "a grammar is compiled before it is needed"
+        if isinstance(entry.params, SamplingParams):
+            self._draws[entry.number] = Draws(entry, entry.params)
+        self._note(self.scheduler.add(self.request(entry)))
 
     def abort(self, request: int, error: str | None = None) -> None:
         """Ends a request, if it is open."""
@@ -154,14 +168,14 @@ class Core:
         complete: list[tuple[int, int]] = []
         for event in events:
             draws = self._draws.get(event.request)
-            if isinstance(event, Ended) and event.error and draws and draws.failed:
-                event = replace(event, error=draws.failed)
-            if isinstance(event, Emitted) and not event.finish and draws and draws.complete(event.choice, event.chosen.token):
-                event = replace(event, finish="stop")
-                complete.append((event.request, event.choice))
             if isinstance(event, Ended):
+                if event.error and draws and draws.failed:
+                    event = replace(event, error=draws.failed)
                 self._draws.pop(event.request, None)
                 self._ended(event.request)
+            elif isinstance(event, Emitted) and not event.finish and draws and draws.complete(event.choice, event.chosen.token):
+                event = replace(event, finish="stop")
+                complete.append((event.request, event.choice))
             self.journal.note(event)
         for request, choice in complete:
             self._note(self.scheduler.finish(request, choice))

@@ -22,6 +22,7 @@ from shardwise.engine import bridge
 from shardwise.engine.status import Status
 from shardwise.errors import QueueFull, RequestError, ShardwiseError
 from shardwise.sched.events import Ended, Event
+from shardwise.sched.pooling import PoolingParams
 from shardwise.sched.request import SamplingParams
 
 BUFFER_BYTES = 64 * 2**20
@@ -42,7 +43,7 @@ class Served(Protocol):
     def submit(
         self,
         prompt: Sequence[int],
-        params: SamplingParams,
+        params: SamplingParams | PoolingParams,
         sink: Callable[[Event], None],
         *,
         ends: Sequence[int] = (),

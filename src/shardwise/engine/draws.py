@@ -17,11 +17,11 @@ PLAIN = Edit()
 class Draws:
     """The draws of one request."""
 
-    __slots__ = ("_bias", "_entry", "_fixed", "_matchers", "_single", "_waits", "_words")
+    __slots__ = ("_bias", "_entry", "_fixed", "_matchers", "_params", "_single", "_waits", "_words")
 
-    def __init__(self, entry: Entry) -> None:
-        params = entry.params
-        self._entry = entry
+    def __init__(self, entry: Entry, params: SamplingParams) -> None:
+        """`params` are those of the entry, which may ask for something else than draws."""
+        self._entry, self._params = entry, params
         self._bias = tuple(sorted((params.logit_bias or {}).items()))
         self._single = tuple(sorted({word[0] for word in entry.bad if len(word) == 1}))
         self._words = tuple(word for word in entry.bad if len(word) > 1)
@@ -35,7 +35,7 @@ class Draws:
 
     def draw(self, sequence: int, choice: int, count: int) -> Draw:
         """How to draw the token after `count` tokens of a choice, for the scheduler's `sequence`."""
-        early = count < self._entry.params.min_tokens
+        early = count < self._params.min_tokens
         fixed = self._fixed.get((choice, early))
         if fixed is None or fixed.sequence != sequence:
             fixed = self._fixed[choice, early] = self._draw(sequence, choice, early)
@@ -54,7 +54,7 @@ class Draws:
         return self._matchers[choice].finished()
 
     def _draw(self, sequence: int, choice: int, early: bool) -> Draw:
-        params = self._entry.params
+        params = self._params
         # Of its ends a grammar decides.
         barred = tuple(sorted({*self._single, *(self._entry.ends if early and not self._matchers else ())}))
         allowed = tuple(params.allowed_token_ids) if params.allowed_token_ids is not None else None
@@ -73,7 +73,7 @@ class Draws:
 
     def _after(self, choice: int, edit: Edit, early: bool) -> Edit:
         """The edit with what the tokens so far make of it."""
-        params, own = self._entry.params, self._entry.choices[choice]
+        params, own = self._params, self._entry.choices[choice]
         barred = set(edit.barred)
         for word in self._words:
             if tuple(own.tokens[1 - len(word) :]) == word[:-1]:

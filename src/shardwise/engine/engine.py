@@ -27,6 +27,7 @@ from shardwise.engine.setup import Setup
 from shardwise.engine.status import Status, awaited, gather, rank_statuses
 from shardwise.errors import ShardwiseError
 from shardwise.sched.events import Emitted, Ended, Event
+from shardwise.sched.pooling import PoolingParams
 from shardwise.sched.request import SEEDS, SamplingParams
 
 CLOSED = "the engine was closed"
@@ -62,9 +63,9 @@ class Engine:
         else:
             self.ranks = ranks
         self.core = Core(setup, self.ranks, time.monotonic, self._begun, self._gone)
-        self._statuses = rank_statuses(setup, self.ranks.ready)
         self.grammars = Grammars(setup.folder, setup.layout.model.vocab)
         self._compiler = ThreadPoolExecutor(1, "grammars")  # which starts its thread when it has something to do
+        self._statuses = rank_statuses(setup, self.ranks.ready)
         self._numbers = count(1)
         self._orders: deque[Callable[[], None]] = deque()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -84,7 +85,7 @@ class Engine:
     def submit(
         self,
         prompt: Sequence[int],
-        params: SamplingParams,
+        params: SamplingParams | PoolingParams,
         sink: Sink,
         *,
         ends: Sequence[int] = (),
@@ -95,37 +96,40 @@ class Engine:
     ) -> int:
         """The number of a request that now runs, or waits to. `ends` are the ids that end it (none with `ignore_eos`), `bad`
         the sequences of ids that it must not write; `tenant` keeps its cache apart. After `timeout_s` it fails with TIME_UP.
-        Structured outputs are compiled on a thread of their own, in limits of their own, and what does not compile fails the
-        request; to have strangers' grammars refused, and tried where they do no harm, is the front's part (`Front.check`).
+        With PoolingParams nothing is drawn: the prompt's hidden states are wanted. Structured outputs are compiled on a thread
+        of their own, in limits of their own, and what does not compile fails the request; to have strangers' grammars refused,
+        and tried where they do no harm, is the front's part (`Front.check`).
 
         `sink` gets its events on the engine's thread and must not wait. RequestError where the request can never run;
         QueueFull where too many wait; ShardwiseError, the cause, where the engine has ended.
         """
         limit = admit(self.setup, prompt, params)
-        seed = params.seed if params.seed is not None else secrets.randbelow(SEEDS)
+        seed = params.seed if isinstance(params, SamplingParams) else 0
+        seed = secrets.randbelow(SEEDS) if seed is None else seed
         # A checkpoint's end ids may lie beyond its logits; such a one is never drawn.
         vocab = self.setup.layout.model.vocab
         kept = tuple(sorted({i for i in ends if 0 <= i < vocab}))
         words = tuple(tuple(word) for word in bad if word and all(0 <= i < vocab for i in word))
         now, given = time.monotonic(), tuple(prompt)
         until = None if timeout_s is None else now + timeout_s
-        entry = Entry(next(self._numbers), given, params, seed, limit, sink, kept, words, priority, tenant)
-        entry.since, entry.deadline = now, until
+        entry = Entry(next(self._numbers), given, params, seed, limit, sink, kept, words, priority, tenant, now, until)
         self.core.scheduler.check(self.core.request(entry))
         key = (tenant, hash(given)) if self.gate.limit is not None else ()
+        take = self.core.add if entry.structured is None else self.core.expect
         with self._lock:
             if self._ended is not None:
                 raise self._ended
             self.gate.enter(entry.number, len(given), key)
-            self._orders.append(lambda: self.core.add(entry) if params.structured_outputs is None else self.core.expect(entry))
+            self._orders.append(lambda: take(entry))
             os.eventfd_write(self._wake, 1)
-        if params.structured_outputs is not None:
-            self._compiler.submit(self._compile, entry)
+        if entry.structured is not None:
+            with suppress(RuntimeError):  # closed meanwhile, which ends what is expected
+                self._compiler.submit(self._compile, entry)
         return entry.number
 
     def _compile(self, entry: Entry) -> None:
         """Lets a request begin that waits for its grammar."""
-        wanted, error = entry.params.structured_outputs, None
+        wanted, error = entry.structured, None
         assert wanted is not None
         try:
             entry.grammar = self.grammars.compile(wanted)

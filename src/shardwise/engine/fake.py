@@ -15,10 +15,12 @@ from typing import Self
 
 from shardwise.engine.admit import admit
 from shardwise.engine.gate import Gate
+from shardwise.engine.journal import choices_of
 from shardwise.engine.setup import Setup
 from shardwise.engine.status import PagesStatus, Slot, Status, awaited
 from shardwise.errors import TIME_UP, Unavailable
-from shardwise.sched.events import Emitted, Ended, Event, Finish, Scored
+from shardwise.sched.events import Emitted, Ended, Event, Finish, Pooled, Scored
+from shardwise.sched.pooling import PoolingParams, packed
 from shardwise.sched.request import SamplingParams
 from shardwise.sched.step import Chosen
 
@@ -29,7 +31,7 @@ Answer = Callable[[Sequence[int], int, int], int]
 @dataclass(slots=True)
 class _Request:
     prompt: tuple[int, ...]
-    params: SamplingParams
+    params: SamplingParams | PoolingParams
     sink: Callable[[Event], None]
     ends: frozenset[int]
     limit: int
@@ -53,7 +55,7 @@ class FakeEngine:
         self.gate = Gate(queue, None, time.monotonic)
         self.ticked = self.tokens = self.ended = self.failed = 0
         self._lost: str | None = None
-        self.submitted: list[tuple[tuple[int, ...], SamplingParams]] = []
+        self.submitted: list[tuple[tuple[int, ...], SamplingParams | PoolingParams]] = []
         self.aborted: list[int] = []
         self.finished: list[tuple[int, int]] = []
         self.answer = answer or self._counting
@@ -85,7 +87,7 @@ class FakeEngine:
     def submit(
         self,
         prompt: Sequence[int],
-        params: SamplingParams,
+        params: SamplingParams | PoolingParams,
         sink: Callable[[Event], None],
         *,
         ends: Sequence[int] = (),
@@ -101,11 +103,10 @@ class FakeEngine:
             number = len(self.submitted) + 1
             self.gate.enter(number, len(prompt), (tenant, tuple(prompt)))
             self.submitted.append((tuple(prompt), params))
-            now = time.monotonic()
+            now, n = time.monotonic(), choices_of(params)
             until = math.inf if timeout_s is None else now + timeout_s
-            choices = list(range(params.n))
             self._open[number] = _Request(
-                tuple(prompt), params, sink, frozenset(ends), limit, choices, now, until, priority, [0] * params.n
+                tuple(prompt), params, sink, frozenset(ends), limit, list(range(n)), now, until, priority, [0] * n
             )
             self._changed.notify_all()
             return number
@@ -224,30 +225,43 @@ class FakeEngine:
         )
 
     def _tick(self, number: int, request: _Request) -> None:
-        """One more token for every open choice; the scores of the prompt before the first."""
-        if request.params.prompt_logprobs is not None and not any(request.written):
-            request.sink(
-                Scored(number, tuple(self._chosen(token, request.params.prompt_logprobs) for token in request.prompt[1:]))
-            )
+        """One more token for every open choice, the scores of the prompt before the first; or the hidden states, pooled."""
+        params = request.params
+        if isinstance(params, PoolingParams):
+            request.sink(self._pooled(number, request.prompt, params))
+            self._end_if_done(number, request)
+            return
+        if params.prompt_logprobs is not None and not any(request.written):
+            request.sink(Scored(number, tuple(self._chosen(token, params.prompt_logprobs) for token in request.prompt[1:])))
         for choice in list(request.open) if request.limit else ():
             place = request.written[choice]
             token = self.answer(request.prompt, choice, place)
             if token < 0:
                 self._end(number, Ended(number, f"no finite logits at token {place}"))
                 return
-            while token in request.ends and place < request.params.min_tokens:
+            while token in request.ends and place < params.min_tokens:
                 token = (token + 1) % self.setup.layout.model.vocab
             request.written[choice] = place + 1
             self.tokens += 1
             finish: Finish | None = "stop" if token in request.ends else "length" if place + 1 == request.limit else None
             if finish:
                 request.open.remove(choice)
-            request.sink(Emitted(number, choice, self._chosen(token, request.params.logprobs), finish))
+            request.sink(Emitted(number, choice, self._chosen(token, params.logprobs), finish))
         self._end_if_done(number, request)
 
     def _end_if_done(self, number: int, request: _Request) -> None:
         if number in self._open and not (request.open and request.limit):
             self._end(number, Ended(number, prefilled=len(request.prompt)))
+
+    def _pooled(self, number: int, prompt: tuple[int, ...], params: PoolingParams) -> Pooled:
+        """Token t stands for a state that is 1 at place t, modulo its width, and at place 0."""
+        hidden = self.setup.layout.model.hidden
+        tokens = prompt if params.pooling == "mean" else prompt[-1:]
+        total = [0.0] * hidden
+        for token in tokens:
+            total[0] += 1.0
+            total[token % hidden] += 1.0
+        return Pooled(number, packed(total), len(tokens))
 
     def _chosen(self, token: int, logprobs: int | None) -> Chosen:
         """The token as the likeliest, the next ids behind it."""

@@ -23,6 +23,7 @@ from shardwise.engine.status import Status
 from shardwise.engine.text import Tokenizer, open_tokenizer, read_json
 from shardwise.errors import CheckpointError, RequestError, ShardwiseError
 from shardwise.sched.events import Event
+from shardwise.sched.pooling import PoolingParams
 from shardwise.sched.request import SEEDS, RequestOutputKind, SamplingParams
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ class TokenEngine(Protocol):
     def submit(
         self,
         prompt: Sequence[int],
-        params: SamplingParams,
+        params: SamplingParams | PoolingParams,
         sink: Callable[[Event], None],
         *,
         ends: Sequence[int] = (),
@@ -92,6 +93,11 @@ class Running:
     @property
     def ended(self) -> bool:
         return self.transcript.ended is not None
+
+    @property
+    def tokens(self) -> int:
+        """How many were generated, over all choices."""
+        return self.transcript.tokens
 
     def check(self, name: str | None = None) -> None:
         """ShardwiseError where it has failed; `name` says which it was."""

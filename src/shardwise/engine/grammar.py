@@ -57,13 +57,13 @@ class Matcher:
     def finished(self) -> bool:
         """Whether the answer is complete and nothing can be added to it."""
         self._look()
-        return self._complete and not any(self._open)
+        return self._complete and not _some(self._open)
 
     def mask(self, *, early: bool = False) -> bytes:
         """The ids that may come next, as `Edit.mask` has them: none at a dead end. `early`: it is not to end yet if it can go
         on."""
         self._look()
-        if not self._complete or (early and any(self._open)):
+        if not self._complete or (early and _some(self._open)):
             return self._open
         found = bytearray(self._open)
         for token in self._ends:
@@ -88,13 +88,18 @@ class Matcher:
                 for token in self._ends:
                     found[token // 8] &= ~(1 << token % 8) & 0xFF
         self._open = bytes(found)
-        if not self.failed and not self._complete and not any(found):
+        if not self.failed and not self._complete and not _some(found):
             self.failed = DEAD_END
 
     def _fail(self) -> None:
         reason = self._core.get_error()
         dead = "NoExtension" in reason or not reason
         self.failed = DEAD_END if dead else f"structured_outputs became too complex to follow: {plain(reason)}"
+
+
+def _some(mask: bytes | bytearray) -> bool:
+    """Whether any bit is set; `any` would look at each byte in Python."""
+    return mask.count(0) < len(mask)
 
 
 class Grammar:
@@ -141,7 +146,7 @@ class Grammars:
             initial_lexer_fuel=500_000,
             step_lexer_fuel=100_000,
             step_max_items=25_000,
-            max_lexer_states=20_000,
+            max_lexer_states=10_000,
             max_grammar_size=200_000,
             precompute_large_lexemes=False,
             verbose_errors=False,
@@ -188,7 +193,7 @@ def _library_tokenizer(tokenizer: Tokenizer, vocab: int) -> llguidance.LLTokeniz
 
 def source(wanted: StructuredOutputs) -> str:
     """The grammar in llguidance's own form. RequestError for one that cannot be brought into it."""
-    if wanted.json is not None or wanted.json_object:
+    if wanted.kind in ("json", "json_object"):
         schema = json.loads(wanted.json) if isinstance(wanted.json, str) else {"type": "object"}
         schema["x-guidance"] = {"whitespace_pattern": WHITESPACE}
         return f"{_NO_FORCING}start: %json {json.dumps(schema, ensure_ascii=False)}"
@@ -227,4 +232,6 @@ def plain(message: str) -> str:
         first = "invalid regular expression"
     why = next((line.removeprefix("error: ") for line in lines[1:] if line.startswith("error: ")), "")
     text = f"{first}: {why}" if why else first
+    # The option is not the request's to set: what it would make of a schema accepts more than the schema does.
+    text = re.sub(r"Enable 'coerce_one_of'.*", "Use anyOf, or name a discriminator.", text)
     return text if len(text) <= MESSAGE_CHARS else f"{text[:MESSAGE_CHARS]}…"

@@ -16,7 +16,6 @@ import sys
 import threading
 import time
 import weakref
-from collections import OrderedDict
 from dataclasses import asdict
 from pathlib import Path
 from subprocess import DEVNULL, PIPE, Popen
@@ -31,6 +30,7 @@ WALL_S = 20.0  # on a machine so busy that its CPU time does not come
 OPEN_S = 120.0  # for a tokenizer to open there
 GROWTH_BYTES = 64 << 20  # what one grammar may take of memory
 ROOM_BYTES = 512 << 20  # of address space, beyond what the tokenizer has
+STACK_BYTES = 1536 << 10  # less than any thread has that is to compile it again
 TOKENS = 16  # written at random, to see what they cost
 KEPT = 256
 
@@ -46,40 +46,49 @@ class GrammarCheck:
 
     def __init__(self, folder: Path, vocab: int) -> None:
         self._folder, self._vocab = folder, vocab
-        self._passed: OrderedDict[StructuredOutputs, None] = OrderedDict()
+        self._passed: dict[StructuredOutputs, None] = {}
         self._process: Popen[bytes] | None = None
         self._lock = threading.Lock()
 
     def __call__(self, wanted: StructuredOutputs) -> None:
         """RequestError, which says why, for a grammar that cannot be used. What has passed lately passes at once."""
+        if wanted in self._passed:  # which does not wait for one that explodes
+            return
         with self._lock:
-            if wanted not in self._passed:
-                if (error := self._asked(wanted)) is not None:
-                    raise RequestError(error)
-                self._passed[wanted] = None
-                if len(self._passed) > KEPT:
-                    self._passed.popitem(last=False)
-            self._passed.move_to_end(wanted)
+            if error := self._asked(wanted):
+                raise RequestError(error)
+            self._passed[wanted] = None
+            if len(self._passed) > KEPT:
+                self._passed.pop(next(iter(self._passed)))
 
-    def _asked(self, wanted: StructuredOutputs) -> str | None:
-        fresh = self._process is None or self._process.poll() is not None
-        process = self._started()
-        if fresh and (reason := _line(process, None, OPEN_S)) != "":
+    @property
+    def pid(self) -> int | None:
+        """Of the process, where it was started."""
+        return None if self._process is None else self._process.pid
+
+    def _asked(self, wanted: StructuredOutputs) -> str:
+        """What the process says: why not, or nothing."""
+        for _ in range(2):  # it may have been lost since the last one, by no fault of this one
+            process, begun = self._started(), time.monotonic()
+            answer = _line(process, json.dumps(asdict(wanted)), WALL_S)
+            if answer is not None:
+                return answer
             _end(process)
-            raise CheckpointError(reason or "the process that checks structured_outputs did not start")
-        answer = _line(process, json.dumps(asdict(wanted)), WALL_S)
-        if answer is None:
-            _end(process)
-            return f"structured_outputs.{wanted.kind} {TOO_DEAR}"
-        return answer or None
+            if time.monotonic() - begun >= WALL_S:
+                break
+        return f"structured_outputs.{wanted.kind} {TOO_DEAR}"
 
     def _started(self) -> Popen[bytes]:
+        """The process, its tokenizer open."""
         if self._process is None or self._process.poll() is not None:
             kept = {name: os.environ[name] for name in ("LD_LIBRARY_PATH", "PATH") if name in os.environ}  # no keys
             paths = json.dumps([path for path in sys.path if path])
             command = [sys.executable, "-I", "-c", _START, paths, str(self._folder.resolve()), str(self._vocab)]
             self._process = Popen(command, stdin=PIPE, stdout=PIPE, stderr=DEVNULL, cwd="/", env=kept)
             weakref.finalize(self, _end, self._process)
+            if (reason := _line(self._process, None, OPEN_S)) != "":
+                _end(self._process)
+                raise CheckpointError(reason or "the process that checks structured_outputs did not start")
         return self._process
 
 
@@ -154,6 +163,7 @@ def _bound() -> None:
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     room = pages * resource.getpagesize() + ROOM_BYTES
     resource.setrlimit(resource.RLIMIT_AS, (room, room))
+    resource.setrlimit(resource.RLIMIT_STACK, (STACK_BYTES, STACK_BYTES))  # which the kernel asks as the stack grows
     signal.setitimer(signal.ITIMER_PROF, CPU_S)
 
 

@@ -13,7 +13,9 @@ from dataclasses import dataclass, field
 
 from shardwise.engine.grammar import Grammar
 from shardwise.sched.events import Emitted, Ended, Event
+from shardwise.sched.pooling import PoolingParams
 from shardwise.sched.request import SamplingParams
+from shardwise.sched.structured import StructuredOutputs
 
 Sink = Callable[[Event], None]
 """Where the events of a request go. Called on the engine's thread: it must neither wait nor raise."""
@@ -27,15 +29,20 @@ class Continuation:
     counts: Counter[int] = field(default_factory=Counter)
 
 
+def choices_of(params: SamplingParams | PoolingParams) -> int:
+    """How many continuations a request gets."""
+    return params.n if isinstance(params, SamplingParams) else 0
+
+
 @dataclass(eq=False, slots=True)
 class Entry:
     """One open request. `ends` are the ids that end it, `bad` the sequences of ids that it must not write; `grammar` is what
-    its answers must follow, compiled of what its `params` say of that. It came at `since`, and is given
-    until `deadline`, on the engine's clock."""
+    its answers must follow, compiled of what its `params` say of that. It came at `since`, and is given until `deadline`, on
+    the engine's clock."""
 
     number: int
     prompt: tuple[int, ...]
-    params: SamplingParams
+    params: SamplingParams | PoolingParams
     seed: int
     limit: int
     sink: Sink
@@ -43,13 +50,18 @@ class Entry:
     bad: tuple[tuple[int, ...], ...] = ()
     priority: int = 0
     tenant: str = ""
-    grammar: Grammar | None = None
     since: float = 0.0
     deadline: float | None = None
+    grammar: Grammar | None = None
     choices: list[Continuation] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.choices = [Continuation() for _ in range(self.params.n)]
+        self.choices = [Continuation() for _ in range(choices_of(self.params))]
+
+    @property
+    def structured(self) -> StructuredOutputs | None:
+        """The form that its answers are to have."""
+        return self.params.structured_outputs if isinstance(self.params, SamplingParams) else None
 
 
 class Journal:

@@ -69,3 +69,39 @@ class RequestOutput:
     finished: bool
     metrics: Metrics = field(default_factory=Metrics)
     num_cached_tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingOutput:
+    """One vector, as long as the model's hidden states are wide, unless fewer dimensions were asked for."""
+
+    embedding: list[float]
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingRequestOutput:
+    """What became of one prompt: `outputs.embedding`. `num_cached_tokens` of the prompt were not computed again."""
+
+    request_id: str
+    outputs: EmbeddingOutput
+    prompt_token_ids: list[int]
+    num_cached_tokens: int
+    finished: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class ScoringOutput:
+    """A mean log-probability a token: at most 0, higher is likelier."""
+
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
+class ScoringRequestOutput:
+    """What became of one pair of texts: `outputs.score`. The prompt is both, one after the other."""
+
+    request_id: str
+    outputs: ScoringOutput
+    prompt_token_ids: list[int]
+    num_cached_tokens: int
+    finished: bool = True

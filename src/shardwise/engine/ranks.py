@@ -113,6 +113,7 @@ class ProcessRanks:
         self.busy_s = 0.0
         self.processes: list[subprocess.Popen[bytes]] = []
         self._channels: list[wire.Channel] = []
+        self._early: tuple[Result, ...] = ()
         self._folder = tempfile.mkdtemp(prefix=f"shardwise-{os.getpid()}-")  # 0700, as mkdtemp makes it
         self._selector = selectors.DefaultSelector()
         try:
@@ -169,11 +170,15 @@ class ProcessRanks:
         try:
             while (found := self._next()) is not None:
                 rank, message = found
+                if isinstance(message, wire.Results):
+                    self._early += message.results
+                    continue
                 assert isinstance(message, wire.Done)
                 # What the others computed is the same; theirs only say that they are alive.
                 if rank == 0:
                     self.busy_s += message.busy_s
-                    return message.number, message.results
+                    early, self._early = self._early, ()
+                    return message.number, early + message.results
             return None
         finally:
             self._selector.unregister(wake)

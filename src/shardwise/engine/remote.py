@@ -21,6 +21,7 @@ from shardwise.engine.setup import Setup
 from shardwise.engine.status import Status
 from shardwise.errors import QueueFull, RequestError, ShardwiseError, Unavailable
 from shardwise.sched.events import Ended, Event
+from shardwise.sched.pooling import PoolingParams
 from shardwise.sched.request import SamplingParams
 from shardwise.sched.scheduler import Scheduler
 from shardwise.sched.sequence import Request
@@ -75,7 +76,7 @@ class RemoteEngine(asyncio.Protocol):
     def submit(
         self,
         prompt: Sequence[int],
-        params: SamplingParams,
+        params: SamplingParams | PoolingParams,
         sink: Callable[[Event], None],
         *,
         ends: Sequence[int] = (),
@@ -90,11 +91,12 @@ class RemoteEngine(asyncio.Protocol):
             raise Unavailable(self._lost)
         limit = admit(self.setup, prompt, params)
         number, given = next(self._numbers), tuple(prompt)
-        self._scheduler.check(Request(number, given, limit, n=params.n))
+        sampling, pooling = (params, None) if isinstance(params, SamplingParams) else (None, params)
+        self._scheduler.check(Request(number, given, limit, n=sampling.n if sampling else 1))
         vocab = self.setup.layout.model.vocab
         kept = tuple(i for i in ends if 0 <= i < vocab)
         words = tuple(tuple(word) for word in bad if word and all(0 <= i < vocab for i in word))
-        asked = bridge.Submit(number, given, params, kept, words, priority, tenant, timeout_s)
+        asked = bridge.Submit(number, given, sampling, pooling, kept, words, priority, tenant, timeout_s)
         data = bridge.frame(asked)
         self._open[number] = _Open(sink)
         self._call(self._begin, number, data)

@@ -99,7 +99,6 @@ class Tokenizer:
 
     `special_tokens`: names such as `bos_token` to their text. `eos_ids`: every id that ends an answer, the checkpoint's own
     order. `bos_id`: the id that begins a prompt, or None. `vocab_size`: one more than the highest id that has a text.
-    `special_ids` are no text.
     """
 
     def __init__(self, backend: tokenizers.Tokenizer, *, config: Mapping[str, Any], special_tokens: Mapping[str, str]) -> None:
@@ -107,7 +106,7 @@ class Tokenizer:
         self._backend = backend
         self.spelling = read_spelling(None if backend.decoder is None else json.loads(backend.decoder.__getstate__()))
         # By id: the library compares normalised text with plain, and so lets tokens declared `normalized` through.
-        self.special_ids = frozenset(n for n, token in backend.get_added_tokens_decoder().items() if token.special)
+        self._skipped = frozenset(n for n, token in backend.get_added_tokens_decoder().items() if token.special)
         self._spelled: dict[tuple[int, bool], bytes] = {}
         self.special_tokens = dict(special_tokens)
         self.vocab_size = max(backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
@@ -128,6 +127,11 @@ class Tokenizer:
         plain, framed = (self._backend.encode("a", add_special_tokens=special).ids for special in (False, True))
         start = next((n for n in range(len(framed)) if framed[n : n + len(plain)] == plain), 0)
         return framed[:start], framed[start + len(plain) :]
+
+    @property
+    def special_ids(self) -> frozenset[int]:
+        """The ids that are no text."""
+        return self._skipped
 
     def token_id(self, token: str | None) -> int | None:
         """The id of one vocabulary entry, or None if there is no such entry."""
@@ -165,7 +169,7 @@ class Tokenizer:
     def spell(self, token_id: int, *, first: bool, skip_special_tokens: bool) -> bytes | None:
         """The bytes that a token adds to the text, or None for one that adds nothing and does not count as the first."""
         self.check_ids((token_id,))
-        if skip_special_tokens and token_id in self.special_ids:
+        if skip_special_tokens and token_id in self._skipped:
             return None
         spelled = self._spelled.get((token_id, first))
         if spelled is None and (entry := self._backend.id_to_token(token_id)) is not None:

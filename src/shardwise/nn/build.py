@@ -115,6 +115,10 @@ class Decoder(nn.Module):
             x = layer(x, state)
         return x
 
+    def final(self, hidden: torch.Tensor) -> torch.Tensor:
+        """hidden [rows, hidden] after the last norm, as the head sees it: the same on every rank."""
+        return self.head.norm(hidden)
+
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """hidden [rows, hidden] to [rows, own ids] in float32, over this rank's range of the vocabulary."""
         return self.head(hidden)

@@ -68,18 +68,19 @@ def _allow(logits: torch.Tensor, own: range, each: Sequence[Edit]) -> None:
 
 def _mask(logits: torch.Tensor, own: range, each: Sequence[Edit]) -> None:
     """Excludes, in the rows that have a mask, the ids whose bit in it is not set."""
-    rows = [row for row, edit in enumerate(each) if edit.mask is not None]
-    if rows:
-        barred = torch.from_numpy(np.stack([~_bits(each[row].mask or b"", own) for row in rows]))
-        logits[rows] = logits[rows].masked_fill(barred.to(logits.device), -torch.inf)
+    if any(edit.mask is not None for edit in each):
+        barred = np.zeros((len(each), len(own)), bool)
+        for row, edit in enumerate(each):
+            if edit.mask is not None:
+                np.logical_not(_bits(edit.mask, own), out=barred[row])
+        logits.masked_fill_(torch.from_numpy(barred).to(logits.device), -torch.inf)
 
 
 def _bits(mask: bytes, own: range) -> np.ndarray:
     """A rank's own bits of a mask, as bools."""
-    first = own.start // 8
-    found = np.zeros(8 * (-(-own.stop // 8) - first), bool)
-    part = np.unpackbits(np.frombuffer(mask, np.uint8)[first : -(-own.stop // 8)], bitorder="little")
-    found[: len(part)] = part
+    first, last = own.start // 8, -(-own.stop // 8)
+    part = np.frombuffer(mask, np.uint8)[first:last]
+    found = np.unpackbits(np.pad(part, (0, last - first - len(part))), bitorder="little").view(bool)
     return found[own.start - 8 * first :][: len(own)]
 
 

@@ -48,7 +48,7 @@ class Runner:
         recent = Recent(limits.sequences, rank.device)
         self.inputs = Inputs(rank, limits, buckets or Buckets.of(rank.device.type, limits), recent)
         self.parts = Parts(rank)
-        self.sampler = Sampler(self.parts, self.decoder.logits, recent)
+        self.sampler = Sampler(self.parts, self.decoder.final, self.decoder.logits, recent)
         self._early: tuple[Draw, ...] = ()
 
     @torch.inference_mode()

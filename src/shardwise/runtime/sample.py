@@ -13,6 +13,7 @@ from shardwise.runtime.choose import Chooser, Drawn
 from shardwise.runtime.edits import edited
 from shardwise.runtime.kinds import Place, pieces, places
 from shardwise.runtime.parts import Parts
+from shardwise.runtime.pool import Final, pool, told
 from shardwise.runtime.recent import Recent
 from shardwise.runtime.score import Scores, finite, score
 from shardwise.sched.step import Chosen, Draw, Item, Result, Step
@@ -29,19 +30,21 @@ Logits = Callable[[torch.Tensor], torch.Tensor]
 
 @dataclass(frozen=True, slots=True)
 class _Forwarded:
-    """What a step waits with for its draws: the logits [drawn rows, own ids], and the scores of its targets, piece by piece."""
+    """What a step waits with for its draws: the logits [drawn rows, own ids], the scores of its targets, piece by piece, and
+    on the lead rank the hidden states that are pooled."""
 
     step: Step
     logits: torch.Tensor | None
     scores: tuple[Scores, ...]
+    pooled: torch.Tensor | None
 
 
 class Sampler:
     """`take` after each forward, then `sample`. `uncertain` is of the last one: for how many rows of top_p the candidates were
     not enough, offer by offer; the last number is of those whose logits were gathered."""
 
-    def __init__(self, parts: Parts, logits: Logits, recent: Recent) -> None:
-        self._parts, self._logits, self._recent = parts, logits, recent
+    def __init__(self, parts: Parts, final: Final, logits: Logits, recent: Recent) -> None:
+        self._parts, self._final, self._logits, self._recent = parts, final, logits, recent
         self._waiting: _Forwarded | None = None
         self.uncertain: tuple[int, ...] = ()
 
@@ -57,7 +60,8 @@ class Sampler:
             scores.append(score(self._logits(hidden[batch.scored[part]]), ids, top, self._parts))
         # The rows that only pad go through the head, whose shape they keep, and no further.
         logits = self._logits(hidden[batch.drawn])[:rows] if rows else None
-        self._waiting = _Forwarded(step, logits, tuple(scores))
+        pooled = pool(step.items, hidden, self._final) if self._parts.lead else None
+        self._waiting = _Forwarded(step, logits, tuple(scores), pooled)
 
     def sample(self, number: int, draws: Sequence[Draw]) -> tuple[Result, ...]:
         """The results on the lead rank, () on others. ValueError where step `number` was not the last to go forward."""
@@ -123,12 +127,15 @@ def _listed(scores: tuple[Scores, ...], tops: list[int]) -> list[Chosen]:
 
 
 def _results(waiting: _Forwarded, wanted: list[list[Place]], chosen: Iterator[Chosen | str]) -> Iterator[Result]:
-    """In the order of the items: the scores of its targets, then each sequence that it draws for. One result where the sequence
-    is the item's own."""
+    """In the order of the items: the scores of its targets, then each sequence that it draws for; or its hidden states, pooled.
+    One result where the sequence is the item's own."""
     items = waiting.step.items
     scored = iter(_listed(waiting.scores, [item.top for item in items for _ in item.targets]))
-    places = iter(wanted)
+    places, pooled = iter(wanted), told(waiting.pooled)
     for item in items:
+        if item.pool:
+            vector, failed = next(pooled)
+            yield Result(item.sequence, error=failed, pooled=vector)
         scores = tuple(next(scored) for _ in item.targets)
         error = NOT_FINITE if any(math.isnan(one.logprob) for one in scores) else None
         if scores and item.sequence not in item.drawn:

@@ -76,6 +76,12 @@ class Draws(msgspec.Struct, frozen=True, tag=True):
     draws: tuple[Draw, ...]
 
 
+class Results(msgspec.Struct, frozen=True, tag=True):
+    """Some results of the step that is done next, which come before those of its Done: one message cannot hold them all."""
+
+    results: tuple[Result, ...]
+
+
 class Done(msgspec.Struct, frozen=True, tag=True):
     """A step's results; empty from all ranks but the lead. `busy_s`: how long this rank worked on it, waiting for its peers
     included, waiting for the engine not."""
@@ -125,7 +131,7 @@ class Stop(msgspec.Struct, frozen=True, tag=True):
     """The end, where closing the channel cannot say so."""
 
 
-Message = Start | Loading | Ready | Forward | Draws | Sample | Done | Logits | Rows | Failed | Stop
+Message = Start | Loading | Ready | Forward | Draws | Sample | Results | Done | Logits | Rows | Failed | Stop
 
 
 class WireError(ShardwiseError):
@@ -166,6 +172,18 @@ def _pieces(draws: tuple[Draw, ...], limit: int) -> Iterator[tuple[Draw, ...]]:
     else:
         yield from _pieces(draws[:middle], limit)
         yield from _pieces(draws[middle:], limit)
+
+
+def in_messages(results: tuple[Result, ...], limit: int = PIECE_BYTES) -> Iterator[tuple[Result, ...]]:
+    """A step's results in as many parts as it takes to keep the pooled vectors of each within `limit` bytes, unless one alone
+    is longer; at least one part."""
+    start, size = 0, 0
+    for place, result in enumerate(results):
+        size += len(result.pooled)
+        if size > limit and place > start:
+            yield results[start:place]
+            start, size = place, len(result.pooled)
+    yield results[start:]
 
 
 def decode(body: bytes) -> Message:

@@ -80,8 +80,10 @@ def _work(channel: wire.Channel, inbox: queue.SimpleQueue[wire.Message], rendezv
                 channel.send(rows)
         else:
             assert isinstance(message, wire.Sample)
-            results = runner.sample(message.number, message.draws)
-            channel.send(wire.Done(message.number, results, busy_s + time.perf_counter() - began))
+            *early, last = wire.in_messages(runner.sample(message.number, message.draws))
+            for results in early:
+                channel.send(wire.Results(results))
+            channel.send(wire.Done(message.number, last, busy_s + time.perf_counter() - began))
 
 
 def rows_of(runner: Runner, step: Step) -> Iterator[wire.Rows]:

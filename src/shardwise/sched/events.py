@@ -30,6 +30,16 @@ class Scored:
 
 
 @dataclass(frozen=True, slots=True)
+class Pooled:
+    """The final hidden states of the prompt of `request`, pooled: float32 in little-endian order, the sum over `count` tokens.
+    It comes once, before `Ended`."""
+
+    request: int
+    vector: bytes
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
 class Ended:
     """Nothing more comes of `request`. `error` says why where it failed; `prefilled` is how many tokens of its prompt were
     computed when it first ran, `cached` how many were found in the cache instead, `preempted` how often it started over."""
@@ -41,4 +51,4 @@ class Ended:
     preempted: int = 0
 
 
-Event = Emitted | Scored | Ended
+Event = Emitted | Scored | Pooled | Ended

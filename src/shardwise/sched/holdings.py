@@ -81,8 +81,10 @@ class Holdings:
 
     def lookup(self, sequence: Sequence) -> list[Node]:
         """The known prefix of a waiting sequence, of whole pages. At least one token is left to compute, and all whose
-        log-probabilities are still wanted."""
+        log-probabilities are still wanted; all, where their hidden states are summed up."""
         most = sequence.goal - 1
+        if sequence.request.pooled == "mean":
+            return []
         if sequence.scored < len(sequence.request.prompt):
             most = min(most, sequence.scored - 1)
         if self._limits.shared is not None:

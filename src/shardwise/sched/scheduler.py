@@ -13,7 +13,7 @@ from itertools import count
 
 from shardwise.errors import TIME_UP, RequestError
 from shardwise.sched.deadlines import Deadlines
-from shardwise.sched.events import Emitted, Ended, Event, Finish, Scored
+from shardwise.sched.events import Emitted, Ended, Event, Finish, Pooled, Scored
 from shardwise.sched.flight import Flight, Part, Swap
 from shardwise.sched.holdings import Holdings
 from shardwise.sched.limits import Limits
@@ -104,7 +104,7 @@ class Scheduler:
         if request.number in self._requests:
             raise RequestError(f"request {request.number} is here already")
         self.check(request)
-        if request.limit == 0 and len(request.prompt) == 1:
+        if request.limit == 0 and request.cached == 0:
             return (Ended(request.number),)
         lead = self._sequence(request, (request.priority, next(self._arrivals), 0), list(request.prompt), len(request.prompt))
         self._requests[request.number] = [lead]
@@ -240,7 +240,8 @@ class Scheduler:
         pages = tuple([table.pages() for table in sequence.tables])
         drawn = tuple([s.number for s in part.drawn])
         top = request.top if targets else 0
-        return Item(sequence.number, tokens, part.start, sequence.known, pages, source, targets, top, drawn, part.guesses)
+        pool = request.pooled if request.pooled == "mean" or stop == sequence.goal else ""
+        return Item(sequence.number, tokens, part.start, sequence.known, pages, source, targets, top, drawn, part.guesses, pool)
 
     def _fork(self, lead: Sequence, issued: int) -> list[Sequence]:
         """The n continuations, from here on each by itself: they share the pages of the prompt, and write to copies."""
@@ -345,7 +346,11 @@ class Scheduler:
             events.append(Scored(request.number, scores))
         for s, result in zip(part.drawn, results, strict=False):
             self._tell(s, result.tokens, events)
+        if part.item and part.item.pool:
+            sequence.sum.add(part.item, results[0].pooled)
         if request.limit == 0 and sequence.computed == sequence.goal:
+            if request.pooled:
+                events.append(Pooled(request.number, sequence.sum.vector(), sequence.sum.count))
             events.append(self._end(request.number))
 
     def _advance(self, part: Part, kept: int) -> None:

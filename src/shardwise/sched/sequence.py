@@ -6,7 +6,8 @@ from collections.abc import Hashable
 from dataclasses import dataclass, field
 
 from shardwise.sched.pages import Node
-from shardwise.sched.step import Pages
+from shardwise.sched.pooling import Sum
+from shardwise.sched.step import Pages, Pool
 from shardwise.spec.layout import PAGE_TOKENS
 
 
@@ -15,8 +16,9 @@ class Request:
     """`n` continuations of `prompt`, each of up to `limit` tokens; `limit` 0 computes the prompt alone.
 
     `ends` are ids that end a continuation once it has `least` tokens more. `scored`: the log-probabilities of the prompt's
-    tokens are wanted, with `top` of the likeliest at each place. Smaller `priority` goes first. `salt` keeps apart what must
-    not share a cache: tenant, adapter, media. `deadline` is on the scheduler's clock.
+    tokens are wanted, with `top` of the likeliest at each place. `pooled`: the prompt's hidden states are wanted, and nothing
+    else. Smaller `priority` goes first. `salt` keeps apart what must not share a cache: tenant, adapter, media.
+    `deadline` is on the scheduler's clock.
     """
 
     number: int
@@ -27,14 +29,16 @@ class Request:
     least: int = 0
     scored: bool = False
     top: int = 0
+    pooled: Pool = ""
     priority: int = 0
     salt: Hashable = ()
     deadline: float | None = None
 
     @property
     def cached(self) -> int:
-        """The most tokens of one continuation that are ever in the cache: the last one drawn never is."""
-        return len(self.prompt) + self.limit - 1
+        """The most tokens of one continuation that are ever in the cache: the last one drawn never is, and the last of a prompt
+        that is only scored need not be."""
+        return len(self.prompt) if self.pooled else len(self.prompt) + self.limit - 1
 
 
 class Table:
@@ -97,6 +101,7 @@ class Sequence:
     finished: bool = False
     pledged: bool = False
     path: list[Node] = field(default_factory=list, repr=False)
+    sum: Sum = field(default_factory=Sum, repr=False)
 
     @property
     def drawn(self) -> int:
@@ -112,7 +117,7 @@ class Sequence:
     def goal(self) -> int:
         """How many tokens are to be computed, as far as can be known before the steps in flight are done."""
         if self.request.limit == 0:
-            return len(self.tokens) - 1
+            return self.request.cached
         length = self.length
         return self.issued if length - len(self.request.prompt) >= self.request.limit else length
 

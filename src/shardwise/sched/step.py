@@ -7,9 +7,14 @@ may have to wait for tokens of the step before. Steps are computed in the order 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 SCRATCH = 0
 """The page that no sequence ever holds: rows that only pad a batch read and write it."""
+
+
+Pool = Literal["", "mean", "last"]
+"""What is wanted of an item's final hidden states: nothing, their sum over its tokens, or that of its last token."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +36,7 @@ class Item:
     `len(targets)` tokens that are not drawn after are followed by them. `top` of the likeliest ids come with each.
     `drawn` are the sequences that continue after the last token: this one, or all n choices of a request. The last `drafts`
     tokens are guesses: one token is drawn after each of them too, and kept as long as the guesses were right.
+    `pool`: which of its hidden states are wanted, instead of draws and targets.
     """
 
     sequence: int
@@ -43,6 +49,7 @@ class Item:
     top: int = 0
     drawn: tuple[int, ...] = ()
     drafts: int = 0
+    pool: Pool = ""
 
     @property
     def count(self) -> int:
@@ -121,9 +128,11 @@ class Chosen:
 @dataclass(frozen=True, slots=True)
 class Result:
     """What a step made for one sequence: the tokens drawn (more than one where guesses were right), the scores of its
-    item's `targets`, or the reason why there is nothing."""
+    item's `targets`, or the reason why there is nothing. `pooled`: the hidden state after the final norm that its item's `pool`
+    asks for, float32 in little-endian order; of "mean" the sum over the item's tokens."""
 
     sequence: int
     tokens: tuple[Chosen, ...] = ()
     scores: tuple[Chosen, ...] = ()
     error: str | None = None
+    pooled: bytes = b""

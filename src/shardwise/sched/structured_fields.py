@@ -85,7 +85,7 @@ def structured_field(given: Mapping[str, object]) -> StructuredOutputs | None:
         try:
             one = read(value, name)
         except RequestError as error:
-            raise RequestError(str(error) if name in str(error) else f"{name}: {error}") from None
+            raise RequestError(str(error) if str(error).startswith(name) else f"{name}: {error}") from None
         if one is not None:
             found[name] = one
     different = list(dict.fromkeys(map(_meaning, found.values())))
@@ -97,4 +97,4 @@ def structured_field(given: Mapping[str, object]) -> StructuredOutputs | None:
 def _meaning(one: StructuredOutputs) -> tuple[object, ...]:
     """Equal for two that ask for the same; the order of keys is no difference."""
     schema = json.dumps(json.loads(one.json), sort_keys=True) if isinstance(one.json, str) else None
-    return (schema, one.regex, one.choice, one.grammar, one.json_object)
+    return (schema, one.regex, one.choice, one.grammar, one.kind)

@@ -1,1 +1,1 @@
-"""The server: what clients of other servers' interfaces point at. Knows no torch; the ranks are the engine's."""
+"""The HTTP server: OpenAI's, Anthropic's and TGI's APIs over one engine. It loads no torch."""

@@ -19,12 +19,13 @@ from shardwise.errors import ShardwiseError
 from shardwise.server import body as bodies
 from shardwise.server.body import Gone
 from shardwise.server.call import Call
-from shardwise.server.guard import Guard, Headers, request_id, values
+from shardwise.server.docs import documents
+from shardwise.server.guard import Guard, Headers, request_id, trace_of, values
 from shardwise.server.health import stopping
 from shardwise.server.refusal import RETRY_S, Refusal
 from shardwise.server.reply import Events
 from shardwise.server.route import Route
-from shardwise.server.send import Exchange, Receive, Send, last_frames
+from shardwise.server.send import Deadline, Exchange, Receive, Send, last_frames
 from shardwise.server.service import Service
 from shardwise.server.table import Found, Table
 
@@ -55,7 +56,7 @@ class App:
         path = unquote(scope["raw_path"].decode("latin-1")) if scope.get("raw_path") else scope["path"]
         beta = ",".join(values(headers, "anthropic-beta"))[:1000]
         call = Call(request_id(headers), "", time.monotonic(), path, beta)
-        exchange = Exchange(receive, send, {**SAFE, "x-request-id": call.id})
+        exchange = Exchange(receive, send, {**SAFE, "x-request-id": call.id}, f"{call.id} {trace_of(headers)}".rstrip())
         found = self.table.find(path)
         try:
             await self._answer(scope, exchange, found, call)
@@ -64,7 +65,7 @@ class App:
         except BaseException as error:
             if exchange.gone:
                 return  # nobody is there to be told; a cancellation was the client's doing
-            told = self._told(error, call)
+            told = self._told(error, exchange.name)
             if exchange.started:
                 return  # half an answer: the protocol closes the connection
             await self._refuse(exchange, found, call, told)
@@ -108,7 +109,7 @@ class App:
 
     async def _serve(self, scope: Any, exchange: Exchange, route: Route, found: Found, call: Call) -> None:
         settings, headers = self.service.settings, scope["headers"]
-        deadline = asyncio.get_running_loop().time() + settings.request_timeout_s
+        deadline = Deadline(settings.request_timeout_s)
         value: Any
         if route.body is None:
             query = parse_qsl(scope["query_string"].decode("latin-1"), max_num_fields=QUERY_FIELDS, errors="replace")
@@ -119,14 +120,14 @@ class App:
             value, unknown = await bodies.struct(self.service, route.body, data, found.values)
             bodies.count_unknown(self.service, unknown)
         async with exchange.watched():
-            async with asyncio.timeout_at(deadline):
+            async with deadline.within():
                 reply = await route.endpoint(self.service, call, value)
             if isinstance(reply, Events):
                 await self._stream(exchange, route, call, reply, deadline)
             else:
                 await exchange.whole(reply)
 
-    async def _stream(self, exchange: Exchange, route: Route, call: Call, events: Events, deadline: float) -> None:
+    async def _stream(self, exchange: Exchange, route: Route, call: Call, events: Events, deadline: Deadline) -> None:
         """An error after the start becomes the last frames, since the status is sent already."""
         last = b""
         try:
@@ -134,27 +135,25 @@ class App:
         except BaseException as error:
             if exchange.gone:
                 raise
-            refusal = self._told(error, call)
+            refusal = self._told(error, exchange.name)
             last = last_frames(refusal, events, route.errors(refusal, call) if route.errors else None)
         await exchange.end(last)
 
-    def _told(self, error: BaseException, call: Call) -> Refusal:
+    def _told(self, error: BaseException, name: str) -> Refusal:
         """What the client is told of an error; of what it is not told, the log says more."""
         if isinstance(error, asyncio.CancelledError):
             return stopping()
-        if isinstance(error, TimeoutError) and time.monotonic() - call.began >= self.service.settings.request_timeout_s:
-            return Refusal(504, f"the request took longer than {self.service.settings.request_timeout_s:g} s", code="timeout")
         if not isinstance(error, Exception):
             raise error
         refusal = Refusal.of(error)
         if refusal.status != 500:
             return refusal
         if isinstance(error, ShardwiseError):
-            LOG.error("request %s failed: %s", call.id, error)
+            LOG.error("request %s failed: %s", name, error)
             if self.service.engine.lost is not None:
                 return Refusal(503, "the engine is lost", code="engine_lost", retry_after_s=RETRY_S)
         else:
-            LOG.error("request %s failed:\n%s", call.id, trace(error))
+            LOG.error("request %s failed:\n%s", name, trace(error))
         return refusal
 
 
@@ -166,5 +165,5 @@ def trace(error: BaseException) -> str:
 
 
 def make_app(service: Service, routes: Sequence[Route]) -> App:
-    """The application of `routes` over `service`."""
-    return App(service, routes)
+    """The application of `routes` over `service`, and of the documents that describe them."""
+    return App(service, (*routes, *documents(routes, service.settings)))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import re
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import Any
 
 import msgspec
+from msgspec import inspect
 
 from shardwise.server.guard import Headers, values
 from shardwise.server.refusal import Refusal
@@ -24,8 +26,12 @@ LARGE_BYTES = 64 * 2**10
 NAMES = 1000
 """Unknown fields that are counted by their names; all further ones together."""
 
+LAST = {"connection": "close"}
+"""Of a body that is not read to its end, nothing can follow."""
+
 Receive = Callable[[], Awaitable[Any]]
 
+_STEP = re.compile(r"([^.\[\]]+)|\[(\d+|\.\.\.)\]")
 _PLACE = re.compile(r"(?P<what>.*) - at `(?P<key>key in )?\$?(?P<path>[^`]*)`", re.DOTALL)
 
 
@@ -54,7 +60,8 @@ def check_head(headers: Headers, settings: Settings) -> None:
 
 
 def too_large(settings: Settings) -> Refusal:
-    return Refusal(413, f"the body is too large; {settings.max_body_bytes} bytes are the most", code="body_too_large")
+    most = settings.max_body_bytes
+    return Refusal(413, f"the body is too large; {most} bytes are the most", code="body_too_large", headers=LAST)
 
 
 async def read(receive: Receive, settings: Settings) -> bytes:
@@ -67,7 +74,8 @@ async def read(receive: Receive, settings: Settings) -> bytes:
             async with asyncio.timeout(min(left, settings.body_stall_s)):
                 message = await receive()
         except TimeoutError:
-            raise Refusal(408, f"the body did not come in time: {size} bytes of it have; send it at once") from None
+            late = f"the body did not come in time: {size} bytes of it have; send it at once"
+            raise Refusal(408, late, headers=LAST) from None
         if message["type"] == "http.disconnect":
             raise Gone
         parts.append(message["body"])
@@ -103,7 +111,7 @@ def parse(
     try:
         value = msgspec.convert(fields, kind)
     except msgspec.ValidationError as error:
-        raise reworded(str(error), fields) from None
+        raise reworded(str(error), fields, kind) from None
     known = known_fields(kind)
     return value, tuple(name for name in fields if name not in known)
 
@@ -118,7 +126,7 @@ def known_fields(kind: type[msgspec.Struct]) -> frozenset[str]:
     return found
 
 
-def reworded(message: str, fields: Mapping[str, Any]) -> Refusal:
+def reworded(message: str, fields: Mapping[str, Any], kind: type[msgspec.Struct]) -> Refusal:
     """msgspec's words as ours: `Expected `int`, got `str` - at `$.n`` is "n is the string "2"; it must be an integer"."""
     match = _PLACE.fullmatch(message)
     what, path = (match["what"], match["path"].removeprefix(".")) if match else (message, "")
@@ -127,6 +135,8 @@ def reworded(message: str, fields: Mapping[str, Any]) -> Refusal:
         return Refusal(400, f"{name} is missing", param=name, code="missing_field")
     wanted = re.fullmatch(r"Expected (.*?)(?:, got (.*))?", what, re.DOTALL)
     came = _at(fields, path)
+    if what.startswith("Invalid enum value") and came and (one_of := _allowed(inspect.type_info(kind), path)):
+        return Refusal(400, f"{path} is {came}; it must be one of {', '.join(one_of)}", param=path, code="invalid_value")
     if wanted is None or (match and match["key"]):
         return Refusal(400, f"{path or 'the body'}: {what}", param=path or None, code="invalid_value")
     is_it = f"is {came}" if came else f"is {wanted[2]}" if wanted[2] else "is not right"
@@ -151,13 +161,40 @@ def _kinds(wanted: str) -> str:
         kinds = [KINDS.get(each, each) for each in match[1].split(" | ")]
         return " or ".join(kinds) if len(kinds) < 3 else f"{', '.join(kinds[:-1])} or {kinds[-1]}"
 
-    return re.sub(r"`([^`]*)`", words, wanted)
+    return re.sub(r"`([^`]*)`", words, re.sub(r"(\d)\.0$", r"\1", wanted))
+
+
+def _allowed(kind: inspect.Type, path: str) -> list[str]:
+    """The values that may stand at a path; none where it has no fixed ones."""
+    level = [kind]
+    for name, index in _STEP.findall(path):
+        below: list[inspect.Type] = []
+        for each in flat(level):
+            if isinstance(each, inspect.StructType) and not index:
+                below += (field.type for field in each.fields if field.encode_name == name)
+            elif isinstance(each, inspect.CollectionType) and index:
+                below.append(each.item_type)
+            elif isinstance(each, inspect.DictType) and index:
+                below.append(each.value_type)
+        level = below
+    return [json.dumps(value) for each in flat(level) if isinstance(each, inspect.LiteralType) for value in each.values]
+
+
+def flat(kinds: list[inspect.Type]) -> Iterator[inspect.Type]:
+    """Without unions and notes."""
+    for each in kinds:
+        if isinstance(each, inspect.UnionType):
+            yield from flat(list(each.types))
+        elif isinstance(each, inspect.Metadata):
+            yield from flat([each.type])
+        else:
+            yield each
 
 
 def _at(fields: object, path: str) -> str | None:
     """What came at a path such as messages[0].role; None where the path does not say, as in objects of free names."""
     value = fields
-    for name, index in re.findall(r"([^.\[\]]+)|\[(\d+|\.\.\.)\]", path):
+    for name, index in _STEP.findall(path):
         try:
             value = value[int(index)] if index else value[name]  # type: ignore[index]
         except (KeyError, IndexError, TypeError, ValueError):

@@ -315,5 +315,6 @@ ROUTES = (
         body=ChatBody,
         reply=ChatReply,
         streams=True,
+        example={"messages": [{"role": "user", "content": "Tell me a story."}], "max_tokens": 30},
     ),
 )

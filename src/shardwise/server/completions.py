@@ -228,5 +228,6 @@ ROUTES = (
         body=CompletionBody,
         reply=CompletionReply,
         streams=True,
+        example={"prompt": "Once upon a time", "max_tokens": 20},
     ),
 )

@@ -132,5 +132,6 @@ ROUTES = (
     Route(
         "POST", ("/inference/v1/generate",), generate, "Continue token ids with token ids.", "tokens",
         body=GenerateBody, reply=GenerateReply, streams=True,
+        example={"token_ids": [9, 10, 11], "sampling_params": {"max_tokens": 8}},
     ),
 )  # fmt: skip

@@ -22,6 +22,7 @@ WILDCARDS = ("", "0.0.0.0", "::")
 KEY_HEADERS = ("authorization", "x-api-key")
 
 _HOST = re.compile(r"(?:\[(?P<six>[0-9A-Fa-f:.]+)\]|(?P<name>[A-Za-z0-9._-]+))(?::\d{1,5})?")
+_TRACE = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 _SAFE_ID = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")
 
 
@@ -37,6 +38,12 @@ def request_id(headers: Headers) -> str:
     if len(given) == 1 and _SAFE_ID.fullmatch(given[0]):
         return given[0].decode()
     return uuid.uuid4().hex
+
+
+def trace_of(headers: Headers) -> str:
+    """The client's traceparent (W3C Trace Context), for the log; "" where there is none or it is none."""
+    given = values(headers, "traceparent")
+    return given[0] if len(given) == 1 and _TRACE.fullmatch(given[0]) else ""
 
 
 class Guard:

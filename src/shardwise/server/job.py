@@ -5,18 +5,25 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
-from typing import Self
+from typing import Generic, Self, TypeVar
 
 from shardwise.engine.complete import Prompt
+from shardwise.engine.embed import Pooling, start_pooling
 from shardwise.engine.front import Running
 from shardwise.engine.outputs import RequestOutput
-from shardwise.sched.events import Event
+from shardwise.engine.together import Asked
+from shardwise.sched.events import Ended, Event
+from shardwise.sched.pooling import PoolingParams
 from shardwise.sched.request import RequestOutputKind, SamplingParams
+from shardwise.server.refusal import Refusal
 from shardwise.server.service import Service
+
+T = TypeVar("T", bound=Asked)
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,41 +35,46 @@ class Usage:
     cached: int
 
 
-class Job:
-    """An async iterator of lists of (index of the prompt, what is new of it). Each list holds all that has come since the one
-    before, so a slow reader gets few large ones. `async with` it: leaving aborts what has not ended."""
+class Batch(Generic[T]):
+    """Requests of the engine that one HTTP request asks for, and what has come of them. `async with` it: leaving aborts what
+    has not ended."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
-        self._running: list[Running] = []
-        self._prompts: list[Prompt] = []
+        self._running: list[T] = []
         self._events: deque[tuple[int, Event]] = deque()
         self._some = asyncio.Event()
+        self._limit, self._late = service.settings.max_behind, False
         self._loop, self._thread = asyncio.get_running_loop(), threading.get_ident()
 
-    async def start(self, prompts: Sequence[Prompt], params: Sequence[SamplingParams], priority: int = 0) -> None:
-        """Hands all to the engine. RequestError, QueueFull or Unavailable where one is not taken; then none is."""
-        self._prompts = list(prompts)
-        for index, (prompt, each) in enumerate(zip(prompts, params, strict=True)):
-            self._running.append(self._service.front.start(prompt, each, partial(self._put, index), priority=priority))
+    async def _begin(self, count: int, start: Callable[[int, Callable[[Event], None]], T]) -> None:
+        """Hands so many to the engine, by `start(index, sink)`; returns when all are taken."""
+        for index in range(count):
+            self._running.append(start(index, partial(self._put, index)))
         for running in self._running:
             await self._service.engine.admitted(running.number)
 
     def _put(self, index: int, event: Event) -> None:
         """On the engine's thread, or on this loop's."""
-        self._events.append((index, event))
+        if len(self._events) >= self._limit:
+            self._late = True
+        if not self._late or isinstance(event, Ended):
+            self._events.append((index, event))
         if threading.get_ident() == self._thread:
             self._some.set()
-        else:
+            return
+        with suppress(RuntimeError):  # the loop is closed: nobody waits any more, and the engine must not suffer from it
             self._loop.call_soon_threadsafe(self._some.set)
 
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> list[tuple[int, RequestOutput]]:
+    async def _news(self) -> list[int]:
+        """Which of them have something new, at least one; none where all have ended. Raises what one has failed of."""
         while not all(running.ended for running in self._running) or self._events:
             await self._some.wait()
             self._some.clear()
+            if self._late:
+                self.abort()
+                self._events.clear()
+                raise Refusal(408, f"{self._limit} tokens waited to be read; read faster, or ask for less", code="too_slow")
             touched: dict[int, None] = {}
             while self._events:
                 index, event = self._events.popleft()
@@ -71,18 +83,14 @@ class Job:
             for index in touched:
                 self._running[index].check()
             if touched:
-                return [(index, self._running[index].transcript.output(RequestOutputKind.DELTA)) for index in touched]
-        raise StopAsyncIteration
+                return list(touched)
+        return []
 
-    @property
-    def usage(self) -> Usage:
-        """So far; `cached` is known at the end of each."""
-        ended = [running.transcript.ended for running in self._running]
-        return Usage(
-            prompt=sum(len(prompt.ids) for prompt in self._prompts),
-            completion=sum(running.transcript.tokens for running in self._running),
-            cached=sum(end.cached for end in ended if end is not None),
-        )
+    async def ended(self) -> list[T]:
+        """All of them once they have ended, in the order of the prompts."""
+        while await self._news():
+            pass
+        return self._running
 
     def abort(self) -> None:
         """Ends all that has not ended."""
@@ -97,3 +105,44 @@ class Job:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.abort()
+
+
+class Job(Batch[Running]):
+    """An async iterator of lists of (index of the prompt, what is new of it). Each list holds all that has come since the one
+    before, so a slow reader gets few large ones; one that stays `max_behind` tokens of each choice behind is cut off."""
+
+    async def start(self, prompts: Sequence[Prompt], params: Sequence[SamplingParams], priority: int = 0) -> None:
+        """Hands all to the engine. RequestError, QueueFull or Unavailable where one is not taken; then none is."""
+        self._prompts = list(prompts)
+        self._limit = self._service.settings.max_behind * sum(each.n for each in params)
+        front = self._service.front
+        await self._begin(len(prompts), lambda n, sink: front.start(prompts[n], params[n], sink, priority=priority))
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> list[tuple[int, RequestOutput]]:
+        touched = await self._news()
+        if not touched:
+            raise StopAsyncIteration
+        return [(index, self._running[index].transcript.output(RequestOutputKind.DELTA)) for index in touched]
+
+    @property
+    def usage(self) -> Usage:
+        """So far; `cached` is known at the end of each."""
+        ended = [running.transcript.ended for running in self._running]
+        return Usage(
+            prompt=sum(len(prompt.ids) for prompt in self._prompts),
+            completion=sum(running.transcript.tokens for running in self._running),
+            cached=sum(end.cached for end in ended if end is not None),
+        )
+
+
+class Vectors(Batch[Pooling]):
+    """Prompts whose hidden states are wanted."""
+
+    async def start(self, prompts: Sequence[Prompt], params: PoolingParams, priority: int = 0) -> None:
+        """As `Job.start`."""
+        engine = self._service.engine
+        self._limit = 4 * len(prompts)  # events of each: its vector and its end
+        await self._begin(len(prompts), lambda n, sink: start_pooling(engine, prompts[n], params, sink, priority=priority))

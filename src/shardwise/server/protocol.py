@@ -7,6 +7,7 @@ is refused: trailers, absolute targets, requests behind one that is not answered
 from __future__ import annotations
 
 import asyncio
+import socket
 import uuid
 from collections.abc import Callable
 from typing import Any
@@ -59,6 +60,9 @@ class Connection(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         transport.set_write_buffer_limits(high=self.limits.write_buffer_bytes)
+        # The kernel would grow its own to megabytes, which a slow reader would fill before anybody noticed.
+        if (opened := transport.get_extra_info("socket")) is not None:
+            opened.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, self.limits.write_buffer_bytes)
         if len(self.connections) > 2 * self.limits.max_connections:
             transport.abort()
         elif len(self.connections) > self.limits.max_connections:
@@ -207,9 +211,9 @@ class Connection(HttpToolsProtocol):
         self._arm("rest", LINGER_S, self.transport.abort)
 
     def _close(self) -> None:
-        """Closes once all is sent; in time, whether or not the reader takes it."""
+        """Closes once all is sent, or cuts off a reader that takes nothing."""
         self.transport.close()
-        self._arm("write", self.limits.write_timeout_s, self.transport.abort)
+        self._watch("close")
 
     def timeout_keep_alive_handler(self) -> None:
         if not self.transport.is_closing():
@@ -219,21 +223,23 @@ class Connection(HttpToolsProtocol):
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._arm("write", self.limits.write_timeout_s, self._write_late(self.transport.get_write_buffer_size()))
+        self._watch("write")
 
     def resume_writing(self) -> None:
         self._disarm("write")
         super().resume_writing()
 
-    def _write_late(self, before: int) -> Callable[[], None]:
+    def _watch(self, name: str) -> None:
+        """Looks after a while whether the reader has taken anything."""
+        before = self.transport.get_write_buffer_size()
+
         def check() -> None:
-            now = self.transport.get_write_buffer_size()
-            if now >= before:
+            if self.transport.get_write_buffer_size() >= before:
                 self.transport.abort()
             else:
-                self._arm("write", self.limits.write_timeout_s, self._write_late(now))
+                self._watch(name)
 
-        return check
+        self._arm(name, self.limits.write_timeout_s, check)
 
 
 class Side(asyncio.Transport):

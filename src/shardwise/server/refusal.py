@@ -23,6 +23,7 @@ KINDS = {
     500: "server_error",
     503: "service_unavailable_error",
     504: "timeout_error",
+    505: "invalid_request_error",
 }
 """OpenAI's error types by status."""
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from shardwise.server import about, chat, completions, generate, health, models, tokens
+from shardwise.server import about, chat, completions, generate, health, messages, models, responses, tgi, tokens, vectors
 from shardwise.server.route import Route
 
 ROUTES: tuple[Route, ...] = (
     *chat.ROUTES,
     *completions.ROUTES,
+    *responses.ROUTES,
+    *messages.ROUTES,
     *generate.ROUTES,
     *models.ROUTES,
     *tokens.ROUTES,
     *about.ROUTES,
+    *vectors.ROUTES,
+    *tgi.ROUTES,
     *health.ROUTES,
 )

@@ -18,12 +18,30 @@ STREAM = {"content-type": "text/event-stream; charset=utf-8", "cache-control": "
 """The last is for nginx, which would collect a stream otherwise."""
 
 
-class Exchange:
-    """Where the answer to one request goes. `headers` are on every answer."""
+class Deadline:
+    """The end of the time that a request may take. Made on its loop."""
 
-    def __init__(self, receive: Receive, send: Send, headers: Mapping[str, str]) -> None:
+    def __init__(self, limit_s: float) -> None:
+        self._limit_s, self._at = limit_s, asyncio.get_running_loop().time() + limit_s
+
+    @asynccontextmanager
+    async def within(self) -> AsyncIterator[None]:
+        """Refusal 504 where it passes within this."""
+        try:
+            async with asyncio.timeout_at(self._at) as scope:
+                yield
+        except TimeoutError:
+            if not scope.expired():
+                raise
+            raise Refusal(504, f"the request took longer than {self._limit_s:g} s", code="timeout") from None
+
+
+class Exchange:
+    """Where the answer to one request goes. `headers` are on every answer; `name` is the request's in the log."""
+
+    def __init__(self, receive: Receive, send: Send, headers: Mapping[str, str], name: str) -> None:
         self.receive, self._send = receive, send
-        self.headers = dict(headers)
+        self.headers, self.name = dict(headers), name
         self.started = False
         self.gone = False
         self._quiet_since = 0.0
@@ -58,8 +76,8 @@ class Exchange:
 
     # --- streams ------------------------------------------------------------------------------------------------------
 
-    async def stream(self, events: Events, keep_alive_s: float, deadline: float) -> None:
-        """Sends the headers at once, then the frames as they come; TimeoutError after `deadline`, a time of the loop's clock.
+    async def stream(self, events: Events, keep_alive_s: float, deadline: Deadline) -> None:
+        """Sends the headers at once, then the frames as they come, until `deadline`.
 
         Whatever ends it, the generator was started and is closed, so that its request is aborted.
         """
@@ -69,7 +87,7 @@ class Exchange:
         self._quiet_since = loop.time()
         beat = asyncio.ensure_future(self._beat(keep_alive_s))
         try:
-            async with asyncio.timeout_at(deadline):
+            async with deadline.within():
                 if self.gone:
                     # An async generator that never started cannot be closed: let it start, and end where it first waits.
                     task.cancel()

@@ -13,11 +13,12 @@ from shardwise.engine.front import Front, ServingEngine, sampling_defaults
 from shardwise.server.drain import Drain
 from shardwise.server.refusal import Refusal
 from shardwise.server.settings import Settings
+from shardwise.server.store import Store
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
-READERS = 2
+READERS = 4
 """Threads that render templates and tokenise, so that a long prompt holds up nobody's tokens."""
 
 
@@ -33,6 +34,7 @@ class Service:
         self.drain = Drain()
         self.unknown: Counter[str] = Counter()
         """How often a field came that nobody knows, by name."""
+        self.store = Store()
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="reader")
 
     def model(self, name: str | None) -> str:
@@ -51,4 +53,5 @@ class Service:
         return await asyncio.get_running_loop().run_in_executor(self._readers, lambda: work(*args, **kwargs))
 
     def close(self) -> None:
+        self.store.close()
         self._readers.shutdown(wait=False, cancel_futures=True)

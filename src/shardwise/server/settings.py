@@ -20,7 +20,7 @@ class Settings:
 
     `allowed_hosts` are names under which the server may be asked besides its own, `allow_origins` the pages of other servers
     whose scripts may ask; "*" in either takes any. `chat_template` is a file that goes before the model's own; requests
-    without a seed draw theirs from `seed`, where there is one.
+    without a seed draw theirs from `seed`, where there is one. `stores`: responses are kept for later requests.
     """
 
     host: str = "127.0.0.1"
@@ -32,6 +32,7 @@ class Settings:
     chat_template: str | None = None
     trust_request_chat_template: bool = False
     seed: int | None = None
+    stores: bool = True
 
     max_body_bytes: int = limit(4 * 2**20, "the body of a request (413)")
     max_depth: int = limit(32, "objects and lists within each other in a body (400)")

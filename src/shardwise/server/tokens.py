@@ -105,15 +105,16 @@ def _rendered(service: Service, body: ChatBody) -> Prompt:
 ROUTES = (
     Route(
         "POST", ("/v1/tokenize",), tokenize, "Turn a text or a conversation into tokens.", "tokens",
-        body=TokenizeBody, reply=TokenizeReply,
+        body=TokenizeBody, reply=TokenizeReply, example={"prompt": "Once upon a time"},
     ),
     Route(
         "POST", ("/v1/detokenize",), detokenize, "Turn tokens into text.", "tokens",
-        body=DetokenizeBody, reply=DetokenizeReply,
+        body=DetokenizeBody, reply=DetokenizeReply, example={"tokens": [9, 10, 11]},
     ),
     Route("GET", ("/tokenizer_info",), tokenizer, "Describe the tokenizer.", "tokens", reply=TokenizerReply),
     Route(
         "POST", ("/v1/chat/completions/render", "/apply-template"), render, "Show the prompt that a conversation makes.",
         "tokens", body=ChatBody, reply=RenderReply,
+        example={"messages": [{"role": "user", "content": "Tell me a story."}]},
     ),
 )  # fmt: skip

@@ -41,7 +41,7 @@ class Turn:
     """`messages` are in the form of OpenAI's chat API, checked by the template's checks. `tools` and `tool_choice` are as in
     `answer.tools`. `variables` go to the template; `salt` keeps the cache apart within a tenant. `template` is used instead
     of the model's own; whether a client may give one is the endpoint's to check. `truncate` keeps so many tokens of the
-    prompt, the last."""
+    prompt, the last. `fit`: where less of the context is left than `max_tokens`, that is the limit."""
 
     messages: Sequence[Mapping[str, Any]]
     params: SamplingParams
@@ -57,6 +57,7 @@ class Turn:
     documents: Sequence[Mapping[str, Any]] | None = None
     template: str | None = None
     truncate: int | None = None
+    fit: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +119,7 @@ def prepare(service: Service, call: Call, turn: Turn) -> Prepared:
     prompt = replace(rendered(service, turn), tenant=tenant(call, turn.salt))
     source = _template(service, turn).source(tools=bool(_shown(turn)))
     style = detect(source, (prompt.text or "")[-TAIL_CHARS:])
-    params = _params(service, turn, style)
+    params = _fitting(service, turn, prompt, _params(service, turn, style))
     check_fits(service, prompt.ids, params, "messages")
     if not turn.split_reasoning or turn.params.structured_outputs is not None:
         style = replace(style, think=None, opened=False)  # a form holds from the first character on
@@ -162,6 +163,11 @@ def _params(service: Service, turn: Turn, style: Style) -> SamplingParams:
         grammar = tool_grammar(style, turn.tools, turn.tool_choice, turn.parallel, specials)
         params = replace(params, structured_outputs=StructuredOutputs(grammar=grammar))
     return params
+
+
+def _fitting(service: Service, turn: Turn, prompt: Prompt, params: SamplingParams) -> SamplingParams:
+    room, asked = service.engine.setup.context - len(prompt.ids), params.max_tokens
+    return replace(params, max_tokens=room) if turn.fit and asked is not None and 0 < room < asked else params
 
 
 def tenant(call: Call, salt: str | None) -> str:

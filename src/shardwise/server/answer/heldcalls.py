@@ -6,7 +6,7 @@ import ast
 import json
 import math
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from shardwise.server.answer.choice import Tool
@@ -37,7 +37,10 @@ def pythonic(source: Source) -> Reading[None]:
         if not end and (found := (yield from tape.literal(*ends))):
             end = ends[found]
             yield from tape.space()
-        for name, arguments in python_calls((yield from _bracketed(tape)), source.offered):
+        names, text = yield from _bracketed(tape)
+        if not all(name in source.offered for name in names):
+            raise NotCall
+        for name, arguments in zip(names, python_arguments(text, len(names)), strict=True):
             source.begin(name)
             source.outlet.argue(arguments)
         yield from tape.space()
@@ -51,28 +54,37 @@ def pythonic(source: Source) -> Reading[None]:
         yield from source.attempt(calls)
 
 
-def _bracketed(tape: Tape) -> Reading[str]:
-    """Read `[name(` and on to the bracket that closes the list; brackets in strings do not count. Returns all of it."""
+def _bracketed(tape: Tape) -> Reading[tuple[list[str], str]]:
+    """Read `[name(` and on to the bracket that closes the list; brackets in strings do not count.
+
+    Returns the names, which Python need not know for such (a tool may be called `get-now`), and the text with `_` for each.
+    """
     parts = [(yield from tape.expect("["))]
+    names: list[str] = []
     yield from tape.space()
     if not _START.match((yield from tape.peek())):
         raise NotCall  # the usual list is told from calls by its first character
     closing, used = ["]"], 1
     while closing:
+        last = ""
         while text := (yield from tape.run(_PLAIN, MOST_PYTHON - used)):
-            parts.append(text)
+            last += text
             used += len(text)
         mark = yield from tape.peek()
         if not mark or used >= MOST_PYTHON or len(closing) > DEPTH:
             raise NotCall
+        if mark == "(" and len(closing) == 1:
+            comma = "," if names else ""
+            names.append(last.strip().removeprefix(comma).strip())
+            last = f"{comma}_"
         if mark in _PAIRS:
             closing.append(_PAIRS[mark])
         elif mark in ")]}" and closing.pop() != mark:
             raise NotCall
         text = (yield from _quoted(tape, mark, MOST_PYTHON - used)) if mark in "\"'" else tape.take(1)
-        parts.append(text)
+        parts += [last, text]
         used += len(text)
-    return "".join(parts)
+    return names, "".join(parts)
 
 
 _ESCAPED = "\n\\'\"abfnrtv01234567NuUx"
@@ -99,25 +111,24 @@ def _quoted(tape: Tape, quote: str, most: int) -> Reading[str]:
         most -= 2
 
 
-def python_calls(text: str, offered: Collection[str]) -> list[tuple[str, str]]:
-    """(name, arguments as JSON) of each call in a Python list of calls. Raises NotCall for anything else."""
+def python_arguments(text: str, calls: int) -> list[str]:
+    """The arguments as JSON of each call in a Python list of so many calls. Raises NotCall for anything else."""
     try:
         tree = ast.parse(text, mode="eval").body
-        if not isinstance(tree, ast.List) or not tree.elts:
+        if not isinstance(tree, ast.List) or len(tree.elts) != calls:
             raise NotCall
-        return [_python_call(node, offered) for node in tree.elts]
+        return [_keywords(node) for node in tree.elts]
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:  # the parser of Python 3.11 raises any of them
         raise NotCall from error
 
 
-def _python_call(node: ast.expr, offered: Collection[str]) -> tuple[str, str]:
-    if not isinstance(node, ast.Call) or node.args or not isinstance(node.func, ast.Name | ast.Attribute):
+def _keywords(node: ast.expr) -> str:
+    if not isinstance(node, ast.Call) or node.args or not isinstance(node.func, ast.Name):
         raise NotCall
-    name = ast.unparse(node.func)
     arguments = {word.arg: _literal(word.value) for word in node.keywords if word.arg is not None}
-    if name not in offered or len(arguments) != len(node.keywords):  # `**more`, or a name twice
+    if len(arguments) != len(node.keywords):  # `**more`, or a name twice
         raise NotCall
-    return name, json.dumps(arguments, ensure_ascii=False, allow_nan=False)
+    return json.dumps(arguments, ensure_ascii=False, allow_nan=False)
 
 
 def _literal(node: ast.expr) -> Any:

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
-from shardwise.server.answer.jsontext import MOST_NAME, parsed_object, short_string, value, whole
+from shardwise.server.answer.jsontext import MOST_NAME, object_in, short_string, value, whole
 from shardwise.server.answer.outlet import Outlet
 from shardwise.server.answer.tape import NotCall, Reading, Tape
 
@@ -69,7 +69,7 @@ class Source:
 
     # --- one object ---------------------------------------------------------------------------------------------------
 
-    def call_object(self) -> Reading[None]:
+    def one_call(self) -> Reading[None]:
         """`{"name": ..., "arguments": {...}}`, in either order; `parameters` is the same, JSON text of an object also.
 
         An `id` and a `type` may be there and say nothing. Without arguments it is a call without any, as in SGLang.
@@ -112,8 +112,8 @@ class Source:
         if (yield from self.tape.peek()) == "{":
             return (yield from whole(self.tape))
         text = yield from whole(self.tape)
-        said = parsed_object(f'{{"it": {text}}}') or {}
-        if not isinstance(said.get("it"), str) or parsed_object(said["it"]) is None:
+        said = object_in(f'{{"it": {text}}}') or {}
+        if not isinstance(said.get("it"), str) or object_in(said["it"]) is None:
             raise NotCall
         return str(said["it"])
 
@@ -121,18 +121,18 @@ class Source:
         self.begin(name)
         self.outlet.argue(arguments)
 
-    def call_objects(self) -> Reading[None]:
+    def some_calls(self) -> Reading[None]:
         """A list of such objects, or one of them."""
         if (yield from self.tape.literal("[")):
             mark = ","
             while mark == ",":
                 yield from self.tape.space()
-                yield from self.call_object()
+                yield from self.one_call()
                 yield from self.tape.space()
                 mark = yield from self.tape.expect(",", "]")
             self.tape.drop()
         else:
-            yield from self.call_object()
+            yield from self.one_call()
 
 
 # --- dialects: each reads an answer to its end ------------------------------------------------------------------------
@@ -144,7 +144,7 @@ def hermes(source: Source) -> Reading[None]:
 
     def call() -> Reading[None]:
         yield from tape.space()
-        yield from source.call_object()
+        yield from source.one_call()
         yield from tape.space()
         yield from tape.closing("</tool_call>")
         tape.drop()
@@ -160,7 +160,7 @@ def mistral(source: Source) -> Reading[None]:
     def call() -> Reading[None]:
         yield from tape.space()
         if (yield from tape.peek()) in ("[", "{"):
-            yield from source.call_objects()
+            yield from source.some_calls()
             return
         name = yield from _word(tape, MOST_NAME)
         if name not in source.offered:
@@ -192,13 +192,13 @@ def bare(source: Source, tag: str | None) -> Reading[None]:
         yield from tape.space()
         if tag and (yield from tape.literal(tag)):
             yield from tape.space()
-        yield from source.call_objects()
+        yield from source.some_calls()
 
     def further() -> Reading[None]:
         yield from tape.space()
         yield from tape.expect(";")
         yield from tape.space()
-        yield from source.call_object()
+        yield from source.one_call()
 
     def calls() -> Reading[None]:
         called = yield from source.attempt(first)

@@ -133,7 +133,7 @@ def whole(tape: Tape) -> Reading[str]:
     return "".join(parts)
 
 
-def parsed_object(text: str) -> dict[str, Any] | None:
+def object_in(text: str) -> dict[str, Any] | None:
     """The object that `text` is the JSON of, None if it is none."""
     try:
         found = json.loads(text, parse_constant=_refuse)

@@ -76,10 +76,11 @@ def _json(schema: Mapping[str, Any]) -> str:
 
 
 def _until(name: str, end: str, mark: _Mark) -> str:
-    """A rule for any text and the mark that ends it."""
-    if mark(end).startswith("<["):
-        return f"{name}: /(?s:.*)/ {mark(end)}"
-    return f"{name}[lazy]: /(?s:.*){_escaped(end)}/"
+    """A rule for any text and the mark that ends it. The text does not spell the mark: it would be read as one."""
+    if not mark(end).startswith("<["):
+        return f"{name}[lazy]: /(?s:.*){_escaped(end)}/"
+    inner = name.upper()
+    return f"{name}: {inner} {mark(end)}\n{inner}: /(?s:.*)/ & ~/(?s:.*){_escaped(end)}(?s:.*)/"
 
 
 def _escaped(text: str) -> str:
@@ -152,13 +153,15 @@ def _listed(tool: Tool) -> list[tuple[str, Any, bool]]:
     """(name, schema, whether it has to be there) of each parameter, in the schema's order."""
     properties, required = tool.parameters.get("properties"), tool.parameters.get("required")
     names = required if isinstance(required, list) else []
-    return [(key, each, key in names) for key, each in properties.items()] if isinstance(properties, Mapping) else []
+    found = properties.items() if isinstance(properties, Mapping) else ()
+    # `true` is a schema too, that of anything.
+    return [(key, each if isinstance(each, Mapping) else {}, key in names) for key, each in found]
 
 
-def _with_definitions(schema: Any, tool: Tool) -> Any:
+def _with_definitions(schema: Mapping[str, Any], tool: Tool) -> dict[str, Any]:
     """The schema of one parameter, standing alone."""
     kept = {key: tool.parameters[key] for key in ("$defs", "definitions") if key in tool.parameters}
-    return {**schema, **kept} if isinstance(schema, Mapping) else schema
+    return {**schema, **kept}
 
 
 def _python(tools: Sequence[Tool]) -> list[str]:
@@ -209,4 +212,4 @@ def _bare_value(schema: Any, tool: Tool) -> str:
     if isinstance(options, list):
         said = " | ".join(_text(each if isinstance(each, str) else json.dumps(each)) for each in options)
         return f": ({said}) {_text(chr(10) + '</parameter>')}"
-    return "[lazy]: /(?s:.*)\\n<\\/parameter>/"
+    return "[lazy]: /(?s:.*)<\\/parameter>/"

@@ -1,0 +1,183 @@
+"""`/v1/embeddings`: what it takes and gives, and how one becomes the other. Knows no HTTP, and waits for nothing.
+
+A body is read to prompts and what is wanted of them; whoever runs these gives the ended ones back for the reply.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from shardwise.engine.admit import admit
+from shardwise.engine.complete import Prompt
+from shardwise.engine.embed import Pooling, check_dimensions
+from shardwise.engine.prompts import read_prompt
+from shardwise.engine.setup import Setup
+from shardwise.engine.text import Tokenizer
+from shardwise.errors import RequestError
+from shardwise.sched.checks import check_text
+from shardwise.sched.pooling import PoolingParams, packed
+from shardwise.sched.request import MOST
+from shardwise.server.refusal import Refusal
+
+MAX_INPUTS = 2048
+"""Texts of one request, as in OpenAI's API."""
+
+
+class EmbeddingBody(msgspec.Struct, kw_only=True):
+    """Texts to turn into vectors: the model's final hidden states, pooled."""
+
+    input: Annotated[
+        str | list[str | int | list[int]],
+        Meta(description=f"A text, its token ids, or a list of up to {MAX_INPUTS} of either."),
+    ]
+    model: Annotated[str, Meta(description="The model's name; the one there is if absent.")] | None = None
+    encoding_format: Annotated[
+        Literal["float", "base64"], Meta(description="base64 is of the numbers as float32 in little-endian order.")
+    ] = "float"
+    dimensions: (
+        Annotated[int, Meta(ge=1, le=MOST, description="Keep only so many numbers, the first, and normalise these.")] | None
+    ) = None
+    pooling: Annotated[
+        Literal["last", "mean"], Meta(description="The state of the last token, or the mean of all tokens'.")
+    ] = "last"
+    normalize: Annotated[bool, Meta(description="Divide each vector by its length.")] = True
+    truncate_prompt_tokens: (
+        Annotated[
+            int,
+            Meta(
+                ge=-1,
+                le=MOST,
+                description="Keep only so many tokens, the last; -1: what the context holds. Else too long is 400.",
+            ),
+        ]
+        | None
+    ) = None
+    add_special_tokens: Annotated[bool, Meta(description="Begin a text with the tokens that the model expects.")] = True
+    priority: Annotated[int, Meta(ge=-MOST, le=MOST, description="Lower is sooner.")] = 0
+    cache_salt: Annotated[str, Meta(description="Shares the prompt cache only with the same salt.")] | None = None
+    user: Annotated[str, Meta(description="Changes nothing.")] | None = None
+
+
+class EmbeddingData(msgspec.Struct):
+    """One vector, as numbers or as base64; `index` is that of its input."""
+
+    index: int
+    embedding: list[float] | str
+    object: str = "embedding"
+
+
+class PromptUsage(msgspec.Struct):
+    """Tokens of all inputs; nothing is generated."""
+
+    prompt_tokens: int
+    total_tokens: int
+    completion_tokens: int = 0
+
+
+class EmbeddingReply(msgspec.Struct):
+    """One vector for each input, in their order."""
+
+    data: list[EmbeddingData]
+    model: str
+    usage: PromptUsage
+    object: str = "list"
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What is to run: `params` for each of the prompts, of which the reply is made in their order."""
+
+    prompts: tuple[Prompt, ...]
+    params: PoolingParams
+
+
+def read(body: EmbeddingBody, tokenizer: Tokenizer, setup: Setup, *, tenant: str = "") -> Asked:
+    """Checks and tokenises; blocks. RequestError or Refusal for what cannot run: also a prompt that is too long."""
+    _dimensions(body, setup)
+    params = PoolingParams(body.pooling)
+    prompts = []
+    for n, given in enumerate(listed_input(body.input)):
+        name = "input" if isinstance(body.input, str) else f"input[{n}]"
+        prompt = _truncated(_prompt(given, body, tokenizer, name), body.truncate_prompt_tokens, setup.context)
+        try:
+            admit(setup, prompt.ids, params)
+        except RequestError as error:
+            raise Refusal(400, f"{name}: {error}", param="input") from None
+        prompts.append(replace(prompt, tenant=tenant))
+    return Asked(tuple(prompts), params)
+
+
+def reply(body: EmbeddingBody, done: Sequence[Pooling], model: str) -> EmbeddingReply:
+    """What the client gets, of requests that have ended well and are in the order of the prompts. ShardwiseError where one
+    failed. Blocks: to normalise and encode long vectors takes time."""
+    data = []
+    for index, one in enumerate(done):
+        vector = one.output(normalize=body.normalize, dimensions=body.dimensions).outputs.embedding
+        shown = vector if body.encoding_format == "float" else base64.b64encode(packed(vector)).decode()
+        data.append(EmbeddingData(index, shown))
+    return EmbeddingReply(data, model, usage_of([one.prompt for one in done]))
+
+
+def usage_of(prompts: Sequence[Prompt]) -> PromptUsage:
+    """The tokens of all prompts."""
+    count = sum(len(prompt.ids) for prompt in prompts)
+    return PromptUsage(count, count)
+
+
+def listed_input(given: str | Sequence[str | int | Sequence[int]]) -> list[str | Sequence[int]]:
+    """The inputs one by one: a list of numbers is one of them. Refusal where there are none, too many, or a mixture."""
+    if isinstance(given, str):
+        return [given]
+    if given and isinstance(given[0], int):
+        numbers = [each for each in given if isinstance(each, int)]
+        if len(numbers) < len(given):
+            place = next(n for n, each in enumerate(given) if not isinstance(each, int))
+            raise Refusal(400, f"input[{place}] is no token id, but input[0] is; send one kind in a list", param="input")
+        return [numbers]
+    found = [each for each in given if not isinstance(each, int)]
+    if len(found) < len(given):
+        place = next(n for n, each in enumerate(given) if isinstance(each, int))
+        raise Refusal(400, f"input[{place}] is a token id, but input[0] is not; send one kind in a list", param="input")
+    if not found:
+        raise Refusal(400, "input is empty; send at least one text", param="input")
+    if len(found) > MAX_INPUTS:
+        raise Refusal(400, f"input has {len(found)} texts; {MAX_INPUTS} are the most, send the others apart", param="input")
+    return found
+
+
+def _prompt(given: str | Sequence[int], body: EmbeddingBody, tokenizer: Tokenizer, name: str) -> Prompt:
+    if not isinstance(given, str) or body.add_special_tokens:
+        prompt = read_prompt(given, tokenizer, name)
+    else:
+        check_text(given, name)
+        prompt = Prompt(given, tuple(tokenizer.encode(given, add_special_tokens=False)))
+        if not prompt.ids:
+            raise RequestError(f"{name} is empty: it needs at least one token")
+    return prompt
+
+
+def _truncated(prompt: Prompt, most: int | None, context: int) -> Prompt:
+    """The last `most` tokens, as of vLLM's `SamplingParams.truncate_prompt_tokens`; of -1, as many as the context holds."""
+    if most is None:
+        return prompt
+    if most == 0 or most > context:
+        raise Refusal(
+            400,
+            f"truncate_prompt_tokens is {most}; it takes 1 to {context}, this model's context here, or -1 for that",
+            param="truncate_prompt_tokens",
+        )
+    kept = context if most == -1 else most
+    return prompt if len(prompt.ids) <= kept else Prompt(None, prompt.ids[-kept:])
+
+
+def _dimensions(body: EmbeddingBody, setup: Setup) -> None:
+    try:
+        check_dimensions(body.dimensions, setup.layout.model.hidden)
+    except RequestError as error:
+        raise Refusal(400, str(error), param="dimensions") from None

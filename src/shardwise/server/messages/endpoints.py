@@ -1,0 +1,144 @@
+"""POST /v1/messages and /v1/messages/count_tokens, and the shape of their errors."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import AsyncGenerator
+from contextlib import AbstractAsyncContextManager
+
+from shardwise.server.call import Call
+from shardwise.server.frames import begun
+from shardwise.server.messages.body import CountBody, MessagesBody
+from shardwise.server.messages.output import MessageReply, MessageUsage, StopReason, TokensCount, frame
+from shardwise.server.messages.request import ask
+from shardwise.server.messages.writer import Writer, used
+from shardwise.server.refusal import Refusal
+from shardwise.server.reply import Events, Json, Reply
+from shardwise.server.route import Route
+from shardwise.server.service import Service
+from shardwise.server.turn import News, Talk, Turn, rendered, talk
+
+KINDS = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    500: "api_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+}
+"""Anthropic's error types by status; any other refusal is an invalid_request_error."""
+
+PINGS = 0.8
+"""A ping comes after so much of `keep_alive_s` without an event: before the comment that keeps other streams alive."""
+
+
+async def create(service: Service, call: Call, body: MessagesBody) -> Reply:
+    """The assistant's next turn, whole or as a stream."""
+    message = MessageReply(id=f"msg_{secrets.token_hex(24)}", model=service.model(body.model), usage=MessageUsage(0, 0))
+    turn = await service.read(ask, service, body)
+    talking = await talk(service, call, turn)
+    headers = {"request-id": call.id}
+    if body.stream:
+        events = await begun(_stream(service, body, message, talking))
+        return Events(events.frames, headers)
+    writer = Writer(message)
+    async with talking as talked:
+        end = _End(body)
+        async for several in talked:
+            end.take(several, writer)
+        end.write(talked, writer)
+    return Json(message, headers=headers)
+
+
+async def _stream(
+    service: Service, body: MessagesBody, message: MessageReply, talking: AbstractAsyncContextManager[Talk]
+) -> AsyncGenerator[bytes, None]:
+    out: list[bytes] = []
+    writer = Writer(message, lambda event: out.append(frame(event)))
+    every_s = service.settings.keep_alive_s * PINGS
+    async with talking as talked:
+        yield b""
+        message.usage = MessageUsage(len(talked.prompt_ids), 0)
+        writer.begin()
+        end, news = _End(body), aiter(talked)
+        while True:
+            if out:
+                yield b"".join(out)
+                out.clear()
+            try:
+                # A talk may be left while it waits, and waited for again: it takes nothing before it has something to give.
+                async with asyncio.timeout(every_s) as patience:
+                    several = await anext(news)
+            except StopAsyncIteration:
+                break
+            except TimeoutError:
+                if not patience.expired():
+                    raise
+                writer.ping()
+            else:
+                end.take(several, writer)
+        end.write(talked, writer)
+    yield b"".join(out)
+
+
+class _End:
+    """How an answer ends, in Anthropic's words."""
+
+    def __init__(self, body: MessagesBody) -> None:
+        self._body = body
+        self._last: News | None = None
+
+    def take(self, several: list[News], writer: Writer) -> None:
+        """Hands the news on, and remembers the last of them."""
+        for news in several:
+            writer.take(news.pieces)
+            if news.finish is not None:
+                self._last = news
+
+    def write(self, talked: Talk, writer: Writer) -> None:
+        """Ends the message."""
+        reason, stop = self._reason(talked)
+        writer.end(reason, stop, used(talked.usage))
+
+    def _reason(self, talked: Talk) -> tuple[StopReason, str | None]:
+        last = self._last
+        if last is not None and last.finish == "tool_calls":
+            return "tool_use", None
+        if last is not None and last.finish == "length":
+            full = talked.usage.completion < self._body.max_tokens
+            return "model_context_window_exceeded" if full else "max_tokens", None
+        if last is not None and isinstance(last.stop_reason, str) and last.stop_reason in (self._body.stop_sequences or ()):
+            return "stop_sequence", last.stop_reason
+        return "end_turn", None
+
+
+async def count_tokens(service: Service, call: Call, body: CountBody) -> Reply:
+    """How many tokens a request's input has; nothing is run."""
+    service.model(body.model)
+    turn = await service.read(ask, service, body)
+    return Json(TokensCount(await service.read(_count, service, turn)), headers={"request-id": call.id})
+
+
+def _count(service: Service, turn: Turn) -> int:
+    return len(rendered(service, turn).ids)
+
+
+def errors(refusal: Refusal, call: Call) -> dict[str, object]:
+    """The body that clients of Anthropic's API read."""
+    kind = KINDS.get(refusal.status, "invalid_request_error" if refusal.status < 500 else "api_error")
+    return {"type": "error", "error": {"type": kind, "message": refusal.message}, "request_id": call.id}
+
+
+ROUTES: tuple[Route, ...] = (
+    Route(
+        "POST", ("/v1/messages",), create, "The assistant's next turn, as in Anthropic's API", "messages",
+        body=MessagesBody, reply=MessageReply, streams=True, errors=errors,
+    ),
+    Route(
+        "POST", ("/v1/messages/count_tokens",), count_tokens, "Count the tokens of a message's input", "messages",
+        body=CountBody, reply=TokensCount, errors=errors,
+    ),
+)  # fmt: skip

@@ -1,0 +1,148 @@
+"""`/v1/score` and `/v1/rerank`: texts compared by how likely the model finds one after the other. Knows no HTTP.
+
+A causal model has no trained similarity: these are log-probabilities, and say so. A body is read to pairs, each with a prompt
+to run with `engine.likelihood.SCORING`; their outputs make the reply.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+
+from shardwise.engine.admit import admit
+from shardwise.engine.likelihood import SCORING, Pair, pair, paired
+from shardwise.engine.outputs import RequestOutput
+from shardwise.engine.setup import Setup
+from shardwise.engine.text import Tokenizer
+from shardwise.errors import RequestError
+from shardwise.sched.request import MOST
+from shardwise.server.embeddings import MAX_INPUTS, PromptUsage, usage_of
+from shardwise.server.refusal import Refusal
+
+PASSAGE = "Passage: {document}\n\nPlease write a question based on this passage.\n\nQuestion:"
+"""What stands before the query that a document is scored by. The words are of UPR (Sachan et al. 2022, "Improving Passage
+Retrieval with Zero-Shot Question Generation")."""
+
+
+class ScoreBody(msgspec.Struct, kw_only=True):
+    """Pairs of texts: how likely is each text_2 after its text_1?"""
+
+    text_1: Annotated[str | list[str], Meta(description="What stands before: one text for all of text_2, or one for each.")]
+    text_2: Annotated[str | list[str], Meta(description="What is scored: the mean log-probability of its tokens.")]
+    model: Annotated[str, Meta(description="The model's name; the one there is if absent.")] | None = None
+    priority: Annotated[int, Meta(ge=-MOST, le=MOST, description="Lower is sooner.")] = 0
+    cache_salt: Annotated[str, Meta(description="Shares the prompt cache only with the same salt.")] | None = None
+    user: Annotated[str, Meta(description="Changes nothing.")] | None = None
+
+
+class ScoreData(msgspec.Struct):
+    """`score`: the mean log-probability a token of text_2 after text_1, at most 0; `exp` of it is between 0 and 1."""
+
+    index: int
+    score: float
+    object: str = "score"
+
+
+class ScoreReply(msgspec.Struct, kw_only=True):
+    """One score for each pair, in their order."""
+
+    id: str
+    object: str = "list"
+    created: int
+    model: str
+    data: list[ScoreData]
+    usage: PromptUsage
+
+
+class Document(msgspec.Struct):
+    """A text to be found."""
+
+    text: Annotated[str, Meta(description="The text itself.")]
+
+
+class RerankBody(msgspec.Struct, kw_only=True):
+    """Documents to put in order: how likely does each make the query?"""
+
+    query: Annotated[str, Meta(min_length=1, description="What is looked for.")]
+    documents: Annotated[
+        list[str | Document],
+        Meta(min_length=1, max_length=MAX_INPUTS, description="Where it is looked for: texts, or objects with a text."),
+    ]
+    top_n: Annotated[int, Meta(ge=0, le=MOST, description="Give only so many, the best; 0 or absent is all.")] = 0
+    return_documents: Annotated[bool, Meta(description="Give the texts back beside their scores.")] = True
+    model: Annotated[str, Meta(description="The model's name; the one there is if absent.")] | None = None
+    priority: Annotated[int, Meta(ge=-MOST, le=MOST, description="Lower is sooner.")] = 0
+    cache_salt: Annotated[str, Meta(description="Shares the prompt cache only with the same salt.")] | None = None
+    user: Annotated[str, Meta(description="Changes nothing.")] | None = None
+
+
+class Ranked(msgspec.Struct):
+    """One document by its index in the request. `relevance_score`: the mean log-probability a token of the query after the
+    document and a request to write a question on it; at most 0, and `exp` of it is between 0 and 1."""
+
+    index: int
+    relevance_score: float
+    document: Document | UnsetType = UNSET
+
+
+class RerankReply(msgspec.Struct):
+    """The best first; of equal ones, the one that came first."""
+
+    id: str
+    model: str
+    results: list[Ranked]
+    usage: PromptUsage
+
+
+def read_score(body: ScoreBody, tokenizer: Tokenizer, setup: Setup, *, tenant: str = "") -> tuple[Pair, ...]:
+    """Checks and tokenises; blocks. RequestError or Refusal for what cannot run: also a pair that is too long."""
+    first, second = _many(body.text_1), _many(body.text_2)
+    for name, texts in (("text_1", first), ("text_2", second)):
+        if len(texts) > MAX_INPUTS:
+            raise Refusal(400, f"{name} has {len(texts)} texts; {MAX_INPUTS} are the most, send the others apart", param=name)
+    return tuple(
+        _pair(tokenizer, setup, before, scored, f"pair {n}", tenant) for n, (before, scored) in enumerate(paired(first, second))
+    )
+
+
+def score_reply(pairs: Sequence[Pair], outputs: Sequence[RequestOutput], model: str, id: str, created: int) -> ScoreReply:
+    """What the client gets, of one finished output for each pair, in their order. `created` is in seconds since 1970."""
+    data = [ScoreData(n, one.score(output)) for n, (one, output) in enumerate(zip(pairs, outputs, strict=True))]
+    return ScoreReply(id=id, created=created, model=model, data=data, usage=usage_of([one.prompt for one in pairs]))
+
+
+def read_rerank(body: RerankBody, tokenizer: Tokenizer, setup: Setup, *, tenant: str = "") -> tuple[Pair, ...]:
+    """A pair for each document. As `read_score`."""
+    return tuple(
+        _pair(tokenizer, setup, PASSAGE.format(document=text), f" {body.query}", f"documents[{n}] with the query", tenant)
+        for n, text in enumerate(map(_text, body.documents))
+    )
+
+
+def rerank_reply(body: RerankBody, pairs: Sequence[Pair], outputs: Sequence[RequestOutput], model: str, id: str) -> RerankReply:
+    """What the client gets, of one finished output for each document, in their order."""
+    scores = [one.score(output) for one, output in zip(pairs, outputs, strict=True)]
+    # Sorting keeps the order of equal ones.
+    best = sorted(range(len(scores)), key=lambda n: -scores[n])[: body.top_n or None]
+    results = [Ranked(n, scores[n], Document(_text(body.documents[n])) if body.return_documents else UNSET) for n in best]
+    return RerankReply(id, model, results, usage_of([one.prompt for one in pairs]))
+
+
+def _many(given: str | list[str]) -> list[str]:
+    return [given] if isinstance(given, str) else given
+
+
+def _text(document: str | Document) -> str:
+    return document if isinstance(document, str) else document.text
+
+
+def _pair(tokenizer: Tokenizer, setup: Setup, before: str, scored: str, name: str, tenant: str) -> Pair:
+    found = pair(tokenizer, before, scored, name, tenant=tenant)
+    try:
+        admit(setup, found.prompt.ids, SCORING)
+    except RequestError as error:
+        raise RequestError(f"{name}: {error}") from None
+    return found

@@ -1,0 +1,73 @@
+"""The endpoints of embeddings, scores and ranks: bodies are read, run, and answered when all is there."""
+
+from __future__ import annotations
+
+from shardwise.engine.likelihood import SCORING, Pair
+from shardwise.engine.outputs import RequestOutput
+from shardwise.server.call import Call
+from shardwise.server.embeddings import EmbeddingBody, EmbeddingReply, read, reply
+from shardwise.server.frames import new_id, now
+from shardwise.server.job import Job, Vectors
+from shardwise.server.reply import Json, Reply
+from shardwise.server.route import Route
+from shardwise.server.score import (
+    RerankBody,
+    RerankReply,
+    ScoreBody,
+    ScoreReply,
+    read_rerank,
+    read_score,
+    rerank_reply,
+    score_reply,
+)
+from shardwise.server.service import Service
+from shardwise.server.turn import tenant
+
+
+async def embed(service: Service, call: Call, body: EmbeddingBody) -> Reply:
+    """A vector for each input."""
+    model, front = service.model(body.model), service.front
+    shared = tenant(call, body.cache_salt)
+    asked = await service.read(read, body, front.tokenizer, service.engine.setup, tenant=shared)
+    async with Vectors(service) as vectors:
+        await vectors.start(asked.prompts, asked.params, body.priority)
+        done = await vectors.ended()
+    return Json(await service.read(reply, body, done, model))
+
+
+async def score(service: Service, call: Call, body: ScoreBody) -> Reply:
+    """A number for each pair."""
+    model, shared = service.model(body.model), tenant(call, body.cache_salt)
+    pairs = await service.read(read_score, body, service.front.tokenizer, service.engine.setup, tenant=shared)
+    outputs = await _scored(service, pairs, body.priority)
+    return Json(score_reply(pairs, outputs, model, new_id("score-"), now()))
+
+
+async def rerank(service: Service, call: Call, body: RerankBody) -> Reply:
+    """Documents in the order of how likely they make the query."""
+    model, shared = service.model(body.model), tenant(call, body.cache_salt)
+    pairs = await service.read(read_rerank, body, service.front.tokenizer, service.engine.setup, tenant=shared)
+    outputs = await _scored(service, pairs, body.priority)
+    return Json(rerank_reply(body, pairs, outputs, model, new_id("rerank-")))
+
+
+async def _scored(service: Service, pairs: tuple[Pair, ...], priority: int) -> list[RequestOutput]:
+    async with Job(service) as job:
+        await job.start([pair.prompt for pair in pairs], [SCORING] * len(pairs), priority)
+        return [running.transcript.output() for running in await job.ended()]
+
+
+ROUTES = (
+    Route(
+        "POST", ("/v1/embeddings", "/embeddings"), embed, "Turn texts into vectors.", "embeddings",
+        body=EmbeddingBody, reply=EmbeddingReply,
+    ),
+    Route(
+        "POST", ("/v1/score", "/score"), score, "Tell how likely one text is after another.", "embeddings",
+        body=ScoreBody, reply=ScoreReply,
+    ),
+    Route(
+        "POST", ("/v1/rerank", "/rerank", "/v2/rerank"), rerank, "Put documents in the order of a query.", "embeddings",
+        body=RerankBody, reply=RerankReply,
+    ),
+)  # fmt: skip

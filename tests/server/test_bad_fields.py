@@ -1,0 +1,217 @@
+"""Fields that cannot be used are refused by their names, in the shape of the API, before anything runs; nothing breaks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from shardwise.engine.setup import Setup
+from shardwise.server.routes import ROUTES
+from tests.server.drive import Answer, Served, serving
+from tests.server.engines import ServingFake
+
+CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
+HI = [{"role": "user", "content": "hi"}]
+BASES: dict[str, dict[str, Any]] = {CHAT: {"messages": HI, "max_tokens": 1}, TEXT: {"prompt": "Once", "max_tokens": 1}}
+
+RANGES: dict[str, tuple[float, float]] = {
+    "temperature": (0, 100), "min_p": (0, 1), "presence_penalty": (-2, 2), "frequency_penalty": (-2, 2), "n": (1, 128),
+    "top_k": (-1, 2**31 - 1), "seed": (0, 2**63 - 1), "min_tokens": (0, 1), "prompt_logprobs": (0, 20),
+    "priority": (-(2**31) + 1, 2**31 - 1),
+}  # fmt: skip
+FLAGS = ("ignore_eos", "include_stop_str_in_output", "skip_special_tokens", "stream", "echo", "return_token_ids")
+
+
+@pytest.fixture(scope="module")
+def served(setup: Setup) -> Iterator[Served]:
+    with ServingFake(setup) as engine, serving(engine, ROUTES) as made:
+        yield made
+
+
+def refused(answer: Answer, *words: str, status: int = 400) -> dict[str, Any]:
+    """The error; it says the `words`, and nothing of the server's inside."""
+    assert answer.status == status, answer.body
+    error = answer.json["error"]
+    assert set(error) == {"message", "type", "param", "code"} and error["type"] == "invalid_request_error"
+    for word in words:
+        assert word in error["message"], (word, error["message"])
+    assert not any(word in error["message"] for word in ("Traceback", "shardwise.", "msgspec", "object at 0x"))
+    return dict(error)
+
+
+@pytest.mark.parametrize("path", BASES)
+def test_the_ends_of_ranges(served: Served, path: str):
+    for name, (low, high) in RANGES.items():
+        for good in (low, high):
+            answer = served.post(path, {**BASES[path], name: good})
+            assert answer.status == 200, (name, good, answer.body)
+        for bad in (low - 1, high + 1, "1", True, [], {}):
+            refused(served.post(path, {**BASES[path], name: bad}), name)
+    for name, bad in (("top_p", 0), ("top_p", 1.01), ("repetition_penalty", 0), ("max_tokens", -1), ("max_tokens", 1.5)):
+        refused(served.post(path, {**BASES[path], name: bad}), name)
+    for name in FLAGS:
+        for bad in (0, "true", []):
+            refused(served.post(path, {**BASES[path], name: bad}), name)
+
+
+@pytest.mark.parametrize("path", BASES)
+def test_null_is_not_given_and_unknown_is_counted(served: Served, path: str):
+    names = [
+        name for name in (*RANGES, *FLAGS, "stop", "logit_bias", "stream_options", "response_format", "seed") if name != "echo"
+    ]
+    plain = served.post(path, BASES[path]).json
+    answer = served.post(path, {**BASES[path], **dict.fromkeys(n for n in names if n != "priority"), "best_off": 3})
+    assert answer.status == 200, answer.body
+    assert [strip(choice) for choice in answer.json["choices"]] == [strip(choice) for choice in plain["choices"]]
+    assert served.service.unknown["best_off"] >= 1
+
+
+def strip(choice: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in choice.items() if key != "id"}
+
+
+SHARED: list[tuple[dict[str, Any], tuple[str, ...]]] = [
+    ({"stop": ["a"] * 17}, ("stop", "17", "16")), ({"stop": [""]}, ("stop", "at least one character")),
+    ({"stop": 5}, ("stop",)),
+    ({"stop": ["a" * 1025]}, ("stop[0]", "1025", "1024")),
+    ({"stop_token_ids": [4096]}, ("stop_token_ids", "4096")), ({"stop_token_ids": ["a"]}, ("stop_token_ids",)),
+    ({"logit_bias": {"4096": 1}}, ("logit_bias", "4096")), ({"logit_bias": {"9": 101}}, ("logit_bias", "101", "100")),
+    ({"logit_bias": {"x": 1}}, ("logit_bias", "x")), ({"logit_bias": {"9": 1, "09": 2}}, ("logit_bias", "twice")),
+    ({"logit_bias": [1]}, ("logit_bias",)), ({"logit_bias": {"-1": 1}}, ("logit_bias", "-1")),
+    ({"allowed_token_ids": []}, ("allowed_token_ids", "empty")), ({"bad_words": [""]}, ("bad_words",)),
+    ({"min_tokens": 5}, ("min_tokens", "5", "max_tokens", "1")),
+    ({"stream": True, "prompt_logprobs": 1}, ("prompt_logprobs", "stream")),
+    ({"truncate_prompt_tokens": 0}, ("truncate_prompt_tokens",)), ({"truncate_prompt_tokens": -2}, ("truncate_prompt_tokens",)),
+    ({"request_id": ""}, ("request_id",)), ({"request_id": "a\nb"}, ("request_id",)),
+    ({"request_id": "a" * 129}, ("request_id", "128")),
+    ({"response_format": {"type": "xml"}}, ("response_format", "xml", "json_schema")),
+    ({"response_format": "json"}, ("response_format",)),
+    ({"regex": "(", "max_tokens": 5}, ("regex",)),
+    ({"guided_choice": ["a"], "guided_regex": "b"}, ("guided_choice", "guided_regex")),
+    ({"structured_outputs": {"jsn": {}}}, ("structured_outputs", "jsn", "json")),
+    ({"guided_json": {"type": "nothing"}}, ("json", "nothing")),
+    ({"stream_options": {"include_usage": 1}}, ("include_usage",)), ({"stream_options": True}, ("stream_options",)),
+    ({"model": 5}, ("model",)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("path", BASES)
+def test_what_neither_takes(served: Served, path: str):
+    for fields, words in SHARED:
+        refused(served.post(path, {**BASES[path], **fields}), *words)
+
+
+TOOL = {"type": "function", "function": {"name": "f"}}
+CHATS: list[tuple[dict[str, Any], tuple[str, ...]]] = [
+    ({"messages": []}, ("messages", "at least one")), ({"messages": "hi"}, ("messages",)), ({"messages": [5]}, ("messages",)),
+    ({"messages": None}, ("messages",)), ({"messages": [{"content": "a"}]}, ("messages[0].role", "user")),
+    ({"messages": [{"role": "root", "content": "a"}]}, ("messages[0].role", "root", "developer")),
+    ({"messages": [{"role": "user"}]}, ("messages[0].content", "missing")),
+    ({"messages": [{"role": "user", "content": 5}]}, ("messages[0].content",)),
+    ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://a/b"}}]}]},
+     ("messages[0].content[0]", "image_url", "text only")),
+    ({"messages": [{"role": "user", "content": [{"type": "input_audio"}]}]}, ("input_audio", "text only")),
+    ({"messages": [{"role": "user", "content": [{"type": "file"}]}]}, ("file", "text only")),
+    ({"messages": [{"role": "user", "content": [{"text": "a"}]}]}, ("messages[0].content[0]",)),
+    ({"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{"}}]}]}, ("arguments",)),
+    ({"logprobs": 1}, ("logprobs",)), ({"top_logprobs": 2}, ("top_logprobs", "logprobs")),
+    ({"logprobs": True, "top_logprobs": 21}, ("top_logprobs", "20")),
+    ({"max_tokens": 0}, ("max_tokens",)), ({"max_completion_tokens": 2}, ("max_tokens", "twice")),
+    ({"tools": [{"type": "web_search"}]}, ("tools[0].type", "web_search", "function")),
+    ({"tools": [TOOL] * 2}, ("tools[1]", "'f'")), ({"tools": [TOOL] * 129}, ("tools", "129", "128")),
+    ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, ("name", "a b")),
+    ({"tool_choice": "required"}, ("tool_choice", "tools")),
+    ({"tools": [TOOL], "tool_choice": "maybe"}, ("tool_choice", "maybe")),
+    ({"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "g"}}}, ("tool_choice", "'g'", "f is")),
+    ({"tools": [TOOL], "tool_choice": "required", "regex": "a"}, ("tool_choice", "form")),
+    ({"tools": [TOOL], "functions": [{"name": "f"}]}, ("functions", "tools")),
+    ({"parallel_tool_calls": "yes"}, ("parallel_tool_calls",)),
+    ({"chat_template": "{{ 1 }}"}, ("chat_template", "--trust-request-chat-template")),
+    ({"chat_template_kwargs": {"messages": 1}}, ("messages", "cannot be set")),
+    ({"chat_template_kwargs": {"tokenize": True}}, ("tokenize", "cannot be set")),
+    ({"chat_template_kwargs": {"enable_thinking": {}}}, ("enable_thinking",)),
+    ({"reasoning_effort": "huge"}, ("reasoning_effort", "huge")), ({"thinking_token_budget": 5}, ("thinking_token_budget",)),
+    ({"modalities": ["audio"]}, ("modalities", "audio")), ({"documents": [5]}, ("documents",)),
+    ({"add_generation_prompt": True, "continue_final_message": True}, ("add_generation_prompt", "continue_final_message")),
+]  # fmt: skip
+
+
+def test_what_chat_does_not_take(served: Served):
+    for fields, words in CHATS:
+        refused(served.post(CHAT, {**BASES[CHAT], **fields}), *words)
+
+
+TEXTS: list[tuple[dict[str, Any], tuple[str, ...]]] = [
+    ({"prompt": None}, ("prompt",)), ({"prompt": 5}, ("prompt",)), ({"prompt": []}, ("prompts is empty",)),
+    ({"prompt": [""], "add_special_tokens": False}, ("empty",)), ({"prompt": [[]]}, ("empty",)),
+    ({"prompt": [9, "a"]}, ("prompt",)),
+    ({"prompt": [9.5]}, ("prompt",)), ({"prompt": [4096]}, ("4096", "4095")), ({"prompt": [-1]}, ("-1",)),
+    ({"prompt": ["a", 5]}, ("prompt 1", "5")), ({"prompt": ["a"] * 2049}, ("2049", "2048")),
+    ({"prompt": {"prompt": "a"}}, ("prompt",)),
+    ({"suffix": "b"}, ("suffix",)), ({"logprobs": True}, ("logprobs",)), ({"logprobs": 21}, ("logprobs", "20")),
+    ({"max_tokens": 0}, ("max_tokens", "0")), ({"best_of": 0}, ("best_of",)), ({"best_of": 2, "n": 3}, ("best_of", "n")),
+    ({"best_of": 2, "stream": True}, ("best_of", "stream")), ({"max_tokens": 0, "echo": True, "n": 2}, ("n is 2",)),
+]  # fmt: skip
+
+
+def test_what_completions_do_not_take(served: Served):
+    for fields, words in TEXTS:
+        refused(served.post(TEXT, {**BASES[TEXT], **fields}), *words)
+    refused(served.post(TEXT, {}), "prompt")
+    refused(served.post(CHAT, {}), "messages")
+
+
+def test_what_is_too_long(served: Served):
+    """Both numbers, and the code by which clients shorten their prompts."""
+    long = "Once " * 1500
+    for path, body, param in (
+        (TEXT, {"prompt": long}, "prompt"), (TEXT, {"prompt": ["a", long]}, "prompt"),
+        (TEXT, {"prompt": "a", "max_tokens": 2000}, "prompt"),
+        (CHAT, {"messages": [{"role": "user", "content": long}]}, "messages"),
+        (CHAT, {"messages": HI, "max_tokens": 2000}, "messages"),
+    ):  # fmt: skip
+        error = refused(served.post(path, body), "tokens", "102")
+        assert error["code"] == "context_length_exceeded" and error["param"] == param
+
+
+OTHERS: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
+    ("/tokenize", {}, ("prompt", "messages", "none")), ("/tokenize", {"prompt": "a", "messages": HI}, ("prompt and messages",)),
+    ("/tokenize", {"prompt": 5}, ("prompt",)),
+    ("/tokenize", {"messages": [{"role": "user", "content": [{"type": "image"}]}]}, ("image",)),
+    ("/tokenize", {"messages": HI, "chat_template": "a"}, ("chat_template",)),
+    ("/detokenize", {"tokens": [4096]}, ("4096",)), ("/detokenize", {"tokens": ["a"]}, ("tokens",)),
+    ("/detokenize", {}, ("tokens",)),
+    ("/apply-template", {"messages": []}, ("messages",)),
+    ("/inference/v1/generate", {"token_ids": []}, ("token_ids", "empty")),
+    ("/inference/v1/generate", {"token_ids": "a"}, ("token_ids",)),
+    ("/inference/v1/generate", {"token_ids": [9], "sampling_params": {"temprature": 1}}, ("temprature", "temperature")),
+    ("/inference/v1/generate", {"token_ids": [9], "sampling_params": {"n": 0}}, ("n is 0",)),
+    ("/inference/v1/generate", {"token_ids": [9] * 2000}, ("2000", "1023")),
+    ("/inference/v1/generate", {"token_ids": [5000]}, ("5000",)),
+]  # fmt: skip
+
+
+def test_what_others_do_not_take(served: Served):
+    for path, body, words in OTHERS:
+        refused(served.post(path, body), *words)
+    for path in ("/generate", "/generate_stream", "/"):
+        for body in ({}, {"inputs": 5}, {"inputs": "a", "parameters": {"max_new_tokens": 0}}, {"inputs": "Once " * 2000}):
+            answer = served.post(path, body)
+            assert answer.status == 400 and set(answer.json) == {"error", "error_type"}, answer.body
+
+
+def test_nothing_of_all_this_ran(served: Served):
+    engine = served.service.engine
+    assert isinstance(engine, ServingFake) and engine.running == 0
+    assert served.post(TEXT, BASES[TEXT]).status == 200
+    json.dumps(served.service.unknown)
+
+
+def test_more_choices_than_the_server_gives(setup: Setup):
+    with ServingFake(setup) as engine, serving(engine, ROUTES, max_choices=2, max_prompts=2) as served:
+        refused(served.post(TEXT, {"prompt": "a", "n": 3}), "n is 3", "2")
+        refused(served.post(TEXT, {"prompt": ["a"] * 3}), "3 prompts", "2")
+        assert served.post(TEXT, {"prompt": ["a"] * 2, "n": 2}).status == 200

@@ -1,0 +1,93 @@
+"""OpenAPI, the page and the Markdown say what the routes say."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from hashlib import sha256
+from html.parser import HTMLParser
+from typing import Any
+
+from shardwise.server.docs import markdown
+from shardwise.server.openapi import openapi
+from shardwise.server.settings import Settings
+from tests.server.demo import DEMO
+from tests.server.drive import serving
+from tests.server.engines import ServingFake
+
+
+def refs(value: Any) -> list[str]:
+    if isinstance(value, dict):
+        own = [value["$ref"]] if isinstance(value.get("$ref"), str) else []
+        return own + [ref for each in value.values() for ref in refs(each)]
+    return [ref for each in value for ref in refs(each)] if isinstance(value, list) else []
+
+
+def test_openapi_describes_every_route(engine: ServingFake):
+    with serving(engine, DEMO) as served:
+        described = served.get("/openapi.json").json
+        paths = {path for path in served.app.table.paths if path != "/ping"}
+    assert described["openapi"] == "3.1.0" and set(described["paths"]) == paths
+    assert all(ref.rpartition("/")[2] in described["components"]["schemas"] for ref in refs(described))
+    names = [operation["operationId"] for path in described["paths"].values() for operation in path.values()]
+    assert len(names) == len(set(names))
+    demo = described["paths"]["/v1/demo"]["post"]
+    assert demo["requestBody"]["content"]["application/json"]["example"] == {"prompt": "Once"}
+    assert set(demo["responses"]["200"]["content"]) == {"application/json", "text/event-stream"}
+    assert {"400", "401", "413", "415", "429", "503"} <= set(demo["responses"])
+    assert described["paths"]["/health"]["get"]["security"] == [] and "security" not in demo
+    tokens = described["components"]["schemas"]["Ask"]["properties"]["max_tokens"]
+    assert (tokens["minimum"], tokens["maximum"], tokens["default"]) == (1, 100_000, 4)
+    assert [each["name"] for each in described["paths"]["/v1/named/{name}"]["get"]["parameters"]] == ["name"]
+
+
+class Page(HTMLParser):
+    """What a page asks a browser to fetch, and its text."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fetched: list[str] = []
+        self.text = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = dict(attrs)
+        if tag in ("script", "img", "link", "iframe"):
+            self.fetched.append(f"{tag} {attrs}")
+        assert not any(name.startswith("on") or name == "style" for name in given)
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_the_page_stands_alone(engine: ServingFake):
+    with serving(engine, DEMO, api_keys=("k",)) as served:
+        assert served.get("/docs").status == 401
+        answer = served.get("/docs", **{"x-api-key": "k"})
+    assert answer.status == 200 and answer.headers["content-type"] == "text/html; charset=utf-8"
+    page = Page()
+    page.feed(answer.body.decode())
+    style = re.search(r"<style>(.*?)</style>", answer.body.decode(), re.DOTALL)
+    assert style is not None and page.fetched == []
+    policy = answer.headers["content-security-policy"]
+    digest = base64.b64encode(sha256(style[1].encode()).digest()).decode()
+    assert policy.startswith("default-src 'none'; ") and f"'sha256-{digest}'" in policy
+    for text in (
+        "/v1/demo",
+        "How many tokens to make.",
+        "integer 1..100000",
+        "max_body_bytes",
+        "Authorization: Bearer KEY",
+        "list of Item",
+    ):
+        assert text in page.text, text
+    assert "https://" not in answer.body.decode()
+
+
+def test_the_markdown_has_the_limits_and_the_fields():
+    text = markdown(DEMO)
+    for name, _value, words in Settings().limits():
+        assert f"| `{name}` | " in text and words in text
+    assert "| `max_body_bytes` | 4194304 |" in text
+    assert "| `prompt` | string | needed | The beginning. |" in text and "### POST /v1/demo" in text
+    assert json.dumps(openapi(DEMO)) == json.dumps(openapi(DEMO)) and markdown(DEMO) == text

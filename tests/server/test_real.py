@@ -1,0 +1,117 @@
+"""The endpoints over a real engine with the bundled model: answers are those of the engine, forms and calls are kept."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from shardwise.engine.engine import Engine
+from shardwise.engine.front import Front
+from shardwise.engine.setup import Options, resolve
+from shardwise.sched.request import SamplingParams
+from shardwise.server.routes import ROUTES
+from tests.server.drive import Served, serving
+from tests.server.saying import chat_streamed, chat_whole, text_streamed, text_whole
+
+CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
+HI = [{"role": "user", "content": "Tell me a story."}]
+
+
+class Real(Engine):
+    """An engine in this process takes all requests."""
+
+    lost: str | None = None
+
+    async def admitted(self, request: int) -> None: ...
+
+
+@pytest.fixture(scope="module")
+def served() -> Iterator[Served]:
+    setup = resolve(Options("shardling", tp=2, device="cpu"))
+    with Real(setup, "threads") as engine, serving(engine, ROUTES) as made:
+        yield made
+
+
+def test_it_says_what_the_engine_says(served: Served):
+    front = Front(served.service.engine)
+    outputs = list(front.stream(front.prompt("Once upon"), SamplingParams(max_tokens=12, temperature=0, logprobs=2)))
+    asked = {"prompt": "Once upon", "max_tokens": 12, "temperature": 0, "logprobs": 2, "return_token_ids": True}
+    (choice,) = served.post(TEXT, asked).json["choices"]
+    assert choice["token_ids"] == [token for output in outputs for token in output.outputs[0].token_ids]
+    assert choice["text"] == "".join(output.outputs[0].text for output in outputs)
+    places = [place for output in outputs for place in output.outputs[0].logprobs or ()]
+    expected = [next(iter(place.values())).logprob for place in places]
+    assert choice["logprobs"]["token_logprobs"] == pytest.approx(expected)
+    assert all(len(tops) == 2 for tops in choice["logprobs"]["top_logprobs"])
+
+
+def test_a_score_is_that_of_the_drawn(served: Served):
+    """Scoring an answer gives the log-probabilities that it was drawn with."""
+    asked = {"prompt": "Once upon", "max_tokens": 8, "seed": 3, "temperature": 1, "logprobs": 0, "return_token_ids": True}
+    (drawn,) = served.post(TEXT, asked).json["choices"]
+    ids = drawn["prompt_token_ids"] + drawn["token_ids"]
+    (scored,) = served.post(TEXT, {"prompt": ids, "max_tokens": 0, "echo": True, "logprobs": 0}).json["choices"]
+    last = scored["logprobs"]["token_logprobs"][-len(drawn["token_ids"]) :]
+    assert last == pytest.approx(drawn["logprobs"]["token_logprobs"], abs=1e-3)
+
+
+def test_streams_at_once_are_as_alone(served: Served):
+    """Twelve clients, half of them streaming: each gets what it gets by itself."""
+
+    def ask(n: int) -> Any:
+        body = {"messages": HI, "max_tokens": 24, "seed": n // 2, "temperature": 2, "n": 2, "stream": n % 2 == 0}
+        return (chat_streamed if body["stream"] else chat_whole)(served.post(CHAT, body))
+
+    with ThreadPoolExecutor(12) as pool:
+        together = list(pool.map(ask, range(12)))
+    assert together == [ask(n) for n in range(12)]
+    assert all(together[n] == together[n + 1] for n in range(0, 12, 2))
+    assert len({choice["content"] for answer in together for choice in answer.values()}) > 6
+
+
+SCHEMA = {
+    "type": "object", "properties": {"city": {"type": "string", "maxLength": 9}, "unit": {"enum": ["c", "f"]}},
+    "required": ["city", "unit"], "additionalProperties": False,
+}  # fmt: skip
+TOOL = {"type": "function", "function": {"name": "weather", "description": "Tells the weather.", "parameters": SCHEMA}}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("choice", ["required", "weather"])
+def test_calls_hold_to_their_schema(served: Served, choice: str, stream: bool):
+    named = {"type": "function", "function": {"name": choice}}
+    asked = {
+        "messages": HI, "tools": [TOOL], "tool_choice": choice if choice == "required" else named, "temperature": 1, "seed": 1,
+        "parallel_tool_calls": False, "stream": stream,
+    }  # fmt: skip
+    answer = (chat_streamed if stream else chat_whole)(served.post(CHAT, asked))[0]
+    ((name, arguments),) = answer["calls"]
+    found = json.loads(arguments)
+    assert name == "weather" and set(found) == {"city", "unit"} and found["unit"] in ("c", "f") and answer["content"] == ""
+
+
+def test_forms_are_kept(served: Served):
+    form = {"type": "json_schema", "json_schema": {"name": "place", "schema": SCHEMA}}
+    answer = chat_whole(served.post(CHAT, {"messages": HI, "response_format": form, "temperature": 1, "n": 3}))
+    assert all(json.loads(answer[n]["content"])["unit"] in ("c", "f") for n in range(3))
+    choice = text_whole(served.post(TEXT, {"prompt": "Is it?", "guided_choice": ["yes", "no"], "temperature": 1}))[0]
+    assert choice["text"] in ("yes", "no") and choice["finish_reason"] == "stop"
+    asked = {"inputs": "A year:", "parameters": {"grammar": {"type": "regex", "value": "1[0-9]{3}"}, "do_sample": True}}
+    assert served.post("/generate", asked).json["generated_text"][0] == "1"
+
+
+def test_prompts_are_found_in_the_cache_of_their_tenant(served: Served):
+    asked = {"prompt": "Once upon a time there was " * 20, "max_tokens": 1, "cache_salt": "a"}
+    found = [served.post(TEXT, {**asked, "cache_salt": salt}).json["usage"] for salt in ("a", "a", "b")]
+    cached = [usage["prompt_tokens_details"]["cached_tokens"] for usage in found]
+    assert cached[0] == 0 and cached[1] > 0 and cached[2] == 0
+
+
+def test_a_stream_of_many_prompts(served: Served):
+    asked = {"prompt": ["Once", "There was", [9, 10]], "n": 2, "seed": 1, "temperature": 1, "max_tokens": 9, "echo": True}
+    streamed = text_streamed(served.post(TEXT, {**asked, "stream": True}))
+    assert streamed == text_whole(served.post(TEXT, asked))
