@@ -9,8 +9,11 @@ from hashlib import sha256
 from html.parser import HTMLParser
 from typing import Any
 
+import msgspec
+
 from shardwise.server.docs import markdown
 from shardwise.server.openapi import openapi
+from shardwise.server.route import Route
 from shardwise.server.settings import Settings
 from tests.server.demo import DEMO
 from tests.server.drive import serving
@@ -27,7 +30,7 @@ def refs(value: Any) -> list[str]:
 def test_openapi_describes_every_route(engine: ServingFake):
     with serving(engine, DEMO) as served:
         described = served.get("/openapi.json").json
-        paths = {path for path in served.app.table.paths if path != "/ping"}
+    paths = {route.paths[0] for route in DEMO} | {"/openapi.json", "/docs"}
     assert described["openapi"] == "3.1.0" and set(described["paths"]) == paths
     assert all(ref.rpartition("/")[2] in described["components"]["schemas"] for ref in refs(described))
     names = [operation["operationId"] for path in described["paths"].values() for operation in path.values()]
@@ -38,8 +41,21 @@ def test_openapi_describes_every_route(engine: ServingFake):
     assert {"400", "401", "413", "415", "429", "503"} <= set(demo["responses"])
     assert described["paths"]["/health"]["get"]["security"] == [] and "security" not in demo
     tokens = described["components"]["schemas"]["Ask"]["properties"]["max_tokens"]
-    assert (tokens["minimum"], tokens["maximum"], tokens["default"]) == (1, 100_000, 4)
+    assert (tokens["anyOf"][0]["minimum"], tokens["anyOf"][0]["maximum"], tokens["default"]) == (1, 100_000, 4)
+    assert "anyOf" not in described["components"]["schemas"]["Ask"]["properties"]["prompt"]
+    assert described["components"]["schemas"]["Ask"]["properties"]["items"]["anyOf"][1] == {"type": "null"}, "null is not given"
     assert [each["name"] for each in described["paths"]["/v1/named/{name}"]["get"]["parameters"]] == ["name"]
+
+
+def test_structs_of_the_same_name_are_told_apart():
+    one, other = (
+        msgspec.defstruct("Reply", [("a", kind)], namespace={"__module__": f"x.{name}_part"})
+        for name, kind in (("one", int), ("other", str))
+    )
+    routes = [Route("GET", (f"/{kind.__module__}",), DEMO[0].endpoint, "S.", "t", reply=kind) for kind in (one, other)]
+    described = openapi(routes)
+    assert {"OnePartReply", "OtherPartReply"} <= set(described["components"]["schemas"])
+    assert all(ref.rpartition("/")[2] in described["components"]["schemas"] for ref in refs(described))
 
 
 class Page(HTMLParser):

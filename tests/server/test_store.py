@@ -18,6 +18,10 @@ class Clock:
         return self.now
 
 
+def make(most: int = 100, most_bytes: int = 10**6, age_s: float = 3600.0, clock: Clock | None = None) -> Store:
+    return Store(most, most_bytes, age_s, clock or Clock())
+
+
 def kept(id: str, size: int = 10) -> Kept:
     return Kept(id, response=None, context=(), given=0, bytes=size)
 
@@ -27,7 +31,7 @@ def ids(store: Store, tenant: str) -> list[str]:
 
 
 def test_tenants_know_nothing_of_each_other():
-    store = Store()
+    store = make()
     store.keep("a", kept("one"))
     assert store.get("a", "one").id == "one"
     for tenant in ("b", ""):
@@ -42,7 +46,7 @@ def test_tenants_know_nothing_of_each_other():
 
 def test_what_is_old_goes():
     clock = Clock()
-    store = Store(age_s=100, clock=clock)
+    store = make(age_s=100, clock=clock)
     for n in range(3):
         clock.now = 40.0 * n
         store.keep("a", kept(str(n)))
@@ -56,7 +60,7 @@ def test_what_is_old_goes():
 
 def test_the_bounds_hold_and_the_oldest_of_the_largest_tenant_goes_first():
     chance = random.Random(1)
-    store = Store(most=20, most_bytes=500)
+    store = make(most=20, most_bytes=500)
     store.keep("small", kept("precious", 5))
     for n in range(500):
         store.keep("large", kept(str(n), chance.randrange(100)))
@@ -66,7 +70,7 @@ def test_the_bounds_hold_and_the_oldest_of_the_largest_tenant_goes_first():
 
 
 def test_one_that_is_larger_than_all_is_not_kept_and_does_no_harm():
-    store = Store(most_bytes=100)
+    store = make(most_bytes=100)
     store.keep("b", kept("other"))
     store.keep("a", kept("huge", 1000))
     assert ids(store, "a") == [] and ids(store, "b") == ["other"]
@@ -74,7 +78,7 @@ def test_one_that_is_larger_than_all_is_not_kept_and_does_no_harm():
 
 def test_what_runs_stays_and_dropping_it_ends_it():
     async def scene() -> None:
-        store = Store(most=1)
+        store = make(most=1)
         run = asyncio.create_task(asyncio.Event().wait())
         runs = kept("runs")
         runs.run = run  # type: ignore[assignment]

@@ -114,7 +114,7 @@ def test_a_reader_that_takes_nothing_is_cut_off(engine: ServingFake):
 
 
 def test_a_reader_that_takes_all_is_not(engine: ServingFake):
-    with serving(engine, DEMO, write_timeout_s=0.3) as served, served.connect() as connection:
+    with serving(engine, DEMO, write_timeout_s=3.0) as served, served.connect() as connection:
         connection.sendall(b"GET /v1/flood HTTP/1.1\r\nHost: localhost\r\nX-Request-Id: taker-of-all\r\n\r\n")
         until(connection, b"data: ", 1000)
         assert "taker-of-all" not in closed

@@ -226,7 +226,7 @@ def documents(routes: Sequence[Route], settings: Settings) -> tuple[Route, ...]:
 
     own = (
         Route("GET", ("/openapi.json",), openapi_json, "This description of the API, for programs.", "server"),
-        Route("GET", ("/docs",), docs, "This description of the API, for people.", "server"),
+        Route("GET", ("/docs",), docs, "This description of the API, for people.", "server", media="text/html"),
     )
     everything = (*routes, *own)
     return own

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -51,7 +51,11 @@ def openapi(routes: Sequence[Route]) -> dict[str, Any]:
     """The whole description, as plain values."""
     types = dict.fromkeys(kind for route in routes for kind in (route.body, route.reply) if kind is not None)
     schemas, components = msgspec.json.schema_components([*types, Error], ref_template=REF)
+    short = {name: plain(name) for name in components}
+    schemas, components = renamed(schemas, short), {short[name]: renamed(schema, short) for name, schema in components.items()}
     refs = dict(zip(types, schemas, strict=False))
+    for kind in dict.fromkeys(route.body for route in routes if route.body is not None):
+        let_null(components[refs[kind]["$ref"].rpartition("/")[2]])
     paths: dict[str, dict[str, Any]] = {}
     names: dict[str, int] = {}
     for route in routes:
@@ -75,6 +79,32 @@ def openapi(routes: Sequence[Route]) -> dict[str, Any]:
     }
 
 
+def let_null(schema: dict[str, Any]) -> None:
+    """At the top of a body, null means that a field is not given."""
+    for name, field in schema.get("properties", {}).items():
+        kinds = field.get("anyOf", [field])
+        # An enum without a type may have null in it; a schema without anything takes all.
+        takes = any(each.get("type") == "null" or None in each.get("enum", ()) or not each for each in kinds)
+        if name not in schema.get("required", ()) and not takes:
+            notes = {key: field.pop(key) for key in ("default", "description", "title") if key in field}
+            schema["properties"][name] = {"anyOf": [*field.get("anyOf", [field]), {"type": "null"}], **notes}
+
+
+def plain(name: str) -> str:
+    """`package.chat_body.Reply` as ChatBodyReply."""
+    *modules, last = name.split(".")
+    return (modules[-1].title().replace("_", "") if modules else "") + last
+
+
+def renamed(value: Any, names: Mapping[str, str]) -> Any:
+    """With other names of components: of two structs that are called the same, msgspec's has the module and its folders."""
+    if isinstance(value, Mapping):
+        if isinstance(ref := value.get("$ref"), str):
+            return {"$ref": REF.format(name=names[ref.rpartition("/")[2]])}
+        return {key: renamed(each, names) for key, each in value.items()}
+    return [renamed(each, names) for each in value] if isinstance(value, list | tuple) else value
+
+
 def operation(route: Route, refs: dict[type, dict[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {"summary": route.summary, "tags": [route.tag]}
     if len(route.paths) > 1:
@@ -95,9 +125,9 @@ def operation(route: Route, refs: dict[type, dict[str, Any]]) -> dict[str, Any]:
 
 
 def responses(route: Route, refs: dict[type, dict[str, Any]]) -> dict[str, Any]:
-    given: dict[str, Any] = {"application/json": {"schema": refs[route.reply] if route.reply else {}}}
+    given: dict[str, Any] = {route.media: {"schema": refs[route.reply] if route.reply else {}}}
     if route.streams:
-        given["text/event-stream"] = {"schema": {"type": "string"}}
+        given["text/event-stream"] = {}
     found: dict[str, Any] = {"200": {"description": "What was asked for.", "content": given}}
     statuses = [status for status in STATUSES if route.body is not None or status not in BODY_ONLY]
     for status in statuses if not route.open else [500, 503]:

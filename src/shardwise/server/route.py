@@ -25,6 +25,7 @@ class Route:
     Where it has both a body and path parameters, the body struct has fields of the parameters' names. Without a body, the
     endpoint gets the parameters of path and query. `open`: needs no key, and is served while draining.
     `errors` makes the body of a refusal: OpenAI's shape unless the API has its own. `example` is a body that works.
+    `media` is the type of a whole answer.
     """
 
     method: str
@@ -38,3 +39,4 @@ class Route:
     open: bool = False
     errors: Callable[[Refusal, Call], dict[str, object]] | None = None
     example: dict[str, Any] | None = None
+    media: str = "application/json"

@@ -34,7 +34,7 @@ class Service:
         self.drain = Drain()
         self.unknown: Counter[str] = Counter()
         """How often a field came that nobody knows, by name."""
-        self.store = Store()
+        self.store = Store(settings.max_kept, settings.max_kept_bytes, settings.kept_s)
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="reader")
 
     def model(self, name: str | None) -> str:

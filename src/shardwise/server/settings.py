@@ -53,6 +53,9 @@ class Settings:
     write_timeout_s: float = limit(30.0, "during which a reader takes nothing, before it is cut off")
     idle_timeout_s: float = limit(75.0, "between two requests on a connection, before it is closed")
     keep_alive_s: float = limit(15.0, "without a token, before a stream gets a comment that keeps it open")
+    max_kept: int = limit(1000, "responses that are kept, of all keys together; the oldest goes")
+    max_kept_bytes: int = limit(64 * 2**20, "what is kept, as JSON; a response counts with all the conversation before it")
+    kept_s: float = limit(3600.0, "after a response was made, before it is kept no longer")
     drain_timeout_s: float = limit(30.0, "for open requests to finish after SIGTERM")
 
     def __repr__(self) -> str:

@@ -11,13 +11,6 @@ from typing import Any
 
 from shardwise.server.refusal import Refusal
 
-MOST_KEPT = 1000
-MOST_KEPT_BYTES = 64 * 2**20
-KEPT_S = 3600.0
-"""How many responses are kept, all tenants together; how many bytes of JSON they have; and for how long after they were made.
-
-A response counts with all the conversation before it, which it goes on knowing when those before it are gone."""
-
 
 class Tape:
     """The frames of a stream, to be read while it is written, by as many as like, from any place."""
@@ -74,11 +67,12 @@ class Store:
 
     def __init__(
         self,
-        most: int = MOST_KEPT,
-        most_bytes: int = MOST_KEPT_BYTES,
-        age_s: float = KEPT_S,
+        most: int,
+        most_bytes: int,
+        age_s: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """At most `most` responses of `most_bytes` in all, each for `age_s` seconds."""
         self.most, self.most_bytes, self.age_s, self._clock = most, most_bytes, age_s, clock
         self._kept: dict[str, OrderedDict[str, Kept]] = {}
 

@@ -16,7 +16,7 @@ from shardwise.server.answer.reader import reader
 from shardwise.server.answer.style import THINK, Style
 from shardwise.server.blocks import Blocks, Closed, Grew, Opened
 from shardwise.server.messages import writer as messages
-from shardwise.server.messages.output import MessageReply, MessageUsage
+from shardwise.server.messages.output import AssistantMessage, MessageUsage
 from shardwise.server.responses import writer as responses
 from shardwise.server.responses.output import Response, frame
 from tests.server.folds import fold_message, fold_response, without_ids
@@ -63,7 +63,7 @@ def as_response(pieces: Sequence[Sequence[Piece]], *, length: bool = False) -> t
 
 def as_message(pieces: Sequence[Sequence[Piece]]) -> tuple[Any, list[Any]]:
     events: list[bytes] = []
-    made = MessageReply(id="msg_1", model="m", usage=MessageUsage(1, 0))
+    made = AssistantMessage(id="msg_1", model="m", usage=MessageUsage(1, 0))
     writing = messages.Writer(made, lambda event: events.append(msgspec.json.encode(event)))
     writing.begin()
     for each in pieces:

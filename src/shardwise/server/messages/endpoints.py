@@ -10,7 +10,7 @@ from contextlib import AbstractAsyncContextManager
 from shardwise.server.call import Call
 from shardwise.server.frames import begun
 from shardwise.server.messages.body import CountBody, MessagesBody
-from shardwise.server.messages.output import MessageReply, MessageUsage, StopReason, TokensCount, frame
+from shardwise.server.messages.output import AssistantMessage, MessageUsage, StopReason, TokensCount, frame
 from shardwise.server.messages.request import ask
 from shardwise.server.messages.writer import Writer, used
 from shardwise.server.refusal import Refusal
@@ -37,7 +37,7 @@ PINGS = 0.8
 
 async def create(service: Service, call: Call, body: MessagesBody) -> Reply:
     """The assistant's next turn, whole or as a stream."""
-    message = MessageReply(id=f"msg_{secrets.token_hex(24)}", model=service.model(body.model), usage=MessageUsage(0, 0))
+    message = AssistantMessage(id=f"msg_{secrets.token_hex(24)}", model=service.model(body.model), usage=MessageUsage(0, 0))
     turn = await service.read(ask, service, body)
     talking = await talk(service, call, turn)
     headers = {"request-id": call.id}
@@ -54,7 +54,7 @@ async def create(service: Service, call: Call, body: MessagesBody) -> Reply:
 
 
 async def _stream(
-    service: Service, body: MessagesBody, message: MessageReply, talking: AbstractAsyncContextManager[Talk]
+    service: Service, body: MessagesBody, message: AssistantMessage, talking: AbstractAsyncContextManager[Talk]
 ) -> AsyncGenerator[bytes, None]:
     out: list[bytes] = []
     writer = Writer(message, lambda event: out.append(frame(event)))
@@ -132,13 +132,15 @@ def errors(refusal: Refusal, call: Call) -> dict[str, object]:
     return {"type": "error", "error": {"type": kind, "message": refusal.message}, "request_id": call.id}
 
 
+EXAMPLE: dict[str, object] = {"messages": [{"role": "user", "content": "Tell me a story."}]}
+
 ROUTES: tuple[Route, ...] = (
     Route(
-        "POST", ("/v1/messages",), create, "The assistant's next turn, as in Anthropic's API", "messages",
-        body=MessagesBody, reply=MessageReply, streams=True, errors=errors,
+        "POST", ("/v1/messages",), create, "Answer a conversation, as Anthropic's API does.", "messages",
+        body=MessagesBody, reply=AssistantMessage, streams=True, errors=errors, example={**EXAMPLE, "max_tokens": 60},
     ),
     Route(
-        "POST", ("/v1/messages/count_tokens",), count_tokens, "Count the tokens of a message's input", "messages",
-        body=CountBody, reply=TokensCount, errors=errors,
+        "POST", ("/v1/messages/count_tokens",), count_tokens, "Count the tokens of a conversation.", "messages",
+        body=CountBody, reply=TokensCount, errors=errors, example=EXAMPLE,
     ),
 )  # fmt: skip

@@ -46,7 +46,7 @@ class MessageUsage(msgspec.Struct):
     cache_creation_input_tokens: int = 0
 
 
-class MessageReply(msgspec.Struct, kw_only=True):
+class AssistantMessage(msgspec.Struct, kw_only=True):
     """The assistant's next turn."""
 
     id: str
@@ -71,7 +71,7 @@ class TokensCount(msgspec.Struct):
 class MessageStart(msgspec.Struct, tag="message_start"):
     """The message, without content yet."""
 
-    message: MessageReply
+    message: AssistantMessage
 
 
 class BlockStart(msgspec.Struct, tag="content_block_start"):

@@ -10,13 +10,13 @@ from shardwise.server.answer.pieces import Piece
 from shardwise.server.blocks import Block, Blocks, Change, Closed, Grew, Opened
 from shardwise.server.job import Usage
 from shardwise.server.messages.output import (
+    AssistantMessage,
     BlockDelta,
     BlockStart,
     BlockStop,
     Ending,
     InputGrowth,
     MessageDelta,
-    MessageReply,
     MessageStart,
     MessageStop,
     MessageUsage,
@@ -43,7 +43,7 @@ GROWTHS: dict[str, Callable[[str], TextGrowth | ThinkingGrowth | InputGrowth]] =
 class Writer:
     """Fills `message` with what comes of it. `emit` gets the events as they happen."""
 
-    def __init__(self, message: MessageReply, emit: Emit | None = None) -> None:
+    def __init__(self, message: AssistantMessage, emit: Emit | None = None) -> None:
         self.message = message
         self._emit = emit or _nobody
         self._blocks = Blocks()

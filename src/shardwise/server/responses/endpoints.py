@@ -275,14 +275,19 @@ def _whole(given: Mapping[str, str], name: str, default: int, most: int) -> int:
     return int(value)
 
 
+EXAMPLE = {"input": "Tell me a story.", "max_output_tokens": 60}
+
 ROUTES: tuple[Route, ...] = (
-    Route("POST", ("/v1/responses",), create, "Make a response", "responses", body=ResponsesBody, reply=Response, streams=True),
     Route(
-        "POST", ("/v1/responses/input_tokens",), count, "Count the tokens of an input", "responses",
-        body=ResponsesBody, reply=Counted,
+        "POST", ("/v1/responses",), create, "Make a response.", "responses",
+        body=ResponsesBody, reply=Response, streams=True, example=EXAMPLE,
     ),
-    Route("GET", ("/v1/responses/{id}",), retrieve, "A kept response", "responses", reply=Response, streams=True),
-    Route("DELETE", ("/v1/responses/{id}",), delete, "Keep a response no longer", "responses", reply=Deleted),
-    Route("POST", ("/v1/responses/{id}/cancel",), cancel, "End a background response", "responses", reply=Response),
-    Route("GET", ("/v1/responses/{id}/input_items",), input_items, "Its input", "responses", reply=InputItems),
+    Route(
+        "POST", ("/v1/responses/input_tokens",), count, "Count the tokens of an input.", "responses",
+        body=ResponsesBody, reply=Counted, example=EXAMPLE,
+    ),
+    Route("GET", ("/v1/responses/{id}",), retrieve, "Read a kept response.", "responses", reply=Response, streams=True),
+    Route("DELETE", ("/v1/responses/{id}",), delete, "Keep a response no longer.", "responses", reply=Deleted),
+    Route("POST", ("/v1/responses/{id}/cancel",), cancel, "End a background response.", "responses", reply=Response),
+    Route("GET", ("/v1/responses/{id}/input_items",), input_items, "List its input.", "responses", reply=InputItems),
 )  # fmt: skip
