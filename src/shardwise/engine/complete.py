@@ -46,6 +46,8 @@ class Transcript:
         self._prompt, self._params, self._tokenizer, self._clock = prompt, params, tokenizer, clock
         self._choices = [_Choice(n, tokenizer, prompt.ids, params) for n in range(params.n)]
         self._scores: list[Logprobs | None] | None = None if params.prompt_logprobs is None else [None]
+        # One list for all outputs: a copy of a long prompt for every token would cost more than the token.
+        self._ids = list(prompt.ids)
         self._begun = clock()
         self._first_s: float | None = None
         self._total_s: float | None = None
@@ -74,12 +76,12 @@ class Transcript:
         return event.choice if matched else None
 
     def output(self, kind: RequestOutputKind = RequestOutputKind.CUMULATIVE) -> RequestOutput:
-        """All so far, or with DELTA what came since the last call. It shares nothing with what comes later."""
+        """All so far, or with DELTA what came since the last call."""
         delta = kind is RequestOutputKind.DELTA
         return RequestOutput(
             request_id=self.request_id,
             prompt=self._prompt.text,
-            prompt_token_ids=list(self._prompt.ids),
+            prompt_token_ids=self._ids,
             prompt_logprobs=None if self._scores is None else list(self._scores),
             outputs=[choice.news() if delta else choice.since(0, 0) for choice in self._choices],
             finished=self.ended is not None,
