@@ -23,7 +23,7 @@ from shardwise.server.service import Service
 from shardwise.server.settings import Settings
 from shardwise.spec.model import parameters
 
-PACKAGES = ("shardwise", "torch", "tokenizers", "jinja2", "msgspec",  "uvicorn", "llguidance")
+PACKAGES = ("shardwise", "torch", "tokenizers", "jinja2", "msgspec", "uvicorn", "llguidance")
 
 
 class PlannedRank(msgspec.Struct, frozen=True):
