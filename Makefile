@@ -8,7 +8,7 @@ TORCH_ARGS ?=
 TORCH := $(shell grep '^torch==' constraints.txt)
 
 SERVE ?=
-.PHONY: setup serve demo test check pure unit slow soak bench gpu wheel fmt clean
+.PHONY: setup serve demo test check pure unit slow soak bench gpu wheel docs fmt clean
 
 setup: $(READY)
 
@@ -58,6 +58,9 @@ gpu:  ## on a machine with a GPU, with whatever torch is there
 wheel: setup  ## dist/*.whl, installed into an environment of its own, from which it serves
 	rm -rf dist && $(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
 	$(BIN)/python -m pytest -q -m slow tests/test_wheel.py
+
+docs: setup  ## docs/api.md, from the routes and their structs
+	$(BIN)/python -c "from shardwise.server.docs import markdown; from shardwise.server.routes import ROUTES; print(markdown(ROUTES), end='')" > docs/api.md
 
 fmt: setup
 	$(BIN)/ruff check --fix .

@@ -114,6 +114,7 @@ def test_settings_are_what_the_options_say(tmp_path: Path) -> None:
     assert made([]) == Settings()
     file = tmp_path / "keys"
     file.write_text("# ours\nfirst\n\nsecond\n")
+    assert not made(["--no-response-store"]).stores and not made(["--api-workers", "2"]).stores
     found = made(["--api-key", "third,first", "--api-key-file", str(file), "--allow-origin", "http://a:1", "--max-depth", "9"])
     assert found.api_keys == ("third", "first", "second")
     assert (found.allow_origins, found.max_depth) == (("http://a:1",), 9)

@@ -7,13 +7,15 @@ import json
 import re
 from hashlib import sha256
 from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from shardwise.server.docs import markdown
+from shardwise.server.docs import body_name, markdown, rows
 from shardwise.server.openapi import openapi
 from shardwise.server.route import Route
+from shardwise.server.routes import ROUTES
 from shardwise.server.settings import Settings
 from tests.server.demo import DEMO
 from tests.server.drive import serving
@@ -107,3 +109,16 @@ def test_the_markdown_has_the_limits_and_the_fields():
     assert "| `max_body_bytes` | 4194304 |" in text
     assert "| `prompt` | string | needed | The beginning. |" in text and "### POST /v1/demo" in text
     assert json.dumps(openapi(DEMO)) == json.dumps(openapi(DEMO)) and markdown(DEMO) == text
+
+
+def test_docs_api_md_is_what_the_routes_say():
+    kept = Path(__file__).parents[2] / "docs" / "api.md"
+    assert kept.read_text() == markdown(ROUTES), "run `make docs`"
+
+
+def test_every_field_is_explained():
+    described = openapi(ROUTES)
+    schemas = described["components"]["schemas"]
+    names = {body_name(described, route) for route in ROUTES if route.body is not None}
+    assert len(names) > 10
+    assert [f"{name}.{row.name}" for name in sorted(names) for row in rows(schemas[name]) if not row.text] == []

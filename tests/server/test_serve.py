@@ -81,7 +81,7 @@ def test_a_server_starts_says_where_it_is_answers_and_drains() -> None:
         assert len(live.said) == 1 and "no GPU is used: 2 rank(s) on the CPU" in live.said[0]
         _answers(live)
         _clients(live)
-        with streams(live, 6, 200) as answers:
+        with streams(live, 3, 100) as answers:
             live.process.send_signal(signal.SIGTERM)
             until = time.monotonic() + 20
             while live.ask("/ready")[0] != 503 and time.monotonic() < until:

@@ -46,6 +46,7 @@ class Transcript:
         self._prompt, self._params, self._tokenizer, self._clock = prompt, params, tokenizer, clock
         self._choices = [_Choice(n, tokenizer, prompt.ids, params) for n in range(params.n)]
         self._scores: list[Logprobs | None] | None = None if params.prompt_logprobs is None else [None]
+        # One list for all outputs, as one of its scores: copies for every token would cost more than the token.
         self._ids = list(prompt.ids)
         self._begun = clock()
         self._first_s: float | None = None
@@ -60,7 +61,7 @@ class Transcript:
         """Takes one event. Returns the choice that its text has just ended, which the engine cannot know."""
         if isinstance(event, Scored):
             if self._scores is not None:
-                self._scores += [named(self._tokenizer, chosen) for chosen in event.scores]
+                self._scores = [*self._scores, *(named(self._tokenizer, chosen) for chosen in event.scores)]
             return None
         if isinstance(event, Ended):
             self.ended = event
@@ -75,14 +76,13 @@ class Transcript:
         return event.choice if matched else None
 
     def output(self, kind: RequestOutputKind = RequestOutputKind.CUMULATIVE) -> RequestOutput:
-        """All so far, or with DELTA what came since the last call. It shares nothing with what comes later, but for what
-        deltas tell of the prompt: they come with every token, and prompts may be long."""
+        """All so far, or with DELTA what came since the last call."""
         delta = kind is RequestOutputKind.DELTA
         return RequestOutput(
             request_id=self.request_id,
             prompt=self._prompt.text,
-            prompt_token_ids=self._ids if delta else list(self._prompt.ids),
-            prompt_logprobs=self._scores if delta or self._scores is None else list(self._scores),
+            prompt_token_ids=self._ids,
+            prompt_logprobs=self._scores,
             outputs=[choice.news() if delta else choice.since(0, 0) for choice in self._choices],
             finished=self.ended is not None,
             metrics=Metrics(self._first_s, self._total_s, self.ended.preempted if self.ended else 0),

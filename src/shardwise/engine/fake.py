@@ -163,7 +163,8 @@ class FakeEngine:
     def _run(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(self._due, self._left_s())
+                if not self._due():
+                    self._changed.wait(self._left_s())
                 if self._lost is not None:
                     return
                 for number in [n for n, request in self._open.items() if request.until <= time.monotonic()]:

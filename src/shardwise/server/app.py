@@ -56,7 +56,8 @@ class App:
         path = unquote(scope["raw_path"].decode("latin-1")) if scope.get("raw_path") else scope["path"]
         beta = ",".join(values(headers, "anthropic-beta"))[:1000]
         call = Call(request_id(headers), "", time.monotonic(), path, beta)
-        exchange = Exchange(receive, send, {**SAFE, "x-request-id": call.id}, f"{call.id} {trace_of(headers)}".rstrip())
+        named = {"x-request-id": call.id, "request-id": call.id}  # Anthropic's clients look for the other
+        exchange = Exchange(receive, send, {**SAFE, **named}, f"{call.id} {trace_of(headers)}".rstrip())
         found = self.table.find(path)
         try:
             await self._answer(scope, exchange, found, call)

@@ -5,9 +5,10 @@ Says what opens, grows and closes; how an API spells that is its own business.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from shardwise.server.answer.pieces import Argued, Called, Piece, Said, Thought
 
@@ -116,3 +117,21 @@ def _joined(pieces: Iterable[Piece]) -> Iterator[tuple[Kind, Called | None, str]
             parts.append(piece.text)
     if kind is not None:
         yield kind, call, "".join(parts)
+
+
+def parsed(arguments: str) -> dict[str, Any] | None:
+    """The arguments of a call; None where they are no JSON object, as when the answer was cut within them."""
+    try:
+        found = json.loads(arguments, parse_constant=_no_number)
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _no_number(text: str) -> None:
+    raise ValueError(f"{text} is no JSON")
+
+
+def mended(text: str) -> str:
+    """With U+FFFD for each half of a character, which JSON can spell and UTF-8 cannot carry."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -35,7 +35,7 @@ class CompletionBody(SamplingBody, kw_only=True):
     ) = None
     suffix: Annotated[str, Meta(description="Refused: the text behind the gap is for models that fill gaps.")] | None = None
     stream: Annotated[bool, Meta(description="Send the answer as it comes, as server-sent events.")] | None = None
-    stream_options: StreamOptions | None = None
+    stream_options: Annotated[StreamOptions | None, Meta(description="What a stream tells besides the answer.")] = None
     add_special_tokens: Annotated[bool, Meta(description="Begin a text prompt with the tokens that the model expects.")] = True
     truncate_prompt_tokens: (
         Annotated[int, Meta(ge=-1, le=MOST, description="Keep only so many tokens, the last; -1: what the context holds.")]

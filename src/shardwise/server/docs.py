@@ -55,7 +55,13 @@ def rows(schema: dict[str, Any]) -> Iterator[Row]:
         else:
             value = field.get("default")
             default = "" if value is None else json.dumps(value)
-        yield Row(name, kind(field), default, field.get("description", ""))
+        yield Row(name, kind(field), default, said(field))
+
+
+def said(schema: dict[str, Any]) -> str:
+    """What is said of a field: of one that may be null, it stands with the other type."""
+    found = (each.get("description", "") for each in (schema, *schema.get("anyOf", ())))
+    return str(next(filter(None, found), ""))
 
 
 def kind(schema: dict[str, Any]) -> str:
@@ -94,7 +100,7 @@ def span(schema: dict[str, Any], least: str, most: str) -> str:
 
 
 def markdown(routes: Sequence[Route], settings: Settings | None = None) -> str:
-    """The endpoints, their fields, and the table of limits."""
+    """docs/api.md: the endpoints, their fields, and the table of limits."""
     settings = settings or Settings()
     described = openapi(routes)
     schemas = described["components"]["schemas"]

@@ -33,7 +33,7 @@ class GenerateBody(msgspec.Struct, kw_only=True):
     sampling_params: Annotated[dict[str, Any], Meta(description="By the names of the other endpoints.")] = {}
     model: Annotated[str, Meta(description="The model's name; the one there is if absent.")] | None = None
     stream: Annotated[bool, Meta(description="Send the tokens as they come, as server-sent events.")] | None = None
-    stream_options: StreamOptions | None = None
+    stream_options: Annotated[StreamOptions | None, Meta(description="What a stream tells besides the answer.")] = None
     priority: Annotated[int, Meta(ge=-MOST, le=MOST, description="Lower is sooner.")] = 0
     cache_salt: Annotated[str, Meta(description="Shares the prompt cache only with the same salt.")] | None = None
     request_id: Annotated[str, Meta(description="Becomes the answer's id.")] | None = None

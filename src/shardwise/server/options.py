@@ -115,6 +115,8 @@ SERVING = (
     Option("chat_template", ("--chat-template",), "a Jinja file instead of the model's own chat template", str, "FILE"),
     Option("trust_request_chat_template", ("--trust-request-chat-template",),
            "let requests bring chat templates of their own"),
+    Option("no_store", ("--no-response-store",),
+           "keep no responses for later requests; so it is too with several --api-workers, which share no memory"),
     Option("seed", ("--seed", "--random-seed"),
            "requests without a seed draw theirs from this one, in the order they come (default: from chance)",
            whole(0, 2**32 - 1), "N"),
@@ -153,7 +155,8 @@ def settings(given: Mapping[str, Any]) -> Settings:
             found[option.name] = tuple(dict.fromkeys(found[option.name]))
     if len(served := found["served_model_name"]) < len(given["served_model_name"]):
         raise UserError(f"--served-model-name has a name twice; served would be {', '.join(served)}: give each once")
-    return Settings(**{**found, "api_keys": tuple(dict.fromkeys(keys))})
+    stores = not given["no_store"] and given["workers"] == 1
+    return Settings(**{**found, "api_keys": tuple(dict.fromkeys(keys)), "stores": stores})
 
 
 def _keys_of(path: Path) -> list[str]:

@@ -13,8 +13,8 @@ ROUTES: tuple[Route, ...] = (
     *generate.ROUTES,
     *models.ROUTES,
     *tokens.ROUTES,
+    *about.ROUTES,
     *vectors.ROUTES,
     *tgi.ROUTES,
-    *about.ROUTES,
     *health.ROUTES,
 )

@@ -20,8 +20,7 @@ class Settings:
 
     `allowed_hosts` are names under which the server may be asked besides its own, `allow_origins` the pages of other servers
     whose scripts may ask; "*" in either takes any. `chat_template` is a file that goes before the model's own; requests
-    without a seed draw theirs from `seed`, where there is one. `stores`: responses are kept, which needs that one process
-    serves all.
+    without a seed draw theirs from `seed`, where there is one. `stores`: responses are kept for later requests.
     """
 
     host: str = "127.0.0.1"
@@ -32,8 +31,8 @@ class Settings:
     allow_origins: tuple[str, ...] = ()
     chat_template: str | None = None
     trust_request_chat_template: bool = False
-    stores: bool = True
     seed: int | None = None
+    stores: bool = True
 
     max_body_bytes: int = limit(4 * 2**20, "the body of a request (413)")
     max_depth: int = limit(32, "objects and lists within each other in a body (400)")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
 import msgspec
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -69,7 +71,7 @@ def as_message(pieces: Sequence[Sequence[Piece]]) -> tuple[Any, list[Any]]:
     for each in pieces:
         writing.take(each)
     writing.end("end_turn", None, MessageUsage(1, 2))
-    return msgspec.to_builtins(made), [msgspec.json.decode(each) for each in events]
+    return msgspec.json.decode(msgspec.json.encode(made)), [msgspec.json.decode(each) for each in events]
 
 
 @settings(deadline=None)
@@ -129,6 +131,24 @@ def test_a_custom_tool_gets_its_text_and_a_broken_one_all_that_was_written():
     }  # fmt: skip
     assert item('{"input": "*** Beg')["input"] == '{"input": "*** Beg'
     assert item('{"other": 1}')["input"] == '{"other": 1}'
+    assert item('{"input": "\\ud83d\\ude00 \\ud83d."}')["input"] == "\U0001f600 \ufffd."
+
+
+@pytest.mark.parametrize("arguments", ['{"a": "ü"}', f'{{"a": {10**60}}}', '{"a": [1.0, null, {}]}'])
+def test_the_input_of_a_call_is_what_the_model_wrote(arguments: str):
+    made, events = as_message([[Called(0, "call_1", "f"), Argued(0, arguments)]])
+    assert made["content"][0]["input"] == json.loads(arguments) and fold_message(events) == made
+
+
+@pytest.mark.parametrize("arguments", ["", "{", '{"a": NaN}', '{"a": 1e999}', "[1]", '{"a": ' + "[" * 100_000])
+def test_what_is_no_object_is_an_empty_input(arguments: str):
+    made, _ = as_message([[Called(0, "call_1", "f"), Argued(0, arguments)]])
+    assert made["content"][0]["input"] == {}
+
+
+def test_half_a_character_does_no_harm():
+    made, _ = as_message([[Called(0, "call_1", "f"), Argued(0, '{"a": "\\ud83d"}')]])
+    assert made["content"][0]["input"] == {"a": "\ufffd"}
 
 
 def test_a_namespace_is_told_of_and_an_answer_that_was_cut_says_so():

@@ -313,6 +313,9 @@ def test_every_refusal_has_the_shape_of_the_api(thinker: Any):
         for status, kind, answer in answers:
             told = answer.json
             assert (answer.status, told["type"], told["error"]["type"]) == (status, "error", kind)
-            assert told["request_id"] == answer.headers["x-request-id"] and told["error"]["message"]
+            assert (
+                told["request_id"] == answer.headers["request-id"] == answer.headers["x-request-id"]
+                and told["error"]["message"]
+            )
         assert answers[6][2].headers["retry-after"] == "3"
         assert served.post(PATH, body, **key).status == 200

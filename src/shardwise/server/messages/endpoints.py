@@ -14,7 +14,7 @@ from shardwise.server.messages.output import AssistantMessage, MessageUsage, Sto
 from shardwise.server.messages.request import ask
 from shardwise.server.messages.writer import Writer, used
 from shardwise.server.refusal import Refusal
-from shardwise.server.reply import Events, Json, Reply
+from shardwise.server.reply import Json, Reply
 from shardwise.server.route import Route
 from shardwise.server.service import Service
 from shardwise.server.turn import News, Talk, Turn, rendered, talk
@@ -40,17 +40,15 @@ async def create(service: Service, call: Call, body: MessagesBody) -> Reply:
     message = AssistantMessage(id=f"msg_{secrets.token_hex(24)}", model=service.model(body.model), usage=MessageUsage(0, 0))
     turn = await service.read(ask, service, body)
     talking = await talk(service, call, turn)
-    headers = {"request-id": call.id}
     if body.stream:
-        events = await begun(_stream(service, body, message, talking))
-        return Events(events.frames, headers)
+        return await begun(_stream(service, body, message, talking))
     writer = Writer(message)
     async with talking as talked:
         end = _End(body)
         async for several in talked:
             end.take(several, writer)
         end.write(talked, writer)
-    return Json(message, headers=headers)
+    return Json(message)
 
 
 async def _stream(
@@ -115,11 +113,11 @@ class _End:
         return "end_turn", None
 
 
-async def count_tokens(service: Service, call: Call, body: CountBody) -> Reply:
+async def count_tokens(service: Service, _call: Call, body: CountBody) -> Reply:
     """How many tokens a request's input has; nothing is run."""
     service.model(body.model)
     turn = await service.read(ask, service, body)
-    return Json(TokensCount(await service.read(_count, service, turn)), headers={"request-id": call.id})
+    return Json(TokensCount(await service.read(_count, service, turn)))
 
 
 def _count(service: Service, turn: Turn) -> int:

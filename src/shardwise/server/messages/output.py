@@ -26,11 +26,11 @@ class ThinkingBlock(msgspec.Struct, tag="thinking"):
 
 
 class ToolUseBlock(msgspec.Struct, tag="tool_use"):
-    """A call of a tool; `input` is {} where the answer was cut before it was whole."""
+    """A call of a tool; `input` is an object as the model wrote it, {} where the answer was cut before it was whole."""
 
     id: str
     name: str
-    input: dict[str, Any]
+    input: msgspec.Raw
 
 
 OutputBlock = TextBlock | ThinkingBlock | ToolUseBlock

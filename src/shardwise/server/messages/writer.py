@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from typing import Any
+
+import msgspec
 
 from shardwise.server.answer.pieces import Piece
-from shardwise.server.blocks import Block, Blocks, Change, Closed, Grew, Opened
+from shardwise.server.blocks import Block, Blocks, Change, Closed, Grew, Opened, mended, parsed
 from shardwise.server.job import Usage
 from shardwise.server.messages.output import (
     AssistantMessage,
@@ -33,6 +34,7 @@ from shardwise.server.messages.output import (
 )
 
 Emit = Callable[[StreamEvent], None]
+NO_INPUT = msgspec.Raw(b"{}")
 GROWTHS: dict[str, Callable[[str], TextGrowth | ThinkingGrowth | InputGrowth]] = {
     "text": TextGrowth,
     "thought": ThinkingGrowth,
@@ -100,17 +102,17 @@ def _nobody(event: StreamEvent) -> None:
 
 def _empty(block: Block) -> OutputBlock:
     if block.call is not None:
-        return ToolUseBlock(block.call.id, block.call.name, {})
+        return ToolUseBlock(block.call.id, block.call.name, NO_INPUT)
     return TextBlock() if block.kind == "text" else ThinkingBlock()
 
 
-def call_input(arguments: str) -> dict[str, Any]:
-    """The arguments of a call as an object; {} where they were cut before they were whole."""
+def call_input(arguments: str) -> msgspec.Raw:
+    """The arguments of a call as an object; {} where they are none, as when they were cut before they were whole."""
     try:
-        found = json.loads(arguments)
+        text = json.dumps(parsed(arguments) or {}, ensure_ascii=False, allow_nan=False)
     except (ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
+        return NO_INPUT
+    return msgspec.Raw(mended(text).encode())
 
 
 def used(usage: Usage) -> MessageUsage:

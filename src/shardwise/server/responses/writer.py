@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import base64
 import copy
-import json
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +14,7 @@ from dataclasses import dataclass
 import msgspec
 
 from shardwise.server.answer.pieces import Piece
-from shardwise.server.blocks import Block, Blocks, Change, Closed, Grew, Opened
+from shardwise.server.blocks import Block, Blocks, Change, Closed, Grew, Opened, mended, parsed
 from shardwise.server.job import Usage
 from shardwise.server.logprobs import TokenLogprob
 from shardwise.server.responses.output import (
@@ -282,11 +281,9 @@ def _nobody(event: StreamEvent) -> None:
 
 def custom_input(arguments: str) -> str:
     """What a custom tool is given, of the arguments that the model wrote; all that it wrote where they were cut short."""
-    try:
-        given = json.loads(arguments)
-    except ValueError:
-        return arguments
-    return given["input"] if isinstance(given, dict) and isinstance(given.get("input"), str) else arguments
+    given = parsed(arguments)
+    text = None if given is None else given.get("input")
+    return mended(text) if isinstance(text, str) else arguments
 
 
 def used(usage: Usage, reasoning_tokens: int) -> ResponseUsage:
