@@ -17,6 +17,7 @@ from urllib.parse import parse_qsl, unquote
 from shardwise import env
 from shardwise.errors import ShardwiseError
 from shardwise.server import body as bodies
+from shardwise.server import lenient
 from shardwise.server.body import Gone
 from shardwise.server.call import Call
 from shardwise.server.docs import documents
@@ -120,6 +121,8 @@ class App:
             data = await bodies.read(exchange.receive, settings)
             value, unknown = await bodies.struct(self.service, route.body, data, found.values)
             bodies.count_unknown(self.service, unknown)
+            if settings.lenient and (dropped := lenient.ignored(self.service, call, value)):
+                exchange.headers[lenient.IGNORED] = ", ".join(dropped)
         async with exchange.watched():
             async with deadline.within():
                 reply = await route.endpoint(self.service, call, value)
