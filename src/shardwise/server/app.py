@@ -114,8 +114,7 @@ class App:
         deadline = Deadline(settings.request_timeout_s)
         value: Any
         if route.body is None:
-            query = parse_qsl(scope["query_string"].decode("latin-1"), max_num_fields=QUERY_FIELDS, errors="replace")
-            value = {**dict(query), **found.values}
+            value = {**query(scope["query_string"]), **found.values}
         else:
             bodies.check_head(headers, settings)
             data = await bodies.read(exchange.receive, settings)
@@ -159,6 +158,14 @@ class App:
         else:
             LOG.error("request %s failed:\n%s", name, trace(error))
         return refusal
+
+
+def query(text: bytes) -> dict[str, str]:
+    """The parameters behind the path; of one that comes twice, the last. Refusal 400 where there are too many."""
+    try:
+        return dict(parse_qsl(text.decode("latin-1"), max_num_fields=QUERY_FIELDS, errors="replace"))
+    except ValueError:
+        raise Refusal(400, f"the address has too many parameters; {QUERY_FIELDS} are the most", code="bad_request") from None
 
 
 def trace(error: BaseException) -> str:
