@@ -61,7 +61,7 @@ async def _stream(job: Job, texts: Texts, frames: Frames) -> AsyncGenerator[byte
     async with job:
         yield b""
         async for batch in job:
-            usage = job.usage
+            usage = job.usage if frames.counts else None
             made = [frames.choice(new, usage) for index, output in batch for new in texts.news(index, output)]
             if made:
                 yield b"".join(made)
