@@ -20,9 +20,9 @@ from shardwise.server import body as bodies
 from shardwise.server import lenient
 from shardwise.server.body import Gone
 from shardwise.server.call import Call
-from shardwise.server.docs import documents
 from shardwise.server.guard import Guard, Headers, request_id, trace_of, values
 from shardwise.server.health import stopping
+from shardwise.server.page import documents
 from shardwise.server.refusal import RETRY_S, Refusal
 from shardwise.server.reply import Events
 from shardwise.server.route import Route
@@ -60,6 +60,15 @@ class App:
         named = {"x-request-id": call.id, "request-id": call.id}  # Anthropic's clients look for the other
         exchange = Exchange(receive, send, {**SAFE, **named}, f"{call.id} {trace_of(headers)}".rstrip())
         found = self.table.find(path)
+        try:
+            await self._told_apart(scope, exchange, found, call)
+        finally:
+            end = " (its client is gone)" if exchange.gone else ""
+            spent_s = time.monotonic() - call.began
+            LOG.info("%s %s %r: %d after %.3f s%s", call.id, scope["method"], path[:200], exchange.status, spent_s, end)
+
+    async def _told_apart(self, scope: Any, exchange: Exchange, found: Found | None, call: Call) -> None:
+        """Answers, or refuses with what went wrong; a client that is gone is told nothing."""
         try:
             await self._answer(scope, exchange, found, call)
         except Gone:
