@@ -85,10 +85,20 @@ def origins(text: str) -> tuple[str, ...]:
 
 
 def secret(text: str) -> tuple[str, ...]:
-    """A list of keys; what is wrong with one is said without it."""
+    """A list of keys; what is wrong with one is said without it. None at all would leave the server open by mistake."""
+    if not words(text):
+        raise ArgumentTypeError("it is empty; give a key, or leave it out where none is wanted")
     for word in words(text):
         if not (word.isascii() and word.isprintable() and " " not in word):
             raise ArgumentTypeError("a key must be printable ASCII without spaces; check how it was copied")
+    return words(text)
+
+
+def hosts(text: str) -> tuple[str, ...]:
+    """A list of names of machines, as they stand in an address."""
+    for word in words(text):
+        if word != "*" and not re.fullmatch(r"[A-Za-z0-9._\-\[\]:]+", word):
+            raise ArgumentTypeError(f"{word!r} is no name of a machine; give it as in the address, without http://, or *")
     return words(text)
 
 
@@ -104,7 +114,7 @@ SERVING = (
     Option("api_key_file", ("--api-key-file",), "a file with one key a line", Path, "FILE"),
     Option("insecure_no_key", ("--insecure-no-key",), "listen on an address that others can reach, without any key"),
     Option("allowed_hosts", ("--allowed-hosts",), "further names under which clients may reach it (default: its own address)",
-           words, "NAME,..", many=True),
+           hosts, "NAME,..", many=True),
     Option("allow_origins", ("--allow-origin", "--allowed-origins"),
            "origins whose pages may ask it from a browser (default: none)", origins, "URL,..", many=True),
     Option("max_queue", ("--max-queue",),
