@@ -380,8 +380,10 @@ def test_embeddings_and_scores_with_a_model():
         params = SamplingParams(max_tokens=0, prompt_logprobs=0)
         [whole] = llm.generate([score.prompt_token_ids], params, use_tqdm=False)
     assert 4 * len(many) * len(outputs[0].outputs.embedding) > PIECE_BYTES
-    assert len({tuple(output.outputs.embedding) for output in outputs}) == 100
-    assert all(output.outputs == outputs[n % 100].outputs for n, output in enumerate(outputs))
+    first = [output.outputs.embedding for output in outputs[:100]]
+    assert len({tuple(round(x, 4) for x in vector) for vector in first}) == 100
+    # They may come in steps of different sizes, whose products round differently.
+    assert all(math.dist(output.outputs.embedding, first[n % 100]) < 1e-5 for n, output in enumerate(outputs))
     assert all(abs(math.hypot(*output.outputs.embedding) - 1) < 1e-6 for output in outputs)
     count = len(llm.get_tokenizer().encode(" mat.", add_special_tokens=False))
     logprobs = [next(iter(place.values())).logprob for place in whole.prompt_logprobs[-count:]]

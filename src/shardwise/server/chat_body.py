@@ -59,7 +59,7 @@ class ChatBody(SamplingBody, kw_only=True):
         Annotated[int, Meta(ge=0, le=MAX_LOGPROBS, description="With so many of the likeliest tokens at each place.")] | None
     ) = None
     stream: Annotated[bool, Meta(description="Send the answer as it comes, as server-sent events.")] | None = None
-    stream_options: StreamOptions | None = None
+    stream_options: Annotated[StreamOptions | None, Meta(description="What a stream tells besides the answer.")] = None
     reasoning_effort: (
         Annotated[Effort, Meta(description="For templates that know it; none also turns thinking off.")] | None
     ) = None

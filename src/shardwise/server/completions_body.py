@@ -29,13 +29,18 @@ class CompletionBody(SamplingBody, kw_only=True):
     ) = None
     best_of: (
         Annotated[
-            int, Meta(ge=1, le=MAX_CHOICES, description="Draw so many answers, give the n of the highest mean log-probability.")
+            int,
+            Meta(
+                ge=0,
+                le=MAX_CHOICES,
+                description="Draw so many answers, give the n of the highest mean log-probability; 0 is as not given.",
+            ),
         ]
         | None
     ) = None
     suffix: Annotated[str, Meta(description="Refused: the text behind the gap is for models that fill gaps.")] | None = None
     stream: Annotated[bool, Meta(description="Send the answer as it comes, as server-sent events.")] | None = None
-    stream_options: StreamOptions | None = None
+    stream_options: Annotated[StreamOptions | None, Meta(description="What a stream tells besides the answer.")] = None
     add_special_tokens: Annotated[bool, Meta(description="Begin a text prompt with the tokens that the model expects.")] = True
     truncate_prompt_tokens: (
         Annotated[int, Meta(ge=-1, le=MOST, description="Keep only so many tokens, the last; -1: what the context holds.")]

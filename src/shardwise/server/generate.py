@@ -33,7 +33,7 @@ class GenerateBody(msgspec.Struct, kw_only=True):
     sampling_params: Annotated[dict[str, Any], Meta(description="By the names of the other endpoints.")] = {}
     model: Annotated[str, Meta(description="The model's name; the one there is if absent.")] | None = None
     stream: Annotated[bool, Meta(description="Send the tokens as they come, as server-sent events.")] | None = None
-    stream_options: StreamOptions | None = None
+    stream_options: Annotated[StreamOptions | None, Meta(description="What a stream tells besides the answer.")] = None
     priority: Annotated[int, Meta(ge=-MOST, le=MOST, description="Lower is sooner.")] = 0
     cache_salt: Annotated[str, Meta(description="Shares the prompt cache only with the same salt.")] | None = None
     request_id: Annotated[str, Meta(description="Becomes the answer's id.")] | None = None
@@ -80,7 +80,7 @@ async def _stream(job: Job, tokens: _Tokens, frames: Frames) -> AsyncGenerator[b
     async with job:
         yield b""
         async for batch in job:
-            usage = job.usage
+            usage = job.usage if frames.counts else None
             new = [tokens.news(each) for _, output in batch for each in output.outputs]
             if made := [frames.choice(choice, usage) for choice in new if choice is not None]:
                 yield b"".join(made)

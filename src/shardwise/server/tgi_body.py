@@ -42,7 +42,7 @@ class TextBody(msgspec.Struct, kw_only=True):
     """A text to continue."""
 
     inputs: Annotated[str, Meta(description="The text.")]
-    parameters: Parameters | None = None
+    parameters: Annotated[Parameters | None, Meta(description="How to continue it.")] = None
     stream: Annotated[bool, Meta(description="At / only: send the text as it comes.")] = False
 
 

@@ -42,7 +42,7 @@ class TokenizeReply(msgspec.Struct):
 class DetokenizeBody(msgspec.Struct, kw_only=True):
     """Token ids."""
 
-    tokens: list[int]
+    tokens: Annotated[list[int], Meta(description="The ids.")]
     model: Annotated[str, Meta(description="The model's name; the one there is if absent.")] | None = None
 
 

@@ -55,8 +55,10 @@ class CountBody(msgspec.Struct, kw_only=True):
         dict[str, Any] | None,
         Meta(description="Of type auto, any, tool or none; `disable_parallel_tool_use` keeps only the first call."),
     ] = None
-    thinking: Thinking | None = None
-    output_config: OutputConfig | None = None
+    thinking: Annotated[
+        Thinking | None, Meta(description="Whether to think before the answer, where the model's template knows.")
+    ] = None
+    output_config: Annotated[OutputConfig | None, Meta(description="How much effort, and the form of the text.")] = None
     mcp_servers: Annotated[list[Any] | None, Meta(description="Refused unless empty: this server calls no others.")] = None
     container: Annotated[Any, Meta(description="Refused: this server runs no code.")] = None
 
@@ -69,8 +71,11 @@ class MessagesBody(CountBody, kw_only=True):
     ]
     stop_sequences: Annotated[list[str], Meta(max_length=16, description="Strings that end the answer.")] | None = None
     temperature: Annotated[float, Meta(ge=0, le=1, description="0 is greedy.")] | None = None
-    top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
-    top_k: Annotated[int, Meta(ge=0)] | None = None
+    top_p: (
+        Annotated[float, Meta(gt=0, le=1, description="Draw from the likeliest tokens that have this probability in all.")]
+        | None
+    ) = None
+    top_k: Annotated[int, Meta(ge=0, description="Draw from so many of the likeliest tokens; 0 is all.")] | None = None
     stream: Annotated[bool, Meta(description="Events as they happen.")] = False
     metadata: Annotated[dict[str, Any] | None, Meta(description="`user_id` and others; changes nothing.")] = None
-    service_tier: Annotated[str, Meta(max_length=64)] | None = None
+    service_tier: Annotated[str, Meta(max_length=64, description="Changes nothing.")] | None = None

@@ -64,7 +64,7 @@ class ResponsesBody(msgspec.Struct, kw_only=True):
         list[str] | None,
         Meta(description="`message.output_text.logprobs` and `reasoning.encrypted_content`; others change nothing."),
     ] = None
-    text: TextConfig | None = None
+    text: Annotated[TextConfig | None, Meta(description="The form of the text.")] = None
     tools: Annotated[
         Many | None,
         Meta(
@@ -77,7 +77,7 @@ class ResponsesBody(msgspec.Struct, kw_only=True):
         Meta(description='"auto", "none", "required", {"type": "function", "name": ...} or allowed_tools.'),
     ] = None
     parallel_tool_calls: Annotated[bool | None, Meta(description="false keeps only the first call.")] = None
-    reasoning: Reasoning | None = None
+    reasoning: Annotated[Reasoning | None, Meta(description="How much to think, where the model's template knows.")] = None
     metadata: Annotated[dict[Key, Value], Meta(max_length=MOST_PAIRS, description="Given back.")] | None = None
     truncation: Annotated[
         Literal["auto", "disabled"] | None,
@@ -86,25 +86,35 @@ class ResponsesBody(msgspec.Struct, kw_only=True):
     store: Annotated[bool | None, Meta(description="Keep it for GET and previous_response_id; true by default.")] = None
     previous_response_id: Annotated[Name | None, Meta(description="The kept response that this one goes on from.")] = None
     stream: Annotated[bool | None, Meta(description="Events as they happen.")] = None
-    stream_options: dict[str, Any] | None = None
+    stream_options: Annotated[
+        dict[str, Any] | None, Meta(description="Changes nothing: the last event always tells the usage.")
+    ] = None
     background: Annotated[bool | None, Meta(description="Run without the client, who asks by GET and may cancel.")] = None
     max_tool_calls: Annotated[int, Meta(ge=0, description="Of tools that the server runs: there are none.")] | None = None
     user: Annotated[Name | None, Meta(description="Given back.")] = None
     prompt_cache_key: Annotated[Name | None, Meta(description="Given back.")] = None
     safety_identifier: Annotated[Name | None, Meta(description="Given back.")] = None
-    service_tier: Name | None = None
+    service_tier: Annotated[Name | None, Meta(description="Changes nothing.")] = None
     conversation: Annotated[Any, Meta(description="Refused: there are no conversation objects; use previous_response_id.")] = (
         None
     )
     prompt: Annotated[Any, Meta(description="Refused: there are no stored prompts.")] = None
     top_k: Annotated[int, Meta(ge=-1, description="0 or -1 is all.")] | None = None
-    min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
-    presence_penalty: Annotated[float, Meta(ge=-2, le=2)] | None = None
-    frequency_penalty: Annotated[float, Meta(ge=-2, le=2)] | None = None
-    repetition_penalty: Annotated[float, Meta(gt=0, le=100)] | None = None
-    seed: Annotated[int, Meta(ge=0, le=2**63 - 1)] | None = None
+    min_p: (
+        Annotated[float, Meta(ge=0, le=1, description="Draw from tokens at least so likely, beside the likeliest one.")] | None
+    ) = None
+    presence_penalty: (
+        Annotated[float, Meta(ge=-2, le=2, description="Taken off the logits of tokens that came up already.")] | None
+    ) = None
+    frequency_penalty: (
+        Annotated[float, Meta(ge=-2, le=2, description="Taken off the logits of tokens as often as they came up.")] | None
+    ) = None
+    repetition_penalty: (
+        Annotated[float, Meta(gt=0, le=100, description="Above 1, tokens of the prompt and the answer get less likely.")] | None
+    ) = None
+    seed: Annotated[int, Meta(ge=1 - 2**63, le=2**63 - 1, description="The same seed gives the same answer.")] | None = None
     stop: Annotated[str | list[str] | None, Meta(description="Strings that end the answer.")] = None
-    ignore_eos: bool | None = None
+    ignore_eos: Annotated[bool | None, Meta(description="Go on where the model would end.")] = None
     priority: Annotated[int, Meta(ge=-(2**31), le=2**31 - 1, description="Less is sooner.")] | None = None
     cache_salt: Annotated[Name | None, Meta(description="Keeps the prefix cache apart.")] = None
     chat_template_kwargs: Annotated[dict[str, Any] | None, Meta(description="Scalars for the chat template.")] = None
