@@ -8,6 +8,7 @@ import random
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -16,7 +17,8 @@ import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shardwise.engine.text import MAX_STOPS, Detokenizer, StopStrings, Tokenizer, open_tokenizer, read_spelling
+from shardwise.engine.hub import bundled
+from shardwise.engine.text import LONG_CHARS, MAX_STOPS, Detokenizer, StopStrings, Tokenizer, open_tokenizer, read_spelling
 from shardwise.errors import CheckpointError, RequestError
 
 FOLDERS = {
@@ -388,3 +390,27 @@ def tiny_tokenizer(**config: object) -> Tokenizer:
 
 def write(path: Path, value: object) -> None:
     path.write_text(json.dumps(value), encoding="utf-8")
+
+
+def test_a_long_text_holds_nobody_up():
+    """It has the ids that it always had, and other threads run while it is read."""
+    tokenizer = open_tokenizer(bundled())
+    text = "Once upon a time there was a little girl who had a red ball.\n" * 4000
+    ids, spans = [], []
+
+    def work() -> None:
+        time.sleep(0.05)
+        begun = time.perf_counter()
+        ids.extend(tokenizer.encode(text))
+        spans.append((begun, time.perf_counter()))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    turns = []
+    while thread.is_alive():
+        time.sleep(0.001)
+        turns.append(time.perf_counter())
+    [(begun, ended)] = spans
+    assert sum(begun < turn < ended for turn in turns) >= 5, (ended - begun, len(turns))
+    pieces = [tokenizer.encode(text[:1000])[:100], tokenizer.encode(text[:LONG_CHARS])[:100]]
+    assert ids[:100] == pieces[0] == pieces[1] and tokenizer.decode(ids) == text
