@@ -10,8 +10,8 @@ SWITCH_S = 0.0005
 several times for the tokens of one step."""
 
 YOUNG = 20_000
-"""Objects that are made before the collector looks for cycles among them. A body of a few megabytes makes hundreds of thousands,
-of which each look would walk through all."""
+"""Objects that are made before the collector looks for cycles. A large body is hundreds of thousands of them, and the usual 700
+would have it walk through all again and again."""
 
 
 def settle() -> None:
