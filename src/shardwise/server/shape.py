@@ -40,7 +40,7 @@ def shaped(turn: Turn, style: Style, tokenizer: Tokenizer) -> tuple[SamplingPara
         return replace(params, structured_outputs=StructuredOutputs(grammar=grammar)), style
     if form is None:
         if budget is not None:
-            form = StructuredOutputs(grammar=free(style, marked(specials), budget))
+            form = StructuredOutputs(grammar=free(style, specials, budget))
         return replace(params, structured_outputs=form), style
     if thinks:
         form = replace(form, opening=before(style, marked(specials), budget))

@@ -16,9 +16,6 @@ from shardwise.server.answer.style import Style
 Mark = Callable[[str], str]
 """A mark as a grammar writes it: as a token where it is one, else as its characters."""
 
-ANY = "(<[*]> TEXT?)*"
-"""Special tokens, and text between them."""
-
 
 @dataclass(frozen=True, slots=True)
 class Budget:
@@ -56,24 +53,28 @@ def before(style: Style, mark: Mark, budget: Budget | None = None) -> str:
     return "\n".join([f"opening: {opening}", thought, "WHITE: /[ \\n]{0,4}/"])
 
 
-def free(style: Style, mark: Mark, budget: Budget) -> str:
-    """A grammar for any answer, of whose reasoning the budget is kept."""
-    text = "TEXT: /(?s:.*)/"
+def free(style: Style, specials: Mapping[str, int], budget: Budget) -> str:
+    """A grammar for any answer, special tokens among it, of whose reasoning the budget is kept. `specials`: ids by text."""
+    mark, text = marked(specials), "TEXT: /(?s:.*)/"
     if style.calls == "harmony":  # reasoning comes first, in one message: what follows is none
-        start = mark("<|start|>")
-        assert start.startswith("<["), "a model of harmony without its tokens"
         head = [f"head: TO? {mark('<|channel|>')} HEAD", "HEAD: /(final|commentary)(?s:.*)/", "TO: / to=[^<]*/"]
-        rest = f"rest: (<[^{start[2:-2]}]> TEXT? | begin head)*"
+        rest = f"rest: ({_others(specials, specials['<|start|>'])} TEXT? | begin head)*"
         return "\n".join(["start: (analysis begin)? head rest", *head, rest, *analysis(mark, budget), text])
     assert style.think
-    rules = [until("thought", style.think[1], mark, budget), text]
+    any_text = f"rest: TEXT? ({_others(specials)} TEXT?)*"
+    rules = [until("thought", style.think[1], mark, budget), any_text, text]
     if style.opened:
-        return "\n".join([f"start: thought TEXT? {ANY}", *rules])
+        return "\n".join(["start: thought rest", *rules])
     # An answer that does not begin with reasoning must not begin with its mark, however it is spelled.
     first = f"FIRST: /(?s:.*)/ & ~/\\s*{escaped(style.think[0])}(?s:.*)/"
-    other = f"(<[^{budget.begin}]> TEXT?)"
-    plain = f"plain: FIRST? ({other} {ANY})?"
-    return "\n".join([f"start: (SPACE? <[{budget.begin}]> thought TEXT? {ANY}) | plain", plain, first, "SPACE: /\\s+/", *rules])
+    plain = f"plain: FIRST? ({_others(specials, budget.begin)} rest)?"
+    return "\n".join([f"start: (SPACE? <[{budget.begin}]> thought rest) | plain", plain, first, "SPACE: /\\s+/", *rules])
+
+
+def _others(specials: Mapping[str, int], but: int = -1) -> str:
+    """Any special token but one. A wildcard would be any token at all."""
+    ids = sorted(set(specials.values()) - {but})
+    return f"<[{','.join(map(str, ids))}]>"
 
 
 def analysis(mark: Mark, budget: Budget | None = None) -> list[str]:
