@@ -14,10 +14,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from shardwise import AsyncLLM
 from shardwise.engine import bridge
 from shardwise.engine.desk import Desk
 from shardwise.engine.fake import FakeEngine
-from shardwise.engine.remote import RemoteEngine
+from shardwise.engine.remote import WHY_S, RemoteEngine
 from shardwise.engine.setup import Options, Setup, resolve
 from shardwise.errors import TIME_UP, QueueFull, RequestError, Unavailable
 from shardwise.sched.events import Emitted, Ended, Event, Scored
@@ -178,6 +179,19 @@ def test_the_same_events_as_without_a_socket(fake: Callable[..., FakeEngine], se
     run(fake(), go)
 
 
+def test_texts_stream_over_a_socket(fake: Callable[..., FakeEngine]) -> None:
+    async def go(remote: RemoteEngine, _: Desk) -> None:
+        llm = AsyncLLM.on(remote)
+        found = [output async for output in llm.generate("Once", SamplingParams(max_tokens=12, ignore_eos=True))]
+        assert len(found[-1].outputs[0].token_ids) == 12 and found[-1].finished
+        async for _output in llm.generate("Once", ENDLESS):
+            break
+        await until(lambda: engine.running == 0)
+
+    engine = fake()
+    run(engine, go)
+
+
 def test_refusals(setup: Setup) -> None:
     async def go(remote: RemoteEngine, _: Desk) -> None:
         with pytest.raises(RequestError, match="the prompt is empty"):
@@ -260,6 +274,26 @@ def test_a_front_that_does_not_read_is_cut_off_alone(setup: Setup) -> None:
         deaf.close()
 
     run(engine, go, buffer_bytes=2**18)
+
+
+def test_a_front_that_is_cut_off_does_not_wait_for_the_engine_to_end(setup: Setup) -> None:
+    """The engine lives, so nothing can say how it ended; the front's requests end all the same."""
+    asked: list[float] = []
+
+    async def main() -> None:
+        ours, theirs = socket.socketpair()
+
+        def why(timeout_s: float) -> None:
+            asked.append(timeout_s)
+
+        front = await RemoteEngine.open(ours, setup, why)
+        heard = Heard()
+        front.submit((1,), ENDLESS, heard.put)
+        theirs.close()
+        assert "connection to the engine's process was lost" in str((await heard.ended()).error)
+        assert asked == [WHY_S]
+
+    asyncio.run(main())
 
 
 def spoiled(chance: random.Random) -> bytes:

@@ -147,7 +147,7 @@ class ChatTemplate:
         return self._silent[source]
 
     def _shows(self, source: str, empty: Mapping[str, Any], objects: bool) -> int:
-        """How well the template takes a call beside `empty` content: 2 if it shows the arguments well, 1 if it renders."""
+        """How the template takes a call beside `empty` content: 2 if it shows the arguments as they are, 1 if it renders."""
         arguments: Any = {"probe-text": 1} if objects else '{"probe-text": 1}'
         call = {"id": "callprobe", "type": "function", "function": {"name": "f", "arguments": arguments}}
         chat = [{"role": "user", "content": "question"}, {"role": "assistant", **empty, "tool_calls": [call]}]

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
+LONG_CHARS = 4096
+"""A longer text takes more than a millisecond to encode: an event loop beside it must not wait for that."""
+
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 # How a Qwen2Tokenizer without tokenizer.json splits text (transformers, tokenization_qwen2.py).
 _QWEN2_SPLIT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -143,7 +146,11 @@ class Tokenizer:
         The text of a special token inside `text` becomes that token. Raises RequestError for text that is not Unicode.
         """
         check_text(text, "the prompt")
-        ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
+        if len(text) > LONG_CHARS:
+            # Of the library's calls, only those for batches let other threads run meanwhile (seen with tokenizers 0.23).
+            ids: list[int] = self._backend.encode_batch_fast([text], add_special_tokens=False)[0].ids
+        else:
+            ids = self._backend.encode(text, add_special_tokens=False).ids
         return [*self._prefix, *ids, *self._suffix] if add_special_tokens else ids
 
     def decode(self, ids: Iterable[int], *, skip_special_tokens: bool = True) -> str:
@@ -168,7 +175,8 @@ class Tokenizer:
 
     def spell(self, token_id: int, *, first: bool, skip_special_tokens: bool) -> bytes | None:
         """The bytes that a token adds to the text, or None for one that adds nothing and does not count as the first."""
-        self.check_ids((token_id,))
+        if type(token_id) is not int or not 0 <= token_id < self.id_limit:
+            self.check_ids((token_id,))  # says what is wrong
         if skip_special_tokens and token_id in self._skipped:
             return None
         spelled = self._spelled.get((token_id, first))
@@ -202,6 +210,8 @@ class StopStrings:
         """The part of the text that is now certain to be wanted. After a match, always empty."""
         if self.matched is not None:
             return ""
+        if not self._stops:
+            return text
         seen = self._held + text
         for at, character in enumerate(text, start=len(self._held) + 1):
             for n, stop in enumerate(self._stops):

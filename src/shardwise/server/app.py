@@ -17,11 +17,12 @@ from urllib.parse import parse_qsl, unquote
 from shardwise import env
 from shardwise.errors import ShardwiseError
 from shardwise.server import body as bodies
+from shardwise.server import lenient
 from shardwise.server.body import Gone
 from shardwise.server.call import Call
-from shardwise.server.docs import documents
 from shardwise.server.guard import Guard, Headers, request_id, trace_of, values
 from shardwise.server.health import stopping
+from shardwise.server.page import documents
 from shardwise.server.refusal import RETRY_S, Refusal
 from shardwise.server.reply import Events
 from shardwise.server.route import Route
@@ -59,6 +60,15 @@ class App:
         named = {"x-request-id": call.id, "request-id": call.id}  # Anthropic's clients look for the other
         exchange = Exchange(receive, send, {**SAFE, **named}, f"{call.id} {trace_of(headers)}".rstrip())
         found = self.table.find(path)
+        try:
+            await self._told_apart(scope, exchange, found, call)
+        finally:
+            end = " (its client is gone)" if exchange.gone else ""
+            spent_s = time.monotonic() - call.began
+            LOG.info("%s %s %r: %d after %.3f s%s", call.id, scope["method"], path[:200], exchange.status, spent_s, end)
+
+    async def _told_apart(self, scope: Any, exchange: Exchange, found: Found | None, call: Call) -> None:
+        """Answers, or refuses with what went wrong; a client that is gone is told nothing."""
         try:
             await self._answer(scope, exchange, found, call)
         except Gone:
@@ -113,13 +123,14 @@ class App:
         deadline = Deadline(settings.request_timeout_s)
         value: Any
         if route.body is None:
-            query = parse_qsl(scope["query_string"].decode("latin-1"), max_num_fields=QUERY_FIELDS, errors="replace")
-            value = {**dict(query), **found.values}
+            value = {**query(scope["query_string"]), **found.values}
         else:
             bodies.check_head(headers, settings)
             data = await bodies.read(exchange.receive, settings)
             value, unknown = await bodies.struct(self.service, route.body, data, found.values)
             bodies.count_unknown(self.service, unknown)
+            if settings.lenient and (dropped := lenient.ignored(self.service, call, value)):
+                exchange.headers[lenient.IGNORED] = ", ".join(dropped)
         async with exchange.watched():
             async with deadline.within():
                 reply = await route.endpoint(self.service, call, value)
@@ -156,6 +167,14 @@ class App:
         else:
             LOG.error("request %s failed:\n%s", name, trace(error))
         return refusal
+
+
+def query(text: bytes) -> dict[str, str]:
+    """The parameters behind the path; of one that comes twice, the last. Refusal 400 where there are too many."""
+    try:
+        return dict(parse_qsl(text.decode("latin-1"), max_num_fields=QUERY_FIELDS, errors="replace"))
+    except ValueError:
+        raise Refusal(400, f"the address has too many parameters; {QUERY_FIELDS} are the most", code="bad_request") from None
 
 
 def trace(error: BaseException) -> str:

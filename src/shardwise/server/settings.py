@@ -31,6 +31,7 @@ class Settings:
     allow_origins: tuple[str, ...] = ()
     chat_template: str | None = None
     trust_request_chat_template: bool = False
+    lenient: bool = False
     seed: int | None = None
     stores: bool = True
 
