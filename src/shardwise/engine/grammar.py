@@ -193,6 +193,14 @@ def _library_tokenizer(tokenizer: Tokenizer, vocab: int) -> llguidance.LLTokeniz
 
 def source(wanted: StructuredOutputs) -> str:
     """The grammar in llguidance's own form. RequestError for one that cannot be brought into it."""
+    if wanted.opening is None:
+        return _form(wanted)
+    # A grammar of its own, so that names and what one ignores mean nothing in the other.
+    first = {"lark_grammar": f"{_NO_FORCING}start: opening @form\n{wanted.opening}"}
+    return json.dumps({"grammars": [first, {"name": "form", "lark_grammar": _form(wanted)}]}, ensure_ascii=False)
+
+
+def _form(wanted: StructuredOutputs) -> str:
     if wanted.kind in ("json", "json_object"):
         schema = json.loads(wanted.json) if isinstance(wanted.json, str) else {"type": "object"}
         schema["x-guidance"] = {"whitespace_pattern": WHITESPACE}

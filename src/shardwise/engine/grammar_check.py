@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 import weakref
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from subprocess import DEVNULL, PIPE, Popen
 
@@ -54,6 +54,8 @@ class GrammarCheck:
         """RequestError, which says why, for a grammar that cannot be used. What has passed lately passes at once."""
         if wanted in self._passed:  # which does not wait for one that explodes
             return
+        if wanted.opening is not None:  # what it costs shows in its first tokens, so they must not be those of the opening
+            self(replace(wanted, opening=None))
         with self._lock:
             if error := self._asked(wanted):
                 raise RequestError(error)
