@@ -222,7 +222,7 @@ def test_stop_token_ids_end_a_complete_answer_only(front: Front):
     digit = front.tokenizer.encode("7", add_special_tokens=False)
     own = params(StructuredOutputs(regex="7[ab]{2}"), stop_token_ids=digit, ignore_eos=True)
     running = front.stream(front.prompt("Once"), own)
-    with pytest.raises(ShardwiseError, match=re.escape(DEAD_END)):
+    with pytest.raises(RequestError, match=re.escape(DEAD_END)):
         list(running)
 
 
@@ -230,7 +230,7 @@ def test_a_dead_end_is_one_requests_own(front: Front):
     """Others in the same steps go on; `allowed_token_ids` that leave nothing are refused by the ranks."""
     good = [front.start(front.prompt("Once"), params(WANTED["choice"], seed=n), lambda _: None) for n in range(3)]
     letter = front.tokenizer.encode("a", add_special_tokens=False)
-    with pytest.raises(ShardwiseError, match="what the answer must look like"):
+    with pytest.raises(RequestError, match="what the answer must look like"):
         text(front, params(StructuredOutputs(regex="b+"), allowed_token_ids=letter))
     assert all(running.number for running in good)
     assert text(front, params(WANTED["choice"]))[0] in CHOICES
