@@ -102,6 +102,9 @@ def test_an_empty_variable_is_none_and_a_key_is_not_repeated_in_a_message() -> N
     assert read([], {"SHARDWISE_PORT": " ", "SHARDWISE_API_KEY": ""}).port == 8000
     with pytest.raises(UserError) as refused:
         read(["--api-key", "sec ret"])
+    for empty in ("", ",", " "):
+        with pytest.raises(UserError, match="a key is empty"):
+            read(["--api-key", empty])
     assert "ret" not in str(refused.value)
 
 

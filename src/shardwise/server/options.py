@@ -86,10 +86,12 @@ def origins(text: str) -> tuple[str, ...]:
 
 def secret(text: str) -> tuple[str, ...]:
     """A list of keys; what is wrong with one is said without it."""
-    for word in words(text):
-        if not (word.isascii() and word.isprintable() and " " not in word):
-            raise ArgumentTypeError("a key must be printable ASCII without spaces; check how it was copied")
-    return words(text)
+    found = words(text)
+    if not found:  # an unset variable on the command line must not open the server to everybody
+        raise ArgumentTypeError("a key is empty; leave the option out to serve without keys")
+    if not all(word.isascii() and word.isprintable() and " " not in word for word in found):
+        raise ArgumentTypeError("a key must be printable ASCII without spaces; check how it was copied")
+    return found
 
 
 SERVING = (
