@@ -51,6 +51,7 @@ bench: setup  ## decode speed of a 1 B model with random weights, and where a st
 	$(BIN)/python bench/many.py
 	$(BIN)/python bench/sampling.py
 	$(BIN)/python bench/scheduler.py
+	$(BIN)/python bench/bridge.py
 
 gpu:  ## on a machine with a GPU, with whatever torch is there
 	PYTHONPATH=src python3 -m pytest -q -m gpu tests/gpu

@@ -128,6 +128,7 @@ def test_a_server_that_does_not_stream_and_a_prompt_from_standard_input() -> Non
         (lambda d, _: whole(d, 503, "down"), 1, ("503: down",)),
         (lambda d, _: streamed(d, *texts("a"), {"error": {"message": "the engine is lost"}}), 1, ("the engine is lost",)),
         (lambda d, _: streamed(d, b"{not json"), 1, ("OpenAI",)),
+        (lambda d, _: streamed(d, *texts("a"), done=False), 1, ("broke off before the end",)),
         (lambda d, _: d.wfile.write(b"SSH-2.0-OpenSSH\r\n"), 1, ("broke off",)),
         (lambda d, _: d.connection.shutdown(socket.SHUT_RDWR), 1, ("broke off",)),
     ],
@@ -144,7 +145,9 @@ def test_failures_are_one_readable_line(answer: Answer, code: int, words: tuple[
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        (("complete", "x", "--url", "localhost:8000"), ("--url", "is no address")),
+        (("complete", "x", "--url", "localhost:8000"), ("--url", "did you mean http://localhost:8000?")),
+        (("complete", "x", "--url", "ftp://localhost"), ("--url", "is no address")),
+        (("complete", ""), ("the argument", "is empty", "--prompt-file")),
         (("complete", "x", "--url", "http://u:p@localhost"), ("--api-key",)),
         (("complete", "x", "--temperature", "-1"), ("temperature",)),
         (("chat", "--url", "http://127.0.0.1:1", "-tp", "2"), ("--tensor-parallel-size", "leave it out")),
@@ -178,6 +181,12 @@ def test_a_dialogue_tells_all_that_was_said_and_outlives_a_refusal() -> None:
     assert second == [system, user, answer_, {"role": "user", "content": "two"}]
     assert third == [system, {"role": "user", "content": "three"}]
     assert all(body["seed"] == 5 and body["stream"] for body in server.asked)
+
+
+def test_a_server_without_tls_is_asked_over_http() -> None:
+    with canned(lambda door, _: streamed(door)) as server:
+        done = shardwise("complete", "x", "--url", server.url.replace("http:", "https:"))
+    assert done.code == 2 and "use http://" in done.err
 
 
 def test_ctrl_c_ends_the_request() -> None:

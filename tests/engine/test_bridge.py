@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from shardwise import AsyncLLM
 from shardwise.engine import bridge
 from shardwise.engine.desk import Desk
 from shardwise.engine.fake import FakeEngine
@@ -176,6 +177,19 @@ def test_the_same_events_as_without_a_socket(fake: Callable[..., FakeEngine], se
         assert (status.accepted, status.ended, status.running, status.waiting) == (3, 3, 0, 0)
 
     run(fake(), go)
+
+
+def test_texts_stream_over_a_socket(fake: Callable[..., FakeEngine]) -> None:
+    async def go(remote: RemoteEngine, _: Desk) -> None:
+        llm = AsyncLLM.on(remote)
+        found = [output async for output in llm.generate("Once", SamplingParams(max_tokens=12, ignore_eos=True))]
+        assert len(found[-1].outputs[0].token_ids) == 12 and found[-1].finished
+        async for _output in llm.generate("Once", ENDLESS):
+            break
+        await until(lambda: engine.running == 0)
+
+    engine = fake()
+    run(engine, go)
 
 
 def test_refusals(setup: Setup) -> None:

@@ -76,7 +76,8 @@ def test_methods():
 
 def test_the_nearest_path_is_named():
     assert TABLE.nearest("/v1/chat/completion") == "/v1/chat/completions"
-    assert TABLE.nearest("/zzzzzzzz") is None
+    assert TABLE.nearest("/chat/completion") == "/v1/chat/completions"
+    assert TABLE.nearest("/zzzzzzzz") is None and TABLE.nearest("/metrics") is None
 
 
 def test_a_path_has_one_route():

@@ -18,7 +18,7 @@ def run(argv: Sequence[str]) -> None:
     args = _parser().read(argv)
     flags.sampling(args, {})
     asked = server(args.url, args.api_key)
-    prompt = read_prompt(args)
+    prompt = read_prompt(args, "the argument")
     body = {
         "model": args.model or asked.model(),
         "prompt": prompt,
@@ -42,7 +42,9 @@ def run(argv: Sequence[str]) -> None:
 
 
 def _parser() -> flags.Parser:
-    parser = flags.Parser("complete", "Continues a prompt on a running server of OpenAI's API, as `shardwise serve` is.")
+    parser = flags.Parser(
+        "complete", "Continues a prompt on a running server of OpenAI's API, as `shardwise serve` is.", "PROMPT"
+    )
     parser.add_argument(
         "prompt", nargs="?", metavar="PROMPT", help="the prompt; - reads standard input, as does leaving it out"
     )

@@ -44,9 +44,11 @@ UNITS = {
 class Parser(argparse.ArgumentParser):
     """argparse whose complaints are UserErrors of one line, and that knows the nearest flag to an unknown one."""
 
-    def __init__(self, command: str, description: str) -> None:
+    def __init__(self, command: str, description: str, taken: str = "MODEL") -> None:
+        """`taken` is what the command may be given besides flags, which are too many for the line of usage."""
         super().__init__(
             prog=f"shardwise {command}",
+            usage=f"shardwise {command} [{taken}] [flags]",
             description=description,
             allow_abbrev=False,
             formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -109,8 +111,8 @@ def add_model(parser: Parser, *, several: bool = False) -> None:
     cut.add_argument("--revision", help="branch, tag or commit of a model on the hub")
 
 
-def add_running(parser: Parser) -> None:
-    """Where the ranks run and what they may take."""
+def add_running(parser: Parser, stats: str = "times and rates on standard error") -> None:
+    """Where the ranks run and what they may take. `stats` is what --stats shows."""
     where = parser.add_argument_group("where it runs")
     where.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto, the GPUs if there are any)")
     where.add_argument(
@@ -147,7 +149,7 @@ def add_running(parser: Parser) -> None:
     where.add_argument(
         "--load-format", default="auto", metavar="FORMAT", help="auto, or dummy for random weights (default: auto)"
     )
-    where.add_argument("--stats", "--verbose", "-v", action="store_true", help="times and rates on standard error")
+    where.add_argument("--stats", "--verbose", "-v", action="store_true", help=stats)
 
 
 def add_sampling(parser: Parser, max_tokens: str) -> None:

@@ -60,6 +60,17 @@ def variable(name: str) -> str:
     return env.PREFIX + name.upper()
 
 
+def misspelt(parser: Parser, environ: Mapping[str, str] = os.environ) -> Iterator[str]:
+    """A line for each variable that looks like one of an option and is none: unlike flags, it cannot be refused, since others
+    may read it."""
+    names = [name for action in options(parser) for name in keys(action)]
+    for variable_ in sorted(environ):
+        name = variable_.removeprefix(env.PREFIX).lower()
+        if variable_.startswith(env.PREFIX) and name not in names and variable_ != env.DEBUG:
+            for near in difflib.get_close_matches(name, names, n=1, cutoff=0.75):
+                yield f"{variable_} is no option and changes nothing; did you mean {variable(near)}?"
+
+
 def _from_environment(names: Mapping[str, argparse.Action], environ: Mapping[str, str]) -> Given:
     return [(variable(name), name, text) for name in names if (text := environ.get(variable(name), "").strip())]
 
@@ -78,6 +89,8 @@ def _from_file(path: Path, names: Mapping[str, argparse.Action]) -> Given:
     given: Given = []
     for key, value in table.items():
         name = key.replace("-", "_")
+        if isinstance(value, dict):
+            raise UserError(f"--config {path}: [{key}] is a table; keys stand at the top of the file, without one")
         if name not in names or name == FILE:
             near = difflib.get_close_matches(name, [known for known in names if known != FILE], n=1)
             raise UserError(

@@ -11,31 +11,31 @@ from typing import BinaryIO
 from shardwise.errors import RequestError
 
 LIMIT_BYTES = 16 * 2**20
-HOW = "give --prompt TEXT, --prompt-file FILE, or text on standard input"
+HOW = "give {} TEXT, --prompt-file FILE, or text on standard input"
 
 
-def read_prompt(args: argparse.Namespace) -> str:
-    """The text. One line end at the end of a file or of standard input does not belong to it."""
+def read_prompt(args: argparse.Namespace, flag: str = "--prompt") -> str:
+    """The text; `flag` is what the user knows it by. One line end at the end of a file or of standard input is left out."""
     if args.prompt is not None and args.prompt != "-":
-        name, text = "--prompt", decoded(os.fsencode(args.prompt), "--prompt")
+        name, text = flag, decoded(os.fsencode(args.prompt), flag)
     else:
-        name, data = _bytes(args)
+        name, data = _bytes(args, HOW.format(flag))
         text = decoded(data, name).removesuffix("\n").removesuffix("\r")
     if not text:
-        raise RequestError(f"the prompt from {name} is empty; {HOW}")
+        raise RequestError(f"the prompt from {name} is empty; {HOW.format(flag)}")
     return text
 
 
-def _bytes(args: argparse.Namespace) -> tuple[str, bytes]:
+def _bytes(args: argparse.Namespace, how: str) -> tuple[str, bytes]:
     """(what it is called, its bytes) of a file or of standard input."""
     if args.prompt_file is not None and args.prompt is None:
         try:
             with Path(args.prompt_file).open("rb") as file:
                 return args.prompt_file, bounded(file, args.prompt_file)
         except OSError as error:
-            raise RequestError(f"--prompt-file {args.prompt_file}: {error.strerror}; {HOW}") from None
+            raise RequestError(f"--prompt-file {args.prompt_file}: {error.strerror}; {how}") from None
     if args.prompt is None and sys.stdin.isatty():
-        raise RequestError(f"there is no prompt; {HOW}")
+        raise RequestError(f"there is no prompt; {how}")
     return "standard input", bounded(sys.stdin.buffer, "standard input")
 
 

@@ -40,6 +40,8 @@ class Server:
             port = parts.port
         except ValueError as error:
             raise UserError(f"--url {url!r} is no address: {error}; it takes one such as {URL}") from None
+        if "://" not in url and re.fullmatch(r"[\w.\[\]:-]+(/.*)?", url):
+            raise UserError(f"--url {url!r} has no http:// or https:// before it; did you mean http://{url}?")
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
             raise UserError(f"--url {url!r} is no address; it takes one such as {URL} or https://host/v1")
         if parts.username is not None or parts.password is not None:
@@ -98,6 +100,8 @@ class Server:
             made.connect()
         except (OSError, UnicodeError) as error:
             reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+            if isinstance(error, ssl.SSLError) and "WRONG_VERSION" in str(error):
+                raise UserError(f"{where} speaks no TLS: use http:// in --url") from None
             raise UserError(
                 f"{where} cannot be reached: {reason}; `shardwise serve` starts a server, --url names another one"
             ) from None
@@ -122,6 +126,7 @@ def server(url: str, key: str | None, environ: Mapping[str, str] = os.environ) -
 def _chunks(where: str, answer: http.client.HTTPResponse) -> Generator[dict[str, Any], None, None]:
     """The objects of a stream of events, up to [DONE] or its end."""
     data: list[bytes] = []
+    whole = False
     while line := answer.readline(LIMIT_BYTES):
         line = line.rstrip(b"\r\n")
         if line.startswith(b"data:"):
@@ -131,9 +136,12 @@ def _chunks(where: str, answer: http.client.HTTPResponse) -> Generator[dict[str,
             if text == b"[DONE]":
                 return
             found = _object(where, text)
+            whole = whole or any(choice.get("finish_reason") for choice in found.get("choices") or ())
             if found.get("error"):
                 raise ShardwiseError(f"{where} failed: {_message(found)}")
             yield found
+    if not whole:
+        raise ShardwiseError(f"{where} broke off before the end of its answer; has the server been stopped?")
 
 
 def _object(where: str, data: bytes) -> dict[str, Any]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from shardwise import env
 from shardwise.cli import flags, layers
 from shardwise.errors import UserError
-from shardwise.server.options import OPTIONS, default, settings
+from shardwise.server.options import OPTIONS, SERVING, Option, default, limits, settings
 
 EXAMPLES = """\
 Serves a model: OpenAI's API and others at http://127.0.0.1:8000, docs at /docs.
@@ -26,6 +26,8 @@ flags go before variables, and these before the file. SIGTERM or Ctrl-C lets req
 def run(argv: Sequence[str]) -> int:
     """The command; `argv` is what follows its name."""
     args = layers.read(parser(), argv)
+    for line in layers.misspelt(parser()):
+        sys.stderr.write(f"shardwise: {line}\n")
     if env.torchrun() is not None:
         raise UserError("`serve` starts its ranks itself; call it without torchrun")
     given = {option.name: getattr(args, option.name) for option in OPTIONS}
@@ -46,16 +48,21 @@ def parser() -> flags.Parser:
     """All that `serve` takes."""
     found = flags.Parser("serve", EXAMPLES)
     found.add_argument("--config", type=Path, metavar="FILE", help="a TOML file of options, named as the flags are")
-    group = found.add_argument_group("the server")
-    for option in OPTIONS:
+    _add(found, "the server", SERVING)
+    flags.add_model(found)
+    flags.add_running(found, "log each request, and fields that are not known, on standard error")
+    _add(found, "limits of the server", limits())
+    return found
+
+
+def _add(parser: flags.Parser, title: str, options: Iterable[Option]) -> None:
+    group = parser.add_argument_group(title)
+    for option in options:
         if option.read is None:
             group.add_argument(*option.flags, dest=option.name, help=option.help, action="store_true")
         else:
             group.add_argument(*option.flags, dest=option.name, help=option.help, type=option.read, default=default(option),
                                metavar=option.metavar, action="extend" if option.many else "store")  # fmt: skip
-    flags.add_model(found)
-    flags.add_running(found)
-    return found
 
 
 def markdown() -> str:

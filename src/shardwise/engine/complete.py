@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from shardwise.engine.outputs import CompletionOutput, Logprob, Logprobs, Metrics, RequestOutput
 from shardwise.engine.text import Detokenizer, StopStrings, Tokenizer
@@ -46,7 +46,7 @@ class Transcript:
         self._prompt, self._params, self._tokenizer, self._clock = prompt, params, tokenizer, clock
         self._choices = [_Choice(n, tokenizer, prompt.ids, params) for n in range(params.n)]
         self._scores: list[Logprobs | None] | None = None if params.prompt_logprobs is None else [None]
-        # One list for all outputs: a copy of a long prompt for every token would cost more than the token.
+        # One list for all outputs, as one of its scores: copies for every token would cost more than the token.
         self._ids = list(prompt.ids)
         self._begun = clock()
         self._first_s: float | None = None
@@ -61,7 +61,7 @@ class Transcript:
         """Takes one event. Returns the choice that its text has just ended, which the engine cannot know."""
         if isinstance(event, Scored):
             if self._scores is not None:
-                self._scores += [named(self._tokenizer, chosen) for chosen in event.scores]
+                self._scores = [*self._scores, *(named(self._tokenizer, chosen) for chosen in event.scores)]
             return None
         if isinstance(event, Ended):
             self.ended = event
@@ -82,7 +82,7 @@ class Transcript:
             request_id=self.request_id,
             prompt=self._prompt.text,
             prompt_token_ids=self._ids,
-            prompt_logprobs=None if self._scores is None else list(self._scores),
+            prompt_logprobs=self._scores,
             outputs=[choice.news() if delta else choice.since(0, 0) for choice in self._choices],
             finished=self.ended is not None,
             metrics=Metrics(self._first_s, self._total_s, self.ended.preempted if self.ended else 0),
@@ -152,7 +152,16 @@ class _Choice:
         """A copy without what came before."""
         whole = self.whole
         logprobs = None if whole.logprobs is None else whole.logprobs[tokens:]
-        return replace(whole, text=whole.text[characters:], token_ids=whole.token_ids[tokens:], logprobs=logprobs)
+        # By place: a delta is made for every token, and `dataclasses.replace` takes five times as long.
+        return CompletionOutput(
+            whole.index,
+            whole.text[characters:],
+            whole.token_ids[tokens:],
+            whole.cumulative_logprob,
+            logprobs,
+            whole.finish_reason,
+            whole.stop_reason,
+        )
 
     def news(self) -> CompletionOutput:
         tokens, characters = self._told

@@ -116,7 +116,7 @@ def _local(name: str) -> Path | None:
     if there:
         raise UserError(f"model {name!r} is a file; give the folder that holds it: {path.parent}")
     if name.startswith((".", "/", "~")) or name.endswith("/") or name.count("/") > 1 or "\\" in name:
-        raise UserError(f"model {name!r}: there is no such folder{_nearest(path)}")
+        raise UserError(f"model {name!r}: there is no such folder{_nearest(path)}; give one that holds a config.json")
     if not _HUB_ID.fullmatch(name):
         raise UserError(
             f"model {name!r} is neither a folder here{_nearest(path)} nor a hub id, which looks like org/name;"

@@ -175,7 +175,8 @@ class Tokenizer:
 
     def spell(self, token_id: int, *, first: bool, skip_special_tokens: bool) -> bytes | None:
         """The bytes that a token adds to the text, or None for one that adds nothing and does not count as the first."""
-        self.check_ids((token_id,))
+        if type(token_id) is not int or not 0 <= token_id < self.id_limit:
+            self.check_ids((token_id,))  # says what is wrong
         if skip_special_tokens and token_id in self._skipped:
             return None
         spelled = self._spelled.get((token_id, first))
@@ -209,6 +210,8 @@ class StopStrings:
         """The part of the text that is now certain to be wanted. After a match, always empty."""
         if self.matched is not None:
             return ""
+        if not self._stops:
+            return text
         seen = self._held + text
         for at, character in enumerate(text, start=len(self._held) + 1):
             for n, stop in enumerate(self._stops):

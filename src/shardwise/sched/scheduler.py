@@ -168,7 +168,8 @@ class Scheduler:
 
     def step(self) -> tuple[Step | None, tuple[Event, ...]]:
         """The next step and what happened besides; no step where nothing can run before something is applied."""
-        self.begun, events = [], tuple(self._expire())
+        events = tuple(self._expire())
+        self.begun = []
         if len(self._flight) >= self.limits.flight:
             return None, events
         plan = Flight(next(self._steps), self.cache.groups)

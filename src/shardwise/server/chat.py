@@ -74,7 +74,7 @@ async def _stream(
         if answers.body.return_token_ids:
             first = Frames({**known, "prompt_token_ids": list(spoken.prompt_ids)}, answers.body.stream_options)
         async for batch in spoken:
-            usage = spoken.usage
+            usage = spoken.usage if frames.counts else None
             made = []
             for news in batch:
                 for chunk in answers.news(news):

@@ -1,35 +1,22 @@
-"""The documents of the API for people, as Markdown and as a page that needs nothing from elsewhere; the routes of both."""
+"""The documents of the API for people: the fields in words, commands to copy, and all of it as Markdown."""
 
 from __future__ import annotations
 
-import base64
-import html
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
-from hashlib import sha256
 from typing import Any
 
-from shardwise.server.call import Call
+from shardwise.server.listener import address
 from shardwise.server.openapi import openapi
-from shardwise.server.reply import Json, Reply, Text
 from shardwise.server.route import Route
-from shardwise.server.service import Service
 from shardwise.server.settings import Settings
 
-CSS = (
-    "body{font:15px/1.5 system-ui,sans-serif;max-width:62rem;margin:2rem auto;padding:0 1rem;color:#222;background:#fff}"
-    "h1,h2,h3{line-height:1.2}h2{margin-top:2.5rem;border-bottom:1px solid #ddd}h3{margin-top:2rem}"
-    "code,pre{font:13px/1.45 ui-monospace,monospace;background:#f4f4f4;border-radius:3px}code{padding:.1em .3em}"
-    "pre{padding:.7rem;overflow-x:auto}pre code{padding:0}table{border-collapse:collapse;width:100%}"
-    "td,th{border-bottom:1px solid #e4e4e4;padding:.3rem .6rem;text-align:left;vertical-align:top}"
-    "nav a{display:inline-block;margin-right:1rem}.m{color:#06c;font-weight:600}"
-    "@media(prefers-color-scheme:dark){body{background:#181818;color:#ddd}code,pre{background:#262626}td,th,h2{border-color:#333}"
-    "a,.m{color:#6af}}"
-)
-POLICY = f"default-src 'none'; style-src 'sha256-{base64.b64encode(sha256(CSS.encode()).digest()).decode()}'; base-uri 'none'"
-PAGE_HEADERS = {"content-security-policy": POLICY, "referrer-policy": "no-referrer"}
+WIDTH = 90
+"""The longest body that a command has on one line."""
+
+UNBOUNDED = 2**31 - 1
+"""A bound from here on says nothing to people."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +78,10 @@ def span(schema: dict[str, Any], least: str, most: str) -> str:
     high = (
         f"below {schema['exclusiveMaximum']}" if high is None and most == "maximum" and "exclusiveMaximum" in schema else high
     )
+    if isinstance(high, int) and high >= UNBOUNDED:
+        high = None
+        if low is not None:
+            return f" from {low}"
     if low is None and high is None:
         return ""
     return f" {'' if low is None else low}..{'' if high is None else high}"
@@ -117,7 +108,7 @@ def markdown(routes: Sequence[Route], settings: Settings | None = None) -> str:
                 "",
                 *lines(schemas[body_name(described, route)]),
             ]
-            parts += ["", "```", curl(route, settings), "```"] if route.example else []
+            parts += ["", "```", curl(route.paths[0], route.example, settings), "```"] if route.example else []
     bodies = {body_name(described, route) for route in routes if route.body}
     parts += ["", "## Objects"]
     for name in schemas:
@@ -153,86 +144,32 @@ def cell(text: str) -> str:
     return " ".join(text.split()).replace("|", "\\|")
 
 
-def curl(route: Route, settings: Settings) -> str:
-    """The route's example as a command."""
-    key = " -H 'Authorization: Bearer KEY'" if settings.api_keys else ""
-    body = json.dumps(route.example, ensure_ascii=False).replace("'", "'\\''")
-    return f"curl http://{settings.host}:{settings.port}{route.paths[0]}{key} -H 'Content-Type: application/json' -d '{body}'"
+def base(settings: Settings) -> str:
+    """Where the server is asked from its own machine."""
+    return address(settings.host, settings.port)
 
 
-# --- the page ---------------------------------------------------------------------------------------------------------
+def curl(path: str, body: dict[str, Any] | None, settings: Settings) -> str:
+    """A request as a command to copy: a POST of `body`, or a GET. A long body takes several lines."""
+    parts = [f"curl {'-N ' if body and body.get('stream') else ''}{base(settings)}{path}"]
+    if settings.api_keys:
+        parts.append("-H 'Authorization: Bearer KEY'")
+    if body is not None:
+        text = laid_out(body, "  ")
+        quoted = text.replace("'", "'\\''")
+        parts += ["-H 'Content-Type: application/json'", f"-d '{quoted}'"]
+    return " \\\n  ".join(parts)
 
 
-def page(routes: Sequence[Route], settings: Settings) -> str:
-    """All of it as HTML: no script, no other file."""
-    described = openapi(routes)
-    schemas = described["components"]["schemas"]
-    tags = list(dict.fromkeys(route.tag for route in routes))
-    parts = [
-        "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>",
-        f"<title>shardwise: the API</title><style>{CSS}</style><h1>The API</h1>",
-        "<nav>",
-        *(f"<a href='#{html.escape(tag)}'>{html.escape(tag)}</a>" for tag in (*tags, "objects", "limits")),
-        "<a href='/openapi.json'>openapi.json</a></nav>",
-    ]
-    for tag in tags:
-        parts.append(f"<h2 id='{html.escape(tag)}'>{html.escape(tag)}</h2>")
-        for route in routes:
-            if route.tag == tag:
-                parts += section(route, described, settings)
-    bodies = {body_name(described, route) for route in routes if route.body}
-    parts.append("<h2 id=objects>objects</h2>")
-    for name, schema in schemas.items():
-        if name not in bodies and schema.get("properties"):
-            parts += [f"<h3 id='{html.escape(name)}'>{html.escape(name)}</h3>", *field_table(schema)]
-    parts.append("<h2 id=limits>limits</h2><table><tr><th>name<th>value<th>what it limits")
-    parts += [
-        f"<tr><td><code>{name}</code><td>{number(value)}<td>{html.escape(text)}" for name, value, text in settings.limits()
-    ]
-    return "".join([*parts, "</table></html>"])
-
-
-def section(route: Route, described: dict[str, Any], settings: Settings) -> list[str]:
-    paths = ", ".join(f"<code>{html.escape(path)}</code>" for path in route.paths)
-    parts = [f"<h3><span class=m>{route.method}</span> {paths}</h3><p>{html.escape(route.summary)}"]
-    if route.body is not None:
-        parts += field_table(described["components"]["schemas"][body_name(described, route)])
-    if route.example is not None:
-        parts.append(f"<pre><code>{html.escape(curl(route, settings))}</code></pre>")
-    return parts
-
-
-def field_table(schema: dict[str, Any]) -> list[str]:
-    parts = ["<table><tr><th>field<th>type<th>default<th>"]
-    for row in rows(schema):
-        shown = [html.escape(text) for text in (row.kind, row.default, row.text)]
-        parts.append(f"<tr><td><code>{html.escape(row.name)}</code><td>{'<td>'.join(shown)}")
-    return [*parts, "</table>"]
-
-
-# --- served -----------------------------------------------------------------------------------------------------------
-
-
-def documents(routes: Sequence[Route], settings: Settings) -> tuple[Route, ...]:
-    """The routes that describe `routes` and themselves; each is made when it is first asked for."""
-
-    @cache
-    def described() -> dict[str, Any]:
-        return openapi(everything)
-
-    @cache
-    def written() -> str:
-        return page(everything, settings)
-
-    async def openapi_json(_service: Service, _call: Call, _body: Any) -> Reply:
-        return Json(described())
-
-    async def docs(_service: Service, _call: Call, _body: Any) -> Reply:
-        return Text(written(), "text/html; charset=utf-8", headers=PAGE_HEADERS)
-
-    own = (
-        Route("GET", ("/openapi.json",), openapi_json, "This description of the API, for programs.", "server"),
-        Route("GET", ("/docs",), docs, "This description of the API, for people.", "server", media="text/html"),
-    )
-    everything = (*routes, *own)
-    return own
+def laid_out(value: Any, indent: str) -> str:
+    """JSON, on one line where it fits, else with a line for each thing in it."""
+    text = json.dumps(value, ensure_ascii=False)
+    if len(indent) + len(text) <= WIDTH or not isinstance(value, dict | list):
+        return text
+    deeper = indent + "  "
+    if isinstance(value, dict):
+        parts = [f"{json.dumps(name)}: {laid_out(each, deeper)}" for name, each in value.items()]
+    else:
+        parts = [laid_out(each, deeper) for each in value]
+    first, last = "{}" if isinstance(value, dict) else "[]"
+    return f"{first}\n{deeper}" + f",\n{deeper}".join(parts) + f"\n{indent}{last}"

@@ -19,18 +19,18 @@ MAX_ID_CHARS = 128
 
 
 class Frames:
-    """`known` are the fields besides `choices` and `usage`."""
+    """`known` are the fields besides `choices` and `usage`. `counts`: the client wants the usage in every frame."""
 
     def __init__(self, known: Mapping[str, object], options: StreamOptions | None) -> None:
         self.ends_with_usage = bool(options and options.include_usage)
-        self._continuous = self.ends_with_usage and bool(options and options.continuous_usage_stats)
+        self.counts = self.ends_with_usage and bool(options and options.continuous_usage_stats)
         self._head = b"data: " + ENCODER.encode(known)[:-1] + b',"choices":'
         # A client that asked for usage finds the field in all frames, as with OpenAI.
         self._tail = b',"usage":null}\n\n' if self.ends_with_usage else b"}\n\n"
 
-    def choice(self, choice: object, usage: Usage) -> bytes:
-        """What is new of one choice; `usage` so far is told where the client wants it in every frame."""
-        tail = b',"usage":' + ENCODER.encode(told(usage)) + b"}\n\n" if self._continuous else self._tail
+    def choice(self, choice: object, usage: Usage | None = None) -> bytes:
+        """What is new of one choice; with the `usage` so far, which is to be given where this `counts`."""
+        tail = self._tail if usage is None else b',"usage":' + ENCODER.encode(told(usage)) + b"}\n\n"
         return b"".join((self._head, b"[", ENCODER.encode(choice), b"]", tail))
 
     def usage(self, usage: Usage) -> bytes:

@@ -80,7 +80,7 @@ async def _stream(job: Job, tokens: _Tokens, frames: Frames) -> AsyncGenerator[b
     async with job:
         yield b""
         async for batch in job:
-            usage = job.usage
+            usage = job.usage if frames.counts else None
             new = [tokens.news(each) for _, output in batch for each in output.outputs]
             if made := [frames.choice(choice, usage) for choice in new if choice is not None]:
                 yield b"".join(made)

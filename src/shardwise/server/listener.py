@@ -49,8 +49,12 @@ def others_reach(host: str) -> bool:
 
 def url(sock: socket.socket) -> str:
     """The address of a listening socket as a client of this machine writes it, without a slash at its end."""
-    host, port = sock.getsockname()[:2]
-    where = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
+    return address(*sock.getsockname()[:2])
+
+
+def address(host: str, port: int) -> str:
+    """The same of a host that is listened on."""
+    where = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
     return f"http://{where}:{port}"
 
 

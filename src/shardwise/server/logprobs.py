@@ -58,27 +58,37 @@ class Speller:
 
     def __init__(self, tokenizer: Tokenizer, *, by_id: bool = False) -> None:
         self._tokenizer, self._by_id = tokenizer, by_id
-
-    def data(self, token: int) -> bytes:
-        return self._tokenizer.spell(token, first=False, skip_special_tokens=False) or b""
+        self._known: dict[int, tuple[str, list[int]]] = {}
 
     def name(self, token: int) -> str:
-        if self._by_id:
-            return f"token_id:{token}"
-        data = self.data(token)
-        try:
-            return data.decode()
-        except UnicodeDecodeError:
-            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
+        return self.spelled(token)[0]
+
+    def spelled(self, token: int) -> tuple[str, list[int]]:
+        """The name of a token and its bytes, which are not to be changed: both are made once."""
+        if (found := self._known.get(token)) is None:
+            data = self._tokenizer.spell(token, first=False, skip_special_tokens=False) or b""
+            found = self._known[token] = (f"token_id:{token}" if self._by_id else _named(data), list(data))
+        return found
 
     def chat(self, places: Sequence[Logprobs], top: int) -> list[TokenLogprob]:
         """The tokens of some places, each with the `top` likeliest."""
         found = []
         for place in places:
             token = next(iter(place))
-            likely = [TopLogprob(self.name(each), finite(one), list(self.data(each))) for each, one in likeliest(place, top)]
-            found.append(TokenLogprob(self.name(token), finite(place[token]), list(self.data(token)), likely))
+            likely = []
+            for each, one in likeliest(place, top):
+                name, data = self.spelled(each)
+                likely.append(TopLogprob(name, finite(one), data))
+            name, data = self.spelled(token)
+            found.append(TokenLogprob(name, finite(place[token]), data, likely))
         return found
+
+
+def _named(data: bytes) -> str:
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
 
 
 class Offsets:

@@ -85,13 +85,21 @@ def origins(text: str) -> tuple[str, ...]:
 
 
 def secret(text: str) -> tuple[str, ...]:
-    """A list of keys; what is wrong with one is said without it."""
-    found = words(text)
-    if not found:  # an unset variable on the command line must not open the server to everybody
-        raise ArgumentTypeError("a key is empty; leave the option out to serve without keys")
-    if not all(word.isascii() and word.isprintable() and " " not in word for word in found):
-        raise ArgumentTypeError("a key must be printable ASCII without spaces; check how it was copied")
-    return found
+    """A list of keys; what is wrong with one is said without it. None at all would leave the server open by mistake."""
+    if not words(text):
+        raise ArgumentTypeError("it is empty; give a key, or leave it out where none is wanted")
+    for word in words(text):
+        if not (word.isascii() and word.isprintable() and " " not in word):
+            raise ArgumentTypeError("a key must be printable ASCII without spaces; check how it was copied")
+    return words(text)
+
+
+def hosts(text: str) -> tuple[str, ...]:
+    """A list of names of machines, as they stand in an address."""
+    for word in words(text):
+        if word != "*" and not re.fullmatch(r"[A-Za-z0-9._\-\[\]:]+", word):
+            raise ArgumentTypeError(f"{word!r} is no name of a machine; give it as in the address, without http://, or *")
+    return words(text)
 
 
 SERVING = (
@@ -106,7 +114,7 @@ SERVING = (
     Option("api_key_file", ("--api-key-file",), "a file with one key a line", Path, "FILE"),
     Option("insecure_no_key", ("--insecure-no-key",), "listen on an address that others can reach, without any key"),
     Option("allowed_hosts", ("--allowed-hosts",), "further names under which clients may reach it (default: its own address)",
-           words, "NAME,..", many=True),
+           hosts, "NAME,..", many=True),
     Option("allow_origins", ("--allow-origin", "--allowed-origins"),
            "origins whose pages may ask it from a browser (default: none)", origins, "URL,..", many=True),
     Option("max_queue", ("--max-queue",),
@@ -117,6 +125,9 @@ SERVING = (
     Option("chat_template", ("--chat-template",), "a Jinja file instead of the model's own chat template", str, "FILE"),
     Option("trust_request_chat_template", ("--trust-request-chat-template",),
            "let requests bring chat templates of their own"),
+    Option("lenient", ("--lenient",),
+           "ignore what requests name that is not here (responses, stored prompts, tokens) or cannot be, in place of refusing "
+           "them, and tell it in a header X-Ignored; embeddings are lists of numbers, also where base64 is asked for"),
     Option("no_store", ("--no-response-store",),
            "keep no responses for later requests; so it is too with several --api-workers, which share no memory"),
     Option("seed", ("--seed", "--random-seed"),

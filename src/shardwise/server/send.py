@@ -43,6 +43,7 @@ class Exchange:
         self.receive, self._send = receive, send
         self.headers, self.name = dict(headers), name
         self.started = False
+        self.status = 0
         self.gone = False
         self._quiet_since = 0.0
         self._sending = False
@@ -69,7 +70,7 @@ class Exchange:
         await self._send({"type": "http.response.body", "body": body})
 
     async def _start(self, status: int, headers: Mapping[str, str]) -> None:
-        self.started = True
+        self.started, self.status = True, status
         merged = {**self.headers, **headers}
         encoded = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in merged.items()]
         await self._send({"type": "http.response.start", "status": status, "headers": encoded})

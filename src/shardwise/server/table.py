@@ -60,7 +60,7 @@ class Table:
 
     def nearest(self, path: str) -> str | None:
         """The known path that resembles an unknown one most."""
-        near = difflib.get_close_matches(path[:200], list(self.paths), n=1, cutoff=0.5)
+        near = difflib.get_close_matches(path[:200], list(self.paths), n=1, cutoff=0.7)
         return near[0] if near else None
 
 

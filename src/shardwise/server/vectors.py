@@ -60,14 +60,14 @@ async def _scored(service: Service, pairs: tuple[Pair, ...], priority: int) -> l
 ROUTES = (
     Route(
         "POST", ("/v1/embeddings", "/embeddings"), embed, "Turn texts into vectors.", "embeddings",
-        body=EmbeddingBody, reply=EmbeddingReply,
+        body=EmbeddingBody, reply=EmbeddingReply, example={"input": ["The cat", "The dog"]},
     ),
     Route(
         "POST", ("/v1/score", "/score"), score, "Tell how likely one text is after another.", "embeddings",
-        body=ScoreBody, reply=ScoreReply,
+        body=ScoreBody, reply=ScoreReply, example={"text_1": "Once upon", "text_2": [" a time", " a mattress"]},
     ),
     Route(
         "POST", ("/v1/rerank", "/rerank", "/v2/rerank"), rerank, "Put documents in the order of a query.", "embeddings",
-        body=RerankBody, reply=RerankReply,
+        body=RerankBody, reply=RerankReply, example={"query": "What is a cat?", "documents": ["An animal.", "A colour."]},
     ),
 )  # fmt: skip
