@@ -77,7 +77,9 @@ async def flood(_service: Service, call: Call, _body: Any) -> Reply:
         try:
             while True:
                 yield sse("x" * 32_000)
-                await asyncio.sleep(0)  # as real ones wait for an engine: a loop that never turns hears of no client that leaves
+                await asyncio.sleep(
+                    0
+                )  # as real ones wait for an engine: a loop that never turns hears of no client that leaves
         finally:
             closed.append(call.id)
 
