@@ -122,9 +122,7 @@ def check_no_scores(ids: list[int] | None) -> None:
 
 
 def check_fits(service: Service, ids: tuple[int, ...], params: SamplingParams, param: str) -> None:
-    """Refuses what the model's context does not hold, with the code that clients shorten their prompts by, and a form of
-    the answer that does not compile. May take a second: not for an event loop."""
-    service.front.check(params)
+    """Refuses what the model's context does not hold, with the code that clients shorten their prompts by."""
     try:
         admit(service.engine.setup, ids, params)
     except RequestError as error:

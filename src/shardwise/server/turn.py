@@ -100,6 +100,8 @@ async def talk(service: Service, call: Call, turn: Turn) -> AbstractAsyncContext
 
 async def started(service: Service, prompts: Sequence[Prompt], params: Sequence[SamplingParams], priority: int) -> Job:
     """A job whose prompts are all taken; where one is not, or whoever waits is cancelled, none runs."""
+    for form in {each.structured_outputs: each for each in params}.values():
+        await service.check(form)
     job = Job(service)
     try:
         await job.start(prompts, params, priority)
