@@ -18,7 +18,7 @@ from shardwise import AsyncLLM
 from shardwise.engine import bridge
 from shardwise.engine.desk import Desk
 from shardwise.engine.fake import FakeEngine
-from shardwise.engine.remote import RemoteEngine
+from shardwise.engine.remote import WHY_S, RemoteEngine
 from shardwise.engine.setup import Options, Setup, resolve
 from shardwise.errors import TIME_UP, QueueFull, RequestError, Unavailable
 from shardwise.sched.events import Emitted, Ended, Event, Scored
@@ -274,6 +274,26 @@ def test_a_front_that_does_not_read_is_cut_off_alone(setup: Setup) -> None:
         deaf.close()
 
     run(engine, go, buffer_bytes=2**18)
+
+
+def test_a_front_that_is_cut_off_does_not_wait_for_the_engine_to_end(setup: Setup) -> None:
+    """The engine lives, so nothing can say how it ended; the front's requests end all the same."""
+    asked: list[float] = []
+
+    async def main() -> None:
+        ours, theirs = socket.socketpair()
+
+        def why(timeout_s: float) -> None:
+            asked.append(timeout_s)
+
+        front = await RemoteEngine.open(ours, setup, why)
+        heard = Heard()
+        front.submit((1,), ENDLESS, heard.put)
+        theirs.close()
+        assert "connection to the engine's process was lost" in str((await heard.ended()).error)
+        assert asked == [WHY_S]
+
+    asyncio.run(main())
 
 
 def spoiled(chance: random.Random) -> bytes:

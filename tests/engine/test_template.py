@@ -55,7 +55,6 @@ CONVERSATIONS: dict[str, tuple[list[dict[str, Any]], list[dict[str, Any]] | None
     "calls": (ASKED, TOOLS),
     "calls without tools": (ASKED, None),
     "calls answered": ([*ASKED, {"role": "assistant", "content": "21 °C."}, {"role": "user", "content": "Thanks"}], TOOLS),
-    "null content": ([ASKED[0], {**ASKED[1], "content": None}, ASKED[2]], TOOLS),
     "reasoning": (
         [
             *HELLO,

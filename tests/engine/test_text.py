@@ -8,6 +8,7 @@ import random
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -182,6 +183,31 @@ def test_encoding_is_the_library_s(data: Path, opened: dict[str, Tokenizer], rng
             text = "".join(rng.choices(PIECES, k=rng.randrange(10)))
             for special in (True, False):
                 assert ours.encode(text, add_special_tokens=special) == theirs.encode(text, add_special_tokens=special), name
+
+
+def test_a_long_text_holds_nobody_up(opened: dict[str, Tokenizer], rng: random.Random) -> None:
+    """Others run while it is encoded, and what comes is what a short one's way gives."""
+    tokenizer = opened["TinyStories-656K"]
+    words = rng.choices([f" {rng.randrange(10**9):x}" for _ in range(1000)], k=40_000)
+    ran, ended = 0, threading.Event()
+
+    def run() -> None:
+        nonlocal ran
+        while not ended.wait(0.001):
+            ran += 1
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    wait = time.monotonic() + 30
+    while not ran and time.monotonic() < wait:
+        time.sleep(0.001)
+    before = ran
+    ids = tokenizer.encode("".join(words), add_special_tokens=False)
+    meanwhile = ran - before
+    ended.set()
+    thread.join()
+    assert meanwhile >= 5
+    assert ids == tokenizer._backend.encode("".join(words), add_special_tokens=False).ids
 
 
 def test_what_the_files_say(opened: dict[str, Tokenizer]) -> None:

@@ -19,7 +19,7 @@ BASES: dict[str, dict[str, Any]] = {CHAT: {"messages": HI, "max_tokens": 1}, TEX
 
 RANGES: dict[str, tuple[float, float]] = {
     "temperature": (0, 100), "min_p": (0, 1), "presence_penalty": (-2, 2), "frequency_penalty": (-2, 2), "n": (1, 128),
-    "top_k": (-1, 2**31 - 1), "seed": (0, 2**63 - 1), "min_tokens": (0, 1), "prompt_logprobs": (0, 20),
+    "top_k": (-1, 2**31 - 1), "seed": (1 - 2**63, 2**63 - 1), "min_tokens": (0, 1), "prompt_logprobs": (0, 20),
     "priority": (-(2**31) + 1, 2**31 - 1),
 }  # fmt: skip
 FLAGS = ("ignore_eos", "include_stop_str_in_output", "skip_special_tokens", "stream", "echo", "return_token_ids")
@@ -152,7 +152,7 @@ TEXTS: list[tuple[dict[str, Any], tuple[str, ...]]] = [
     ({"prompt": ["a", 5]}, ("prompt 1", "5")), ({"prompt": ["a"] * 2049}, ("2049", "2048")),
     ({"prompt": {"prompt": "a"}}, ("prompt",)),
     ({"suffix": "b"}, ("suffix",)), ({"logprobs": True}, ("logprobs",)), ({"logprobs": 21}, ("logprobs", "20")),
-    ({"max_tokens": 0}, ("max_tokens", "0")), ({"best_of": 0}, ("best_of",)), ({"best_of": 2, "n": 3}, ("best_of", "n")),
+    ({"max_tokens": 0}, ("max_tokens", "0")), ({"best_of": -1}, ("best_of",)), ({"best_of": 2, "n": 3}, ("best_of", "n")),
     ({"best_of": 2, "stream": True}, ("best_of", "stream")), ({"max_tokens": 0, "echo": True, "n": 2}, ("n is 2",)),
 ]  # fmt: skip
 
@@ -167,13 +167,15 @@ def test_what_completions_do_not_take(served: Served):
 def test_what_is_too_long(served: Served):
     """Both numbers, and the code by which clients shorten their prompts."""
     long = "Once " * 1500
-    for path, body, param in (
-        (TEXT, {"prompt": long}, "prompt"), (TEXT, {"prompt": ["a", long]}, "prompt"),
-        (TEXT, {"prompt": "a", "max_tokens": 2000}, "prompt"),
-        (CHAT, {"messages": [{"role": "user", "content": long}]}, "messages"),
-        (CHAT, {"messages": HI, "max_tokens": 2000}, "messages"),
+    for path, body, param, words in (
+        (TEXT, {"prompt": long}, "prompt", "prompt is too long"),
+        (TEXT, {"prompt": ["a", long]}, "prompt", "prompt is too long"),
+        (TEXT, {"prompt": "a", "max_tokens": 2000}, "prompt", "ask for at most"),
+        (CHAT, {"messages": [{"role": "user", "content": long}]}, "messages", "prompt is too long"),
+        (CHAT, {"messages": HI, "max_tokens": 2000}, "messages", "ask for at most"),
     ):  # fmt: skip
-        error = refused(served.post(path, body), "tokens", "102")
+        error = refused(served.post(path, body), "tokens", "102", words, "his model's maximum context length is 1024 tokens")
+        assert ("too long" in error["message"]) == ("too long" in words)
         assert error["code"] == "context_length_exceeded" and error["param"] == param
 
 

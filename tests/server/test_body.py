@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from shardwise.server.body import parse
 from shardwise.server.refusal import Refusal
-from shardwise.server.strict import loads
+from shardwise.server.settings import Settings
+from shardwise.server.strict import loads, outside
 from tests.server.demo import Ask
 
 BROKEN = [
@@ -47,38 +48,82 @@ BROKEN = [
     (b'{"a"', "not JSON"),
     (b"// c\n{}", "not JSON"),
     (b'{"a": ' + b"[" * 32 + b"]" * 32 + b"}", "32 levels are the most"),
-    (b'{"a":' * 100_000, "too many objects and lists"),
-    (b"[" * 4_000_000, "too many objects and lists"),
+    (b'{"a":' * 50_000, "too many objects and lists"),
+    (b"[" * 100_000, "too many objects and lists"),
 ]
 
 
 @pytest.mark.parametrize(("data", "message"), BROKEN, ids=range(len(BROKEN)))
 def test_what_is_no_strict_json_is_refused(data: bytes, message: str):
     with pytest.raises(Refusal) as caught:
-        loads(data, 32)
+        loads(data, Settings())
     assert caught.value.status == 400 and message in caught.value.message
     assert len(caught.value.message) < 200
 
 
 def test_what_is_allowed_just_so():
     deep = b'{"a": ' + b"[" * 31 + b"]" * 31 + b"}"
-    assert loads(deep, 32) == json.loads(deep)
+    assert loads(deep, Settings()) == json.loads(deep)
     many = b'{"a": "' + b"[{" * 1000 + b'"}'
-    assert loads(many, 32) == json.loads(many)
-    assert loads(b'{"a": [18446744073709551615, -9223372036854775808, "12345678901234567890123"]}', 32)
-    assert loads(b'{"a": "\\ud83d\\ude00 \\u0000"}', 32) == {"a": "\U0001f600 \x00"}
+    assert loads(many, Settings()) == json.loads(many)
+    assert loads(b'{"a": [18446744073709551615, -9223372036854775808, "12345678901234567890123"]}', Settings())
+    assert loads(b'{"a": "\\ud83d\\ude00 \\u0000"}', Settings()) == {"a": "\U0001f600 \x00"}
+
+
+def repeated(unit: bytes, times: int) -> bytes:
+    return b'{"a": [' + b",".join([unit] * times) + b"]}"
+
+
+MANY = [
+    (repeated(b"[]", 100_000), "has 100003 objects, lists and names; 100000 are the most together"),
+    (repeated(b"{}", 100_000), "objects, lists and names"),
+    (repeated(b'{"a":1}', 50_000), "objects, lists and names"),
+    (b"{" + b",".join(b'"%d":1' % n for n in range(100_001)) + b"}", "has 100002 objects, lists and names"),
+    (repeated(b"1", 1_000_002), "has more than 1000001 values; 1000000 are the most"),
+    (repeated(b'""', 1_000_002), "has more than 1000001 values"),
+    (b"[" * 4_000_000, "objects, lists and names"),
+]
+
+
+@pytest.mark.parametrize(("data", "message"), MANY, ids=range(len(MANY)))
+def test_what_has_too_many_values_is_not_parsed(data: bytes, message: str):
+    with pytest.raises(Refusal, match=message) as caught:
+        loads(data, Settings())
+    assert (caught.value.status, caught.value.code) == (400, "too_many_values")
+
+
+def test_many_token_ids_and_long_texts_are_taken():
+    ids = repeated(b"50256", 650_000)
+    assert len(loads(ids, Settings())["a"]) == 650_000
+    # A text may hold as many marks as it likes, in any escapes.
+    text = '{"a": ["x", {"y": [1, 2]}], "\\\\": "\\"[{:,"}' * 40_000
+    assert loads(json.dumps({"text": text}).encode(), Settings()) == {"text": text}
 
 
 leaf = st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats(allow_nan=False, allow_infinity=False)
 trees = st.recursive(leaf | st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=12)
 
 
+def counted(value: object) -> dict[str, int]:
+    """The marks that JSON of a value has outside of its strings."""
+    found = dict.fromkeys("{[:,", 0)
+    if isinstance(value, dict | list):
+        found["{" if isinstance(value, dict) else "["] = 1
+        found[":"] = len(value) if isinstance(value, dict) else 0
+        found[","] = max(len(value) - 1, 0)
+        for each in value.values() if isinstance(value, dict) else value:
+            found = {mark: found[mark] + more for mark, more in counted(each).items()}
+    return found
+
+
 @given(st.dictionaries(st.text(), trees))
 @settings(max_examples=40, deadline=None)
 def test_good_json_is_read_as_by_everybody(value: dict[str, Any]):
+    marks = counted(value)
     for ascii_only in (True, False):
         data = json.dumps(value, ensure_ascii=ascii_only).encode()
-        assert loads(data, 32) == value
+        assert outside(data) == marks
+        assert loads(data, Settings()) == value
 
 
 GOOD = b'{"prompt": "Once", "max_tokens": 3, "items": [{"role": "user", "content": "a"}], "extra": {"k": [1, 2.5]}, "seed": 7}'
@@ -88,7 +133,7 @@ GOOD = b'{"prompt": "Once", "max_tokens": 3, "items": [{"role": "user", "content
 @settings(max_examples=400, deadline=None)
 def test_a_mutated_body_is_read_or_refused(at: int, instead: bytes, drop: int):
     try:
-        parse(GOOD[:at] + instead + GOOD[at + drop :], Ask, 32, {})
+        parse(GOOD[:at] + instead + GOOD[at + drop :], Ask, Settings(), {})
     except Refusal as refusal:
         assert refusal.status == 400 and refusal.message
 
@@ -121,11 +166,11 @@ WRONG: list[tuple[Any, str, str | None]] = [
 @pytest.mark.parametrize(("fields", "message", "param"), WRONG, ids=[message for _, message, _ in WRONG])
 def test_what_does_not_fit_is_named_and_put_right(fields: dict[str, Any], message: str, param: str | None):
     with pytest.raises(Refusal) as caught:
-        parse(json.dumps(fields).encode(), Ask, 32, {})
+        parse(json.dumps(fields).encode(), Ask, Settings(), {})
     assert (caught.value.status, caught.value.message, caught.value.param) == (400, message, param)
 
 
 def test_null_is_not_given_and_unknown_fields_are_told_apart():
-    value, unknown = parse(b'{"prompt": "a", "max_tokens": null, "extra": null, "frob": 1, "Prompt": 2}', Ask, 32, {})
+    value, unknown = parse(b'{"prompt": "a", "max_tokens": null, "extra": null, "frob": 1, "Prompt": 2}', Ask, Settings(), {})
     assert value == Ask("a") and unknown == ("frob", "Prompt")
-    assert parse(b"{}", Ask, 32, {"prompt": "from the path"})[0] == Ask("from the path")
+    assert parse(b"{}", Ask, Settings(), {"prompt": "from the path"})[0] == Ask("from the path")

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from shardwise.server.app import QUERY_FIELDS
 from shardwise.server.call import Call
 from shardwise.server.reply import Json, Reply
 from shardwise.server.route import Route
@@ -152,6 +153,14 @@ def test_large_bodies_are_read_beside_the_loop(engine: ServingFake):
         large = served.post("/where", {"items": [[0] * 10] * 100_000})
         assert large.status == 200 and large.json.startswith("reader")
         assert served.post("/where", {"items": [["x"] * 10] * 50_000, "thread": 3}).status == 400
+
+
+def test_parameters_of_an_address_are_counted(engine: ServingFake):
+    with serving(engine, DEMO) as served:
+        for count, status in ((QUERY_FIELDS, 200), (QUERY_FIELDS + 1, 400)):
+            answer = served.get("/v1/named/a?" + "&".join(f"p{n}=%ff" for n in range(count)))
+            assert answer.status == status, answer.body
+        assert answer.json["error"]["message"] == f"the address has too many parameters; {QUERY_FIELDS} are the most"
 
 
 def test_a_client_that_asks_to_go_on_is_told_to(engine: ServingFake):

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from shardwise.engine.setup import Setup
-from shardwise.errors import QueueFull, Unavailable
+from shardwise.errors import QueueFull, ShardwiseError, Unavailable
 from shardwise.sched.request import SamplingParams
 from shardwise.server.job import Job
 from shardwise.server.refusal import Refusal
@@ -146,6 +146,33 @@ def test_a_job_that_nobody_reads_is_cut_off(held: ServingFake):
 
     refusal = asyncio.run(run())
     assert refusal.status == 408 and refusal.code == "too_slow" and held.running == 0
+
+
+def test_what_came_before_a_failure_is_given_out_first(held: ServingFake):
+    """Of two prompts one fails; all happens before anything is read."""
+    held.answer = lambda prompt, _choice, place: -1 if len(prompt) > 1 and place == 3 else 20 + place
+    prompts = [(9,), (9, 10)]
+
+    async def run() -> dict[int, list[int]]:
+        service = Service(held, Settings())
+        found: dict[int, list[int]] = {0: [], 1: []}
+        async with Job(service) as job:
+            params = SamplingParams(max_tokens=100, ignore_eos=True)
+            await job.start([service.front.prompt(list(ids)) for ids in prompts], [params] * 2)
+            held.allow(5)
+            while held.ticks or held.running > 1:
+                await asyncio.sleep(0.001)
+            with pytest.raises(ShardwiseError):
+                async for news in job:
+                    for index, output in news:
+                        assert output.outputs[0].finish_reason is None
+                        found[index] += output.outputs[0].token_ids
+            with pytest.raises(ShardwiseError):  # as long as it is asked
+                await anext(job)
+        return found
+
+    found = asyncio.run(run())
+    assert found[1] == [20, 21, 22] and found[0][:3] == [20, 21, 22] and held.running == 0
 
 
 SECRET = b"a secret of the prompt"

@@ -28,6 +28,12 @@ from shardwise.sched.sequence import Request
 
 CLOSED = "the engine was closed"
 
+Why = Callable[[float], str | None]
+"""Waits for so many seconds at most for the engine's process to end: how it did, None where it has not."""
+
+WHY_S = 5.0
+"""How long requests wait for a reason once the connection is gone. The process may well live: it cuts off who does not read."""
+
 KEPT = 1024
 """How many refusals are kept for those who ask for them later: whoever does not ask leaves them behind."""
 
@@ -44,7 +50,7 @@ class _Open:
 class RemoteEngine(asyncio.Protocol):
     """One connection to an engine's process, on one event loop. Sinks are called on the loop's thread."""
 
-    def __init__(self, setup: Setup, why: Callable[[], str | None] | None = None) -> None:
+    def __init__(self, setup: Setup, why: Why | None = None) -> None:
         """To be made by `open`."""
         self.setup = setup
         self._why = why
@@ -64,7 +70,7 @@ class RemoteEngine(asyncio.Protocol):
         self._scheduler = Scheduler(setup.pages, windows, setup.limits, lambda: 0.0)
 
     @staticmethod
-    async def open(sock: socket.socket, setup: Setup, why: Callable[[], str | None] | None = None) -> RemoteEngine:
+    async def open(sock: socket.socket, setup: Setup, why: Why | None = None) -> RemoteEngine:
         """The engine at the other end of `sock`, as `CoreProcess.connect` gives it. `why` is asked, on another thread, how it
         came to its end where it could not say so itself: `CoreProcess.wait` knows."""
         loop = asyncio.get_running_loop()
@@ -186,7 +192,7 @@ class RemoteEngine(asyncio.Protocol):
 
     async def _learn(self) -> None:
         """The engine is gone and did not say why."""
-        why = None if self._why is None else await asyncio.to_thread(self._why)
+        why = None if self._why is None else await asyncio.to_thread(self._why, WHY_S)
         self._end(why or "the connection to the engine's process was lost")
 
     def _take(self, message: bridge.Message) -> None:

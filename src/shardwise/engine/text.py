@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
+LONG_CHARS = 4096
+"""A longer text takes more than a millisecond to encode: an event loop beside it must not wait for that."""
+
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 # How a Qwen2Tokenizer without tokenizer.json splits text (transformers, tokenization_qwen2.py).
 _QWEN2_SPLIT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -143,7 +146,11 @@ class Tokenizer:
         The text of a special token inside `text` becomes that token. Raises RequestError for text that is not Unicode.
         """
         check_text(text, "the prompt")
-        ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
+        if len(text) > LONG_CHARS:
+            # Of the library's calls, only those for batches let other threads run meanwhile (seen with tokenizers 0.23).
+            ids: list[int] = self._backend.encode_batch_fast([text], add_special_tokens=False)[0].ids
+        else:
+            ids = self._backend.encode(text, add_special_tokens=False).ids
         return [*self._prefix, *ids, *self._suffix] if add_special_tokens else ids
 
     def decode(self, ids: Iterable[int], *, skip_special_tokens: bool = True) -> str:

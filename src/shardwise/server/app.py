@@ -17,6 +17,7 @@ from urllib.parse import parse_qsl, unquote
 from shardwise import env
 from shardwise.errors import ShardwiseError
 from shardwise.server import body as bodies
+from shardwise.server import lenient
 from shardwise.server.body import Gone
 from shardwise.server.call import Call
 from shardwise.server.guard import Guard, Headers, request_id, trace_of, values
@@ -122,13 +123,14 @@ class App:
         deadline = Deadline(settings.request_timeout_s)
         value: Any
         if route.body is None:
-            query = parse_qsl(scope["query_string"].decode("latin-1"), max_num_fields=QUERY_FIELDS, errors="replace")
-            value = {**dict(query), **found.values}
+            value = {**query(scope["query_string"]), **found.values}
         else:
             bodies.check_head(headers, settings)
             data = await bodies.read(exchange.receive, settings)
             value, unknown = await bodies.struct(self.service, route.body, data, found.values)
             bodies.count_unknown(self.service, unknown)
+            if settings.lenient and (dropped := lenient.ignored(self.service, call, value)):
+                exchange.headers[lenient.IGNORED] = ", ".join(dropped)
         async with exchange.watched():
             async with deadline.within():
                 reply = await route.endpoint(self.service, call, value)
@@ -165,6 +167,14 @@ class App:
         else:
             LOG.error("request %s failed:\n%s", name, trace(error))
         return refusal
+
+
+def query(text: bytes) -> dict[str, str]:
+    """The parameters behind the path; of one that comes twice, the last. Refusal 400 where there are too many."""
+    try:
+        return dict(parse_qsl(text.decode("latin-1"), max_num_fields=QUERY_FIELDS, errors="replace"))
+    except ValueError:
+        raise Refusal(400, f"the address has too many parameters; {QUERY_FIELDS} are the most", code="bad_request") from None
 
 
 def trace(error: BaseException) -> str:

@@ -93,20 +93,20 @@ async def struct(
     service: Service, kind: type[msgspec.Struct], data: bytes, given: Mapping[str, str]
 ) -> tuple[msgspec.Struct, tuple[str, ...]]:
     """`parse`, on another thread where it takes long."""
-    depth = service.settings.max_depth
+    settings = service.settings
     if len(data) > LARGE_BYTES:
-        return await service.read(parse, data, kind, depth, given)
-    return parse(data, kind, depth, given)
+        return await service.read(parse, data, kind, settings, given)
+    return parse(data, kind, settings, given)
 
 
 def parse(
-    data: bytes, kind: type[msgspec.Struct], depth: int, given: Mapping[str, str]
+    data: bytes, kind: type[msgspec.Struct], settings: Settings, given: Mapping[str, str]
 ) -> tuple[msgspec.Struct, tuple[str, ...]]:
     """The struct, and the names of fields that it does not have. `given` are the path's parameters, which go before the body's.
 
     Null at the top means that a field was not given. Refusal 400 names what is wrong, where, and what came.
     """
-    fields = {name: value for name, value in loads(data, depth).items() if value is not None}
+    fields = {name: value for name, value in loads(data, settings).items() if value is not None}
     fields.update(given)
     try:
         value = msgspec.convert(fields, kind)

@@ -81,7 +81,7 @@ def read(service: Service, call: Call, body: CompletionBody) -> Asked:
         raise Refusal(400, "prompt_logprobs are told all at once; leave out stream, or use echo with logprobs")
     params = sampling(service, _values(body))
     keep = params.n
-    if body.best_of is not None:
+    if body.best_of:
         params = _best_of(body, params)
     given_prompts = listed(body.prompt)
     if len(given_prompts) > service.settings.max_prompts:

@@ -29,7 +29,12 @@ class CompletionBody(SamplingBody, kw_only=True):
     ) = None
     best_of: (
         Annotated[
-            int, Meta(ge=1, le=MAX_CHOICES, description="Draw so many answers, give the n of the highest mean log-probability.")
+            int,
+            Meta(
+                ge=0,
+                le=MAX_CHOICES,
+                description="Draw so many answers, give the n of the highest mean log-probability; 0 is as not given.",
+            ),
         ]
         | None
     ) = None

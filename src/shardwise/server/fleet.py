@@ -24,8 +24,8 @@ from shardwise.server.settings import Settings
 MOST, WITHIN_S = 5, 60.0
 """So many fronts may die in so long a time and be replaced; more are a fault that a new process does not mend."""
 
-STOP_S = 2.0
-"""How long a front may take beyond the time that requests have to finish."""
+STOP_S = 4.0
+"""How long a front may take beyond the time that requests have to finish: more than it gives its clients (`Web.end`)."""
 
 
 class Begin(msgspec.Struct, frozen=True):

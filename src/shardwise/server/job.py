@@ -17,6 +17,7 @@ from shardwise.engine.embed import Pooling, start_pooling
 from shardwise.engine.front import Running
 from shardwise.engine.outputs import RequestOutput
 from shardwise.engine.together import Asked
+from shardwise.errors import ShardwiseError
 from shardwise.sched.events import Ended, Event
 from shardwise.sched.pooling import PoolingParams
 from shardwise.sched.request import RequestOutputKind, SamplingParams
@@ -45,6 +46,7 @@ class Batch(Generic[T]):
         self._events: deque[tuple[int, Event]] = deque()
         self._some = asyncio.Event()
         self._limit, self._late = service.settings.max_behind, False
+        self._failure: ShardwiseError | None = None
         self._loop, self._thread = asyncio.get_running_loop(), threading.get_ident()
 
     async def _begin(self, count: int, start: Callable[[int, Callable[[Event], None]], T]) -> None:
@@ -67,7 +69,10 @@ class Batch(Generic[T]):
             self._loop.call_soon_threadsafe(self._some.set)
 
     async def _news(self) -> list[int]:
-        """Which of them have something new, at least one; none where all have ended. Raises what one has failed of."""
+        """Which of them have something new, at least one; none where all have ended. Raises what one has failed of, once what
+        came before that was given out."""
+        if self._failure is not None:
+            raise self._failure
         while not all(running.ended for running in self._running) or self._events:
             await self._some.wait()
             self._some.clear()
@@ -81,7 +86,10 @@ class Batch(Generic[T]):
                 self._running[index].feed(event)
                 touched[index] = None
             for index in touched:
-                self._running[index].check()
+                try:
+                    self._running[index].check()
+                except ShardwiseError as error:
+                    self._failure = self._failure or error
             if touched:
                 return list(touched)
         return []
@@ -125,7 +133,16 @@ class Job(Batch[Running]):
         touched = await self._news()
         if not touched:
             raise StopAsyncIteration
-        return [(index, self._running[index].transcript.output(RequestOutputKind.DELTA)) for index in touched]
+        return [(index, self._delta(self._running[index])) for index in touched]
+
+    def _delta(self, running: Running) -> RequestOutput:
+        """What is new of one; the choices of one that failed have no end, as the failure is told next."""
+        output, ended = running.transcript.output(RequestOutputKind.DELTA), running.transcript.ended
+        if ended is not None and ended.error is not None:
+            for choice in output.outputs:
+                if choice.finish_reason == "abort":
+                    choice.finish_reason = None
+        return output
 
     @property
     def usage(self) -> Usage:

@@ -125,6 +125,9 @@ SERVING = (
     Option("chat_template", ("--chat-template",), "a Jinja file instead of the model's own chat template", str, "FILE"),
     Option("trust_request_chat_template", ("--trust-request-chat-template",),
            "let requests bring chat templates of their own"),
+    Option("lenient", ("--lenient",),
+           "ignore what requests name that is not here (responses, stored prompts, tokens) or cannot be, in place of refusing "
+           "them, and tell it in a header X-Ignored; embeddings are lists of numbers, also where base64 is asked for"),
     Option("no_store", ("--no-response-store",),
            "keep no responses for later requests; so it is too with several --api-workers, which share no memory"),
     Option("seed", ("--seed", "--random-seed"),

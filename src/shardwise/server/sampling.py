@@ -46,7 +46,7 @@ class SamplingBody(msgspec.Struct, kw_only=True):
     repetition_penalty: (
         Annotated[float, Meta(gt=0, le=100, description="Above 1, tokens of the prompt and the answer get less likely.")] | None
     ) = None
-    seed: Annotated[int, Meta(ge=0, le=SEEDS - 1, description="The same seed gives the same answer.")] | None = None
+    seed: Annotated[int, Meta(ge=1 - SEEDS, le=SEEDS - 1, description="The same seed gives the same answer.")] | None = None
     max_tokens: Annotated[int, Meta(ge=0, le=MOST, description="The most tokens of an answer.")] | None = None
     min_tokens: Annotated[int, Meta(ge=0, le=MOST, description="No end before so many tokens.")] | None = None
     stop: Annotated[str | list[str], _says("The answer ends before any of these texts.")] | None = None
@@ -102,7 +102,10 @@ def sampling(service: Service, asked: Mapping[str, object], **usual: object) -> 
 
     RequestError for what is out of range or contradicts, Refusal for more choices than this server gives.
     """
-    params = SamplingParams(**{**usual, **service.defaults, **sampling_fields(asked)})
+    fields = sampling_fields(asked)
+    if isinstance(seed := fields.get("seed"), int) and -SEEDS < seed < 0:
+        fields["seed"] = seed + SEEDS  # OpenAI's seeds are signed; ours begin at 0
+    params = SamplingParams(**{**usual, **service.defaults, **fields})
     if params.n > service.settings.max_choices:
         raise Refusal(400, f"n is {params.n}; this server gives at most {service.settings.max_choices} answers", param="n")
     return params
@@ -116,10 +119,14 @@ def check_fits(service: Service, ids: tuple[int, ...], params: SamplingParams, p
         admit(service.engine.setup, ids, params)
     except RequestError as error:
         least = 1 if params.max_tokens is None else params.max_tokens
-        long = len(ids) + least > service.engine.setup.context
-        raise Refusal(
-            400, str(error), param=param if long else None, code="context_length_exceeded" if long else None
-        ) from None
+        context = service.engine.setup.context
+        if len(ids) + least <= context:
+            raise Refusal(400, str(error)) from None
+        # In the words of OpenAI's and of Anthropic's API, by which clients (litellm, Claude Code) know what to do about it.
+        known = (
+            f"{'The prompt is too long: this' if len(ids) >= context else 'This'} model's maximum context length is {context}"
+        )
+        raise Refusal(400, f"{error}. {known} tokens", param=param, code="context_length_exceeded") from None
 
 
 def shortened(service: Service, ids: tuple[int, ...], most: int | None) -> tuple[int, ...]:

@@ -31,11 +31,14 @@ class Settings:
     allow_origins: tuple[str, ...] = ()
     chat_template: str | None = None
     trust_request_chat_template: bool = False
+    lenient: bool = False
     seed: int | None = None
     stores: bool = True
 
     max_body_bytes: int = limit(4 * 2**20, "the body of a request (413)")
     max_depth: int = limit(32, "objects and lists within each other in a body (400)")
+    max_values: int = limit(1_000_000, "values in the lists and objects of a body, all together: token ids, mostly (400)")
+    max_parts: int = limit(100_000, "objects, lists and names in a body, all together (400)")
     max_header_bytes: int = limit(32 * 2**10, "the request line and all headers together (431)")
     max_headers: int = limit(100, "headers of a request (431)")
     max_url_bytes: int = limit(8 * 2**10, "the address in the request line (414)")

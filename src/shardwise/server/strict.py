@@ -1,6 +1,6 @@
 """JSON as strict as it can be read: what other readers let pass or read in different ways is refused, and said where it is.
 
-No NaN, no number too large for its kind, no name twice in an object, no half characters, no deep nesting.
+No NaN, no number too large for its kind, no name twice in an object, no half characters, no deep nesting, not too many values.
 """
 
 from __future__ import annotations
@@ -12,20 +12,27 @@ from collections.abc import Iterator
 from typing import Any, NoReturn
 
 from shardwise.server.refusal import Refusal
+from shardwise.server.settings import Settings
 
 DIGITS = 19
 """A number of more digits may not fit 64 bits."""
 
+PIECE = 2**16
+"""Bytes that are looked at in one go: other threads have to get their turn between."""
+
+_STRUCTURE = b'{[:,"'
+_REST = bytes(each for each in range(256) if each not in _STRUCTURE)
 _LONG = re.compile(rb"[0-9]{%d}" % DIGITS)
 _HALF = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
-def loads(data: bytes, depth: int) -> dict[str, Any]:
-    """The object that `data` is. Refusal 400 for anything else; `depth` is how far values may lie within each other."""
+def loads(data: bytes, settings: Settings) -> dict[str, Any]:
+    """The object that `data` is. Refusal 400 for anything else, and for what is beyond the limits of `settings`."""
     if not data.strip(b" \t\r\n"):
         raise Refusal(400, "the body is empty; send a JSON object", code="invalid_json")
     if data.startswith((b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")):
         raise Refusal(400, "the body begins with a byte order mark; send plain UTF-8", code="invalid_json")
+    check_many(data, settings.max_values, settings.max_parts)
     try:
         text = data.decode()
     except UnicodeDecodeError as error:
@@ -36,11 +43,41 @@ def loads(data: bytes, depth: int) -> dict[str, Any]:
     if type(value) is not dict:
         raise Refusal(400, f"the body is {shown(value)}; send a JSON object", code="invalid_json")
     # Brackets within strings count too here, so this only spares the walk.
-    if data.count(b"{") + data.count(b"[") > depth:
-        check_depth(value, depth)
+    if data.count(b"{") + data.count(b"[") > settings.max_depth:
+        check_depth(value, settings.max_depth)
     if _HALF.search(data):
         check_characters(value)
     return value
+
+
+def check_many(data: bytes, values: int, parts: int) -> None:
+    """Refuses what makes too many values before it is parsed: a parser makes them in one go, and all else waits for it.
+
+    Seen with Python 3.11: 4 MiB of `[],` take a second, of `1,` 0.14 s; one number takes 70 ns, one list 600 ns.
+    """
+    if data.count(b",") <= values and sum(map(data.count, (b"{", b"[", b":"))) <= parts:
+        return  # of which those within strings are no values
+    found = outside(data)
+    if (many := sum(found[each] for each in "{[:")) > parts:
+        raise Refusal(
+            400, f"the body has {many} objects, lists and names; {parts} are the most together", code="too_many_values"
+        )
+    if found[","] > values:
+        raise Refusal(400, f"the body has more than {found[',']} values; {values} are the most", code="too_many_values")
+
+
+def outside(data: bytes) -> dict[str, int]:
+    """How often each of `{[:,` is in JSON outside of its strings."""
+    bare = data.replace(b"\\\\", b"").replace(b'\\"', b"").translate(None, _REST)
+    found = dict.fromkeys("{[:,", 0)
+    within = False
+    for at in range(0, len(bare), PIECE):
+        pieces = bare[at : at + PIECE].split(b'"')
+        text = b"".join(pieces[int(within) :: 2])
+        for each in found:
+            found[each] += text.count(each.encode())
+        within ^= len(pieces) % 2 == 0
+    return found
 
 
 def _parsed(text: str, parse_int: Any) -> Any:

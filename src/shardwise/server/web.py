@@ -6,16 +6,17 @@ import asyncio
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import cast
 
 import uvicorn
 
 from shardwise.server.app import make_app
-from shardwise.server.protocol import uvicorn_config
+from shardwise.server.protocol import Connection, uvicorn_config
 from shardwise.server.routes import ROUTES
 from shardwise.server.service import Service
 
 LEAVE_S = 1.0
-"""How long clients may take to read the last bytes that they are sent."""
+"""How long open requests may take to end once nothing more comes of the engine, and then clients to read the last bytes."""
 
 
 class _Quiet(uvicorn.Server):
@@ -63,5 +64,14 @@ class Web:
             pass
         self._server.should_exit = True
         if self._task is not None:
+            await asyncio.wait([self._task], timeout=LEAVE_S)
+            # uvicorn waits for clients that send half a request, or read nothing, as long as they like.
+            for connection in self.connections:
+                connection.transport.abort()
             await self._task
         self.service.close()
+
+    @property
+    def connections(self) -> tuple[Connection, ...]:
+        """Those that are open."""
+        return tuple(cast(set[Connection], self._server.server_state.connections))

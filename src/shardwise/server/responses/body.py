@@ -112,7 +112,7 @@ class ResponsesBody(msgspec.Struct, kw_only=True):
     repetition_penalty: (
         Annotated[float, Meta(gt=0, le=100, description="Above 1, tokens of the prompt and the answer get less likely.")] | None
     ) = None
-    seed: Annotated[int, Meta(ge=0, le=2**63 - 1, description="The same seed gives the same answer.")] | None = None
+    seed: Annotated[int, Meta(ge=1 - 2**63, le=2**63 - 1, description="The same seed gives the same answer.")] | None = None
     stop: Annotated[str | list[str] | None, Meta(description="Strings that end the answer.")] = None
     ignore_eos: Annotated[bool | None, Meta(description="Go on where the model would end.")] = None
     priority: Annotated[int, Meta(ge=-(2**31), le=2**31 - 1, description="Less is sooner.")] | None = None

@@ -1,0 +1,29 @@
+"""A message that only calls: with no content, or null, it reaches every template in a way that shows its calls."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from shardwise.engine.template import ChatTemplate
+from tests.engine.test_template import ASKED, TOOLS, chat_templates, in_json_text, ours, theirs
+
+
+def test_calls_beside_no_content_are_shown_by_every_template(data: Path) -> None:
+    """As by transformers where it renders them; those that it fails on get null or no text, whichever they can show."""
+    asked, called, answered = ASKED
+    bare = {key: value for key, value in called.items() if key != "content"}
+    equal = mended = 0
+    for name, (source, special) in chat_templates(data).items():
+        reference, template = theirs(source, special), ChatTemplate({"default": source}, special)
+        for silent, tools in ((bare, TOOLS), ({**bare, "content": None}, TOOLS), ({**bare, "content": None}, None)):
+            options = {"tools": tools, "add_generation_prompt": True}
+            spelled = [[asked, message, answered] for message in (silent, {**silent, "content": ""})]
+            wanted = [reference(each, **options) or reference(in_json_text(each), **options) for each in spelled]
+            found = {ours(template, spell([asked, silent, answered]), **options) for spell in (list, in_json_text)}
+            assert len(found) == 1, name
+            if name == "deepseek-ai-DeepSeek-R1-Distill-Llama-8B":
+                assert "function<｜tool▁sep｜>weather\n```json\n{" in (found.pop() or "")
+                continue
+            assert found == {wanted[0] or wanted[1]}, name
+            equal, mended = equal + (wanted[0] is not None), mended + (wanted[0] is None and wanted[1] is not None)
+    assert equal >= 24 and mended >= 9  # Qwen 3 among these

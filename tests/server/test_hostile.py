@@ -1,0 +1,70 @@
+"""Some of the requests of `make fuzz`, to a server in this process: nothing breaks; what is broken on purpose shows."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Any
+
+import msgspec
+import pytest
+
+from shardwise.engine.setup import Setup
+from shardwise.server.call import Call
+from shardwise.server.reply import Json, Reply
+from shardwise.server.route import Route
+from shardwise.server.routes import ROUTES
+from shardwise.server.service import Service
+from tests.hostile.campaign import run
+from tests.hostile.wire import KINDS, case, planted
+from tests.server.drive import Served, serving, wait_for
+from tests.server.engines import ServingFake
+
+CASES, SEED, PATIENCE_S = 400, 20, 1.0
+
+
+class Fraction(msgspec.Struct):
+    prompt: str
+    divisor: Annotated[float, msgspec.Meta(ge=-100, le=100)]
+
+
+async def divides(_service: Service, _call: Call, body: Fraction) -> Reply:
+    return Json({"said": len(body.prompt) / body.divisor})
+
+
+FAULT = Route("POST", ("/v1/planted",), divides, "Fails where a number is 0.", "test", body=Fraction)
+
+
+def told(prompt: Sequence[int], choice: int, place: int) -> int:
+    if place % 4 == 3:
+        time.sleep(0.002)
+    return (sum(prompt) + 7 * place + choice) % 500 + 9
+
+
+@pytest.fixture(scope="module")
+def served(setup: Setup) -> Iterator[Served]:
+    limits: dict[str, Any] = {"head_timeout_s": PATIENCE_S, "body_stall_s": PATIENCE_S, "idle_timeout_s": PATIENCE_S}
+    with ServingFake(setup, told) as engine, serving(engine, (*ROUTES, FAULT), max_choices=4, max_prompts=8, **limits) as made:
+        yield made
+
+
+def test_bad_requests_harm_nobody(served: Served):
+    found = run(served.url, PATIENCE_S, ((n, case(SEED, n)) for n in range(CASES)))
+    assert found.faults == [], found.faults
+    assert found.baited == 0
+    assert found.good >= 4 and found.kinds.total() == CASES
+    assert found.statuses[400] > CASES // 4 and found.statuses[200] > 10, found.statuses
+    wait_for(lambda: served.service.drain.count == 0, "no request is open")
+    wait_for(lambda: served.service.engine.running == 0, "nothing runs")  # type: ignore[attr-defined]
+
+
+def test_a_planted_fault_is_found(served: Served):
+    good = {"prompt": "Once", "divisor": 3}
+    found = run(served.url, PATIENCE_S, ((n, planted("/v1/planted", good, SEED, n)) for n in range(600)))
+    assert any("status 500" in what for _, what in found.faults), found.statuses
+
+
+def test_a_case_is_the_same_by_its_number():
+    assert [case(3, n) for n in range(300)] == [case(3, n) for n in range(300)]
+    assert case(3, 1) != case(4, 1)
+    assert len({case(3, n).kind for n in range(2000)}) == len(KINDS)
