@@ -23,6 +23,7 @@ from shardwise.server.clock import process_age_s
 from shardwise.server.core import CoreStart
 from shardwise.server.fleet import Fleet
 from shardwise.server.listener import url
+from shardwise.server.quiet import settle
 from shardwise.server.service import Service
 from shardwise.server.settings import Settings
 from shardwise.server.web import Web
@@ -65,6 +66,7 @@ class Run:
         begun = time.monotonic()
         await asyncio.gather(warmed(engine), self._fleet.start())
         warm_s = time.monotonic() - begun
+        settle()
         await web.start()
         self._announce(web, warm_s)
         ends = asyncio.create_task(engine.gone()), asyncio.create_task(self._change.wait())
