@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import psutil
@@ -25,7 +25,7 @@ import psutil
 from shardwise.engine.bridge import pack_setup
 from shardwise.engine.desk import Desk
 from shardwise.engine.fake import FakeEngine
-from shardwise.engine.setup import Options, resolve
+from shardwise.engine.setup import Options, Setup, resolve
 from shardwise.engine.text import open_tokenizer
 from shardwise.server.fleet import Begin, Member
 from shardwise.server.listener import listen
@@ -37,9 +37,19 @@ TEXT = "Once upon a time there was a little girl who had a red ball and a big do
 PATHS = {"chat": "/v1/chat/completions", "completions": "/v1/completions"}
 
 
+CONTEXT = 2**17
+"""More than the model has, for long prompts: nothing is computed."""
+
+
+def roomy() -> Setup:
+    """The bundled model, with room for long prompts."""
+    setup = resolve(Options("shardling", device="cpu"))
+    return replace(setup, context=CONTEXT, pages=tuple(CONTEXT for _ in setup.pages))
+
+
 def serve_fake(control: socket.socket, every_s: float) -> None:
     """The engine's process: takes fronts in until the other end closes."""
-    setup = resolve(Options("shardling", device="cpu"))
+    setup = roomy()
     words = open_tokenizer(setup.folder).encode(TEXT, add_special_tokens=False)
     engine = FakeEngine(setup, lambda _prompt, _choice, place: words[place % len(words)], held=True)
     desk = Desk(engine)
@@ -82,7 +92,7 @@ class Fronts:
 @asynccontextmanager
 async def fronts(count: int, every_s: float) -> AsyncIterator[Fronts]:
     """So many fronts, on one port, before one engine."""
-    setup = resolve(Options("shardling", device="cpu"))
+    setup = roomy()
     ours, theirs = socket.socketpair()
     command = [sys.executable, __file__, "--core-fd", str(theirs.fileno()), "--every", str(every_s)]
     core = subprocess.Popen(command, pass_fds=[theirs.fileno()])

@@ -22,6 +22,7 @@ from shardwise.engine.remote import RemoteEngine
 from shardwise.errors import ShardwiseError, UserError
 from shardwise.server.checks import open_text
 from shardwise.server.fleet import Begin, Report
+from shardwise.server.quiet import settle
 from shardwise.server.service import Service
 from shardwise.server.web import Web
 
@@ -52,6 +53,7 @@ async def answer(control: socket.socket, begin: Begin, listener: socket.socket, 
     web = Web(service, listener)
     told = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, told.set)
+    settle()
     await web.start()
     tell(control, Report())
     waits = [asyncio.create_task(told.wait()), asyncio.create_task(engine.gone())]
