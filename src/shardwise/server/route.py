@@ -34,7 +34,7 @@ class Route:
     summary: str
     tag: str
     body: type[msgspec.Struct] | None = None
-    reply: type[Any] | None = None
+    reply: type[msgspec.Struct] | type[list[Any]] | None = None
     streams: bool = False
     open: bool = False
     errors: Callable[[Refusal, Call], dict[str, object]] | None = None
