@@ -8,7 +8,7 @@ TORCH_ARGS ?=
 TORCH := $(shell grep '^torch==' constraints.txt)
 
 SERVE ?=
-.PHONY: setup serve demo test check pure unit slow soak bench gpu wheel docs fmt clean
+.PHONY: setup serve demo test check pure unit slow soak clients bench gpu wheel docs fmt clean
 
 setup: $(READY)
 
@@ -46,6 +46,10 @@ SEED ?= 0
 soak: setup  ## a million simulated requests; SEED=n for other ones
 	$(BIN)/python -m tests.sched.simulation --requests 1000000 --seed $(SEED)
 
+CLIENTS ?=
+clients: setup  ## unmodified clients in environments of their own against a server: OpenAI's (Python, Node, and its own tests), Anthropic's, litellm, llm, huggingface_hub
+	$(BIN)/python -m tests.clients.run $(CLIENTS)
+
 bench: setup  ## decode speed of a 1 B model with random weights, and where a step goes; what many requests, choosing and the scheduler cost
 	$(BIN)/python bench/decode.py
 	$(BIN)/python bench/many.py
@@ -68,4 +72,4 @@ fmt: setup
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .clients build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -9,6 +9,12 @@ from __future__ import annotations
 TIME_UP = "its time was up before it was complete"
 """How a request fails that had a time limit: what its `Ended` says."""
 
+ALL_BARRED = (
+    "no token may be drawn: every id is excluded, by what is barred, what is allowed, what the answer must look like, or an "
+    "infinite bias"
+)
+"""How a request fails whose own fields leave no token to draw."""
+
 
 class ShardwiseError(Exception):
     """The root of all deliberate errors."""

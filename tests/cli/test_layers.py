@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -134,6 +135,18 @@ def test_settings_are_what_the_options_say(tmp_path: Path) -> None:
     file.write_text("\n")
     with pytest.raises(UserError, match="holds no key"):
         made(["--api-key-file", str(file)])
+
+
+def test_the_example_is_understood_with_all_that_is_commented_out(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[2] / "examples" / "server.toml").read_text()
+    keys = tmp_path / "keys"
+    keys.write_text("k\n")
+    file = tmp_path / "server.toml"
+    file.write_text(re.sub(r"^# (\w+ = )", r"\1", text, flags=re.MULTILINE).replace("/etc/shardwise/keys", str(keys)))
+    found = read([], file=file)
+    assert (found.tp, found.model, found.max_model_len) == (2, "/models/llama-3.1-8b", None)
+    made_ = settings({option.name: getattr(found, option.name) for option in OPTIONS})
+    assert (made_.api_keys, made_.request_timeout_s, made_.served_model_name) == (("k",), 300.0, ("shardling", "*"))
 
 
 def test_every_limit_is_an_option_and_the_docs_have_them_all() -> None:

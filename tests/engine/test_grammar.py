@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from shardwise.engine.grammar import DEAD_END, Grammars, Matcher, plain
+from shardwise.engine.grammar import DEAD_END, PACE_S, START_S, TOO_SLOW, Grammars, Matcher, plain
 from shardwise.engine.grammar_check import GrammarCheck
 from shardwise.engine.hub import bundled
 from shardwise.engine.text import Tokenizer, open_tokenizer
@@ -199,6 +199,9 @@ def parts(count: int) -> list[dict[str, object]]:
     return found
 
 
+AMBIGUOUS: dict[str, object] = {"grammar": 'start: a+\na: /[a-z]/ | a a | "(" a ")"\n'}
+"""Cheap to begin with; the hundredth token takes a tenth of a second, and each one more than that before it."""
+
 BOMBS: dict[str, dict[str, object]] = {
     "nested quantifiers": {"regex": "(a{1,1000}){1,1000}"},
     "three of them": {"regex": "((a{1,100}){1,100}){1,100}"},
@@ -227,6 +230,7 @@ BOMBS: dict[str, dict[str, object]] = {
     "chain": {"grammar": "start: r0\n" + "\n".join(f'r{i}: "w" r{i + 1}?' for i in range(7000)) + '\nr7000: "e"'},
     "no end": {"grammar": 'start: "a" start'},
     "ambiguous": {"grammar": 'start: start start | "a" |'},
+    "ambiguous later": AMBIGUOUS,
     "repetitions": {"grammar": 'start: ((("a"{1,1000}){1,1000}){1,1000}){1,1000}'},
     "choices": {"choice": [f"choice {i}" for i in range(1024)]},
     "fetch": {"json": {"$ref": "http://127.0.0.1:9/x.json"}},
@@ -260,7 +264,9 @@ def test_bombs(check: GrammarCheck, grammars: Grammars, figures):
         fresh = {**GOOD["json"], "title": name}
         check(StructuredOutputs(json=fresh))
         assert not ids(matcher(grammars, json=fresh).mask()) & set(ENDS)
-    assert {"stars", "properties", "parentheses", "chain", "all of any", "fetch", "file"} <= set(refused), refused
+    assert {"stars", "properties", "parentheses", "chain", "all of any", "ambiguous later", "fetch", "file"} <= set(refused), (
+        refused
+    )
     assert not {"choices", "words", "values", "recursive", "redos"} & set(refused)
 
 
@@ -279,6 +285,17 @@ def written(grammars: Grammars, wanted: StructuredOutputs) -> tuple[float, float
             break
         tokens.append(chance.choice(sorted(ids(allowed) - set(ENDS))))
     return compile_s, slowest_s
+
+
+def test_an_answer_that_takes_ever_longer_is_given_up(grammars: Grammars):
+    """Whatever a check has let pass: the engine's other requests wait while a mask is made."""
+    one = grammars.compile(StructuredOutputs(**AMBIGUOUS)).matcher(ENDS)  # type: ignore[arg-type]
+    chance, tokens, begun = random.Random(2), list[int](), time.thread_time()
+    while any(allowed := one.mask()) and len(tokens) < 1000:
+        tokens.append(chance.choice(sorted(ids(allowed) - set(ENDS))))
+        one.follow(tokens)
+    assert one.failed == TOO_SLOW and not one.finished()
+    assert time.thread_time() - begun < 2 * (START_S + PACE_S * len(tokens)) + 1
 
 
 def children_s(check: GrammarCheck) -> float:

@@ -6,6 +6,7 @@ import json
 import random
 import re
 import shutil
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +24,7 @@ from shardwise.engine.setup import Options, Setup, resolve
 from shardwise.engine.text import Tokenizer, open_tokenizer
 from shardwise.errors import RequestError, ShardwiseError
 from shardwise.llm import LLM
-from shardwise.sched.events import Emitted
+from shardwise.sched.events import Emitted, Ended
 from shardwise.sched.request import SamplingParams
 from shardwise.sched.structured import StructuredOutputs
 from shardwise.spec.layout import PAGE_TOKENS
@@ -222,7 +223,7 @@ def test_stop_token_ids_end_a_complete_answer_only(front: Front):
     digit = front.tokenizer.encode("7", add_special_tokens=False)
     own = params(StructuredOutputs(regex="7[ab]{2}"), stop_token_ids=digit, ignore_eos=True)
     running = front.stream(front.prompt("Once"), own)
-    with pytest.raises(ShardwiseError, match=re.escape(DEAD_END)):
+    with pytest.raises(RequestError, match=re.escape(DEAD_END)):
         list(running)
 
 
@@ -230,7 +231,7 @@ def test_a_dead_end_is_one_requests_own(front: Front):
     """Others in the same steps go on; `allowed_token_ids` that leave nothing are refused by the ranks."""
     good = [front.start(front.prompt("Once"), params(WANTED["choice"], seed=n), lambda _: None) for n in range(3)]
     letter = front.tokenizer.encode("a", add_special_tokens=False)
-    with pytest.raises(ShardwiseError, match="what the answer must look like"):
+    with pytest.raises(RequestError, match="what the answer must look like"):
         text(front, params(StructuredOutputs(regex="b+"), allowed_token_ids=letter))
     assert all(running.number for running in good)
     assert text(front, params(WANTED["choice"]))[0] in CHOICES
@@ -250,6 +251,23 @@ def test_what_the_front_did_not_check_fails_alone(front: Front):
     number = engine.submit((9, 10), params(WANTED["json"]), lambda _: None)
     engine.abort(number)
     assert text(front, params(WANTED["choice"]))[0] in CHOICES
+
+
+def test_nothing_is_compiled_for_who_has_gone(front: Front):
+    engine = front.core
+    assert isinstance(engine, Engine)
+    first, second = (StructuredOutputs(regex=f"gone {n}") for n in range(2))
+    ended: list[Ended] = []
+    with engine.grammars._lock:  # the compiling thread stops at the first
+        engine.submit((9, 10), params(first), lambda _: None)
+        gone = engine.submit((9, 10), params(second), lambda event: ended.append(event) if isinstance(event, Ended) else None)
+        engine.abort(gone)
+        until = time.monotonic() + 60
+        while not ended and time.monotonic() < until:
+            time.sleep(0.005)
+    assert ended == [Ended(gone)]
+    assert text(front, params(WANTED["choice"]))[0] in CHOICES  # which is compiled after both
+    assert first in engine.grammars._kept and second not in engine.grammars._kept
 
 
 def test_through_the_library(folder: Path):

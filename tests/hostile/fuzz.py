@@ -25,10 +25,10 @@ from tests.hostile.described import described
 from tests.hostile.wire import case
 from tests.server.live import Live, serving
 
-PATIENCE_S = 1.0
+PATIENCE_S = 2.0
 KEY = "sesame-7f3a"
 LIMITS = ("--max-model-len", "128", "--max-choices", "4", "--max-prompts", "8", "--threads", "1")
-TIMES = ("--head-timeout", "1s", "--body-stall", "1s", "--idle-timeout", "1s")
+TIMES = ("--head-timeout", "2s", "--body-stall", "2s", "--idle-timeout", "2s")
 """So that every answer is short, and what never comes is given up on soon."""
 
 
@@ -73,7 +73,7 @@ def malformed(seed: int, count: int) -> dict[str, Any]:
         run(live.url, PATIENCE_S, ((n, case(seed + 1, n)) for n in range(200)))  # all that a server makes once is there
         before, _ = settled(live, ZERO)
         began = time.monotonic()
-        found = run(live.url, PATIENCE_S, told((n, case(seed, n)) for n in range(count)))
+        found = run(live.url, PATIENCE_S, told((n, case(seed, n)) for n in range(count)), 32)
         took_s = time.monotonic() - began
         after, zero_s = settled(live, {**ZERO, "descriptors": before["descriptors"]})
         status, answer = live.ask("/v1/completions", {"prompt": "Once", "max_tokens": 4})
@@ -99,6 +99,7 @@ def figures(found: Found) -> dict[str, Any]:
         "kinds": dict(found.kinds.most_common()),
         "statuses": dict(sorted(found.statuses.items())),
         "good_streams": found.good,
+        "good_streams_begun_again": found.late,
         "fetched_urls": found.baited,
         "slow_among_others": len(found.slow),
         "health_ms": {name: round(1000 * health[int(at * (len(health) - 1))]) for name, at in PLACES.items()},

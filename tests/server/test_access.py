@@ -92,7 +92,7 @@ def test_no_spelling_gets_past_the_key(served: Served):
         answer = raw(served, target)
         if status(answer) == 200:
             served_without += 1
-            assert answer.endswith(b'{"status":"ok"}'), target
+            assert answer.endswith(b'{"status":"ok"}\n'), target
         else:
             assert status(answer) in (400, 401), (target, answer[:100])
     assert served_without > 3, "some of them lead to what is open"
@@ -133,4 +133,4 @@ def test_methods(served: Served):
     options = raw(served, "/v1/demo", "OPTIONS", key)
     assert status(options) == 204 and b"allow: POST, OPTIONS\r\n" in options
     head = raw(served, "/health", "HEAD")
-    assert status(head) == 200 and b"content-length: 15\r\n" in head and head.endswith(b"\r\n\r\n")
+    assert status(head) == 200 and b"content-length: 16\r\n" in head and head.endswith(b"\r\n\r\n")

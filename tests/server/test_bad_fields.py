@@ -133,7 +133,7 @@ CHATS: list[tuple[dict[str, Any], tuple[str, ...]]] = [
     ({"chat_template_kwargs": {"messages": 1}}, ("messages", "cannot be set")),
     ({"chat_template_kwargs": {"tokenize": True}}, ("tokenize", "cannot be set")),
     ({"chat_template_kwargs": {"enable_thinking": {}}}, ("enable_thinking",)),
-    ({"reasoning_effort": "huge"}, ("reasoning_effort", "huge")), ({"thinking_token_budget": 5}, ("thinking_token_budget",)),
+    ({"reasoning_effort": "huge"}, ("reasoning_effort", "huge")), ({"thinking_token_budget": -2}, ("thinking_token_budget",)),
     ({"modalities": ["audio"]}, ("modalities", "audio")), ({"documents": [5]}, ("documents",)),
     ({"add_generation_prompt": True, "continue_final_message": True}, ("add_generation_prompt", "continue_final_message")),
 ]  # fmt: skip

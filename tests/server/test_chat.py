@@ -203,19 +203,6 @@ def test_reasoning(setup: Setup, stream: bool):
         assert (answer["reasoning"], answer["content"]) == (None, "hm</think>Hello")
 
 
-def test_a_form_is_no_reasoning(setup: Setup):
-    """A grammar holds from the first token on, also where the prompt has opened the reasoning."""
-    with ServingFake(setup) as engine, serving(engine, ROUTES, trust_request_chat_template=True) as served:
-        says_texts(engine, served.service.front.tokenizer, '{"a": "b"}')
-        asked = {
-            "messages": HI,
-            "chat_template": THINKS,
-            "chat_template_kwargs": {"enable_thinking": True},
-            "guided_json": SCHEMA,
-        }
-        assert chat_whole(served.post(PATH, asked))[0]["content"] == '{"a": "b"}'
-
-
 def test_documents_and_variables(setup: Setup):
     template = "{{ documents[0].title }} {{ enable_thinking }} {{ reasoning_effort }}"
     with ServingFake(setup) as engine, serving(engine, ROUTES, trust_request_chat_template=True) as served:

@@ -5,16 +5,19 @@ from __future__ import annotations
 import socket
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import msgspec
 import pytest
 
 from shardwise.server.app import QUERY_FIELDS
+from shardwise.server.body import NAMES
 from shardwise.server.call import Call
 from shardwise.server.reply import Json, Reply
 from shardwise.server.route import Route
-from shardwise.server.service import Service
+from shardwise.server.routes import ROUTES
+from shardwise.server.service import READERS, Service
 from tests.server.demo import DEMO
 from tests.server.drive import Served, serving, until_closed, wait_for
 from tests.server.engines import ServingFake
@@ -161,6 +164,26 @@ def test_parameters_of_an_address_are_counted(engine: ServingFake):
             answer = served.get("/v1/named/a?" + "&".join(f"p{n}=%ff" for n in range(count)))
             assert answer.status == status, answer.body
         assert answer.json["error"]["message"] == f"the address has too many parameters; {QUERY_FIELDS} are the most"
+
+
+def test_forms_are_checked_beside_everything_else(engine: ServingFake):
+    """However many wait for that: who wants no form is answered meanwhile."""
+    with serving(engine, ROUTES) as served, ThreadPoolExecutor(2 * READERS) as clients:
+        asked = {"prompt": "Once", "max_tokens": 2}
+        with served.service.front._grammar_check._lock:  # as long as others' are looked at
+            forms = [clients.submit(served.post, "/v1/completions", {**asked, "regex": f"a{n}b*"}) for n in range(2 * READERS)]
+            wait_for(lambda: served.service.drain.count == 2 * READERS, "all have been read")
+            assert served.ask("POST", "/v1/completions", asked).status == 200
+            assert not any(form.done() for form in forms)
+        assert [form.result().status for form in forms] == [200] * 2 * READERS
+
+
+def test_fields_without_number_are_counted_up_to_a_number(engine: ServingFake):
+    with serving(engine, DEMO) as served:
+        many = {f"{n:x}": 1 for n in range(3 * NAMES)}
+        assert served.post("/v1/demo", {**many, "prompt": "Once"}).status == 200
+        counted = served.service.unknown
+        assert sum(counted.values()) == len(many) and len(counted) <= NAMES + 1 and counted["others"] >= 2 * NAMES
 
 
 def test_a_client_that_asks_to_go_on_is_told_to(engine: ServingFake):

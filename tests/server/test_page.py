@@ -6,6 +6,7 @@ import html
 import re
 import shlex
 from collections.abc import Iterator
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
@@ -22,7 +23,9 @@ ALL = (*ROUTES, *documents(ROUTES, Settings()))
 PAGE = page(ALL, Settings())
 ON_PAGE = [html.unescape(found) for found in re.findall(r"<pre><code>(.*?)</code></pre>", PAGE, re.DOTALL)]
 IN_MARKDOWN = re.findall(r"^```\n(curl.*?)\n```$", markdown(ROUTES), re.DOTALL | re.MULTILINE)
-COMMANDS = list(dict.fromkeys(ON_PAGE + IN_MARKDOWN))
+SCRIPT = (Path(__file__).parents[2] / "examples" / "curl.sh").read_text().replace('"$URL"', "http://127.0.0.1:8000")
+IN_SCRIPT = [part.partition("\n")[2] for part in SCRIPT.split("\n\n") if part.partition("\n")[2].startswith("curl ")]
+COMMANDS = list(dict.fromkeys(ON_PAGE + IN_MARKDOWN + IN_SCRIPT))
 
 
 class Real(Engine):
@@ -50,7 +53,7 @@ def asked(command: str) -> tuple[str, dict[str, str], str | None]:
             headers[name.lower()] = value
         elif word == "-d":
             body = next(words)
-        elif word != "-N":
+        elif word not in ("-N", "-fsS", "-fsSN"):
             assert word.startswith("http://127.0.0.1:8000/"), word
             path = urlsplit(word).path
     return path, headers, body
@@ -58,7 +61,7 @@ def asked(command: str) -> tuple[str, dict[str, str], str | None]:
 
 def test_there_are_commands_for_what_takes_a_body():
     assert {asked(command)[0] for command in COMMANDS} >= {route.paths[0] for route in ROUTES if route.body is not None}
-    assert len(COMMANDS) > 25
+    assert len(COMMANDS) > 30 and len(IN_SCRIPT) == SCRIPT.count("\ncurl ")
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: f"{COMMANDS.index(command)}{asked(command)[0]}")

@@ -21,18 +21,10 @@ CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 HI = [{"role": "user", "content": "Tell me a story."}]
 
 
-class Real(Engine):
-    """An engine in this process takes all requests."""
-
-    lost: str | None = None
-
-    async def admitted(self, request: int) -> None: ...
-
-
 @pytest.fixture(scope="module")
 def served() -> Iterator[Served]:
     setup = resolve(Options("shardling", tp=2, device="cpu"))
-    with Real(setup, "threads") as engine, serving(engine, ROUTES) as made:
+    with Engine(setup, "threads") as engine, serving(engine, ROUTES) as made:
         yield made
 
 
@@ -47,6 +39,17 @@ def test_it_says_what_the_engine_says(served: Served):
     expected = [next(iter(place.values())).logprob for place in places]
     assert choice["logprobs"]["token_logprobs"] == pytest.approx(expected)
     assert all(len(tops) == 2 for tops in choice["logprobs"]["top_logprobs"])
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_no_answer_can_be_is_the_clients_to_mend(served: Served, stream: bool):
+    """Found out when the first token is to be drawn: 400 all the same, and nobody's failure."""
+    (only,) = served.post("/tokenize", {"prompt": "a", "add_special_tokens": False}).json["tokens"]
+    asked = {"prompt": "Once", "regex": "b+", "allowed_token_ids": [only], "stream": stream}
+    answer = served.post(TEXT, asked)
+    error = answer.events[-2]["error"] if stream else answer.json["error"]
+    assert (answer.status, error["type"]) == (200 if stream else 400, "invalid_request_error")
+    assert "what the answer must look like" in error["message"]
 
 
 def test_a_score_is_that_of_the_drawn(served: Served):

@@ -216,6 +216,7 @@ class Ended(msgspec.Struct, frozen=True, array_like=True, tag=3):
     prefilled: int
     cached: int
     preempted: int
+    asked: bool
 
 
 class Pooled(msgspec.Struct, frozen=True, array_like=True, tag=4):
@@ -317,7 +318,7 @@ def pack(event: told.Event, request: int) -> Packed:
             return Figured(request, event.choice, chosen, event.finish)
         return Token(request, event.choice, chosen.token, event.finish)
     if isinstance(event, told.Ended):
-        return Ended(request, event.error, event.prefilled, event.cached, event.preempted)
+        return Ended(request, event.error, event.prefilled, event.cached, event.preempted, event.asked)
     if isinstance(event, told.Pooled):
         return Pooled(request, event.vector, event.count)
     return Scored(request, event.scores)
@@ -328,7 +329,7 @@ def unpack(event: Packed) -> told.Event:
     if isinstance(event, Token):
         return told.Emitted(event.request, event.choice, Chosen(event.token), event.finish)
     if isinstance(event, Ended):
-        return told.Ended(event.request, event.error, event.prefilled, event.cached, event.preempted)
+        return told.Ended(event.request, event.error, event.prefilled, event.cached, event.preempted, event.asked)
     if isinstance(event, Figured):
         return told.Emitted(event.request, event.choice, event.chosen, event.finish)
     if isinstance(event, Pooled):

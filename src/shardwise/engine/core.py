@@ -13,6 +13,7 @@ from shardwise.engine.draws import Draws
 from shardwise.engine.journal import Entry, Journal
 from shardwise.engine.ranks import Ranks
 from shardwise.engine.setup import Setup
+from shardwise.errors import ALL_BARRED
 from shardwise.sched.events import Emitted, Ended, Event
 from shardwise.sched.pooling import PoolingParams
 from shardwise.sched.request import SamplingParams
@@ -90,11 +91,11 @@ class Core:
             self._draws[entry.number] = Draws(entry, entry.params)
         self._note(self.scheduler.add(self.request(entry)))
 
-    def abort(self, request: int, error: str | None = None) -> None:
-        """Ends a request, if it is open."""
+    def abort(self, request: int, error: str | None = None, *, asked: bool = False) -> None:
+        """Ends a request, if it is open. One that is expected may end with an error; `asked` as `Ended` has it."""
         self._note(self.scheduler.abort(request))
         if request in self.journal.entries:  # it was expected
-            self._note((Ended(request, error),))
+            self._note((Ended(request, error, asked=asked),))
 
     def finish(self, request: int, choice: int) -> None:
         """Ends one continuation, if it has not ended."""
@@ -169,8 +170,8 @@ class Core:
         for event in events:
             draws = self._draws.get(event.request)
             if isinstance(event, Ended):
-                if event.error and draws and draws.failed:
-                    event = replace(event, error=draws.failed)
+                if event.error and draws and (draws.failed or event.error == ALL_BARRED):
+                    event = replace(event, error=draws.failed or ALL_BARRED, asked=True)
                 self._draws.pop(event.request, None)
                 self._ended(event.request)
             elif isinstance(event, Emitted) and not event.finish and draws and draws.complete(event.choice, event.chosen.token):

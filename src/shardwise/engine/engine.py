@@ -25,7 +25,7 @@ from shardwise.engine.journal import Entry, Sink
 from shardwise.engine.ranks import ProcessRanks, Progress, Ranks
 from shardwise.engine.setup import Setup
 from shardwise.engine.status import Status, awaited, gather, rank_statuses
-from shardwise.errors import ShardwiseError
+from shardwise.errors import RequestError, ShardwiseError
 from shardwise.sched.events import Emitted, Ended, Event
 from shardwise.sched.pooling import PoolingParams
 from shardwise.sched.request import SEEDS, SamplingParams
@@ -129,16 +129,18 @@ class Engine:
 
     def _compile(self, entry: Entry) -> None:
         """Lets a request begin that waits for its grammar."""
-        wanted, error = entry.structured, None
+        wanted = entry.structured
         assert wanted is not None
+        if entry.ended:  # aborted while others' were compiled
+            return
         try:
             entry.grammar = self.grammars.compile(wanted)
         except Exception as failure:  # whatever it is, it is this request's alone
             error = str(failure) if isinstance(failure, ShardwiseError) else f"structured_outputs failed: {failure!r}"
-        if error is None:
-            self._order(lambda: self.core.begin(entry), late=True)
+            asked = isinstance(failure, RequestError)
+            self._order(lambda: self.core.abort(entry.number, error, asked=asked), late=True)
         else:
-            self._order(lambda: self.core.abort(entry.number, error), late=True)
+            self._order(lambda: self.core.begin(entry), late=True)
 
     async def admitted(self, request: int) -> None:
         """Nothing is left to wait for: what `submit` returned was taken in."""

@@ -100,9 +100,10 @@ class Running:
         return self.transcript.tokens
 
     def check(self, name: str | None = None) -> None:
-        """ShardwiseError where it has failed; `name` says which it was."""
+        """ShardwiseError where it has failed, RequestError where it had to; `name` says which it was."""
         if self.transcript.ended is not None and (reason := self.transcript.ended.error) is not None:
-            raise ShardwiseError(reason if name is None else f"{name} failed: {reason}")
+            kind = RequestError if self.transcript.ended.asked else ShardwiseError
+            raise kind(reason if name is None else f"{name} failed: {reason}")
 
     def abort(self) -> None:
         """Ends it in the engine, if it has not ended; any thread, any time."""

@@ -9,8 +9,10 @@ from __future__ import annotations
 import json
 import re
 import threading
+import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,6 +34,10 @@ WHITESPACE = r"( |\n[ \t]{0,20})?"
 # memory there is (seen with llguidance 1.9.1).
 _NO_FORCING = '%llguidance { "no_forcing": true }\n'
 
+START_S, PACE_S = 0.5, 0.005
+"""CPU time that one answer may take to follow: to begin with, and for each token. The engine's other requests wait for it."""
+
+TOO_SLOW = f"structured_outputs became too complex to follow: it takes more than {PACE_S * 1000:g} ms for each token"
 DEAD_END = "nothing in this model's vocabulary goes on with the answer that structured_outputs asks for"
 
 
@@ -44,6 +50,7 @@ class Matcher:
         self._open = b""
         self._complete = False
         self._fresh = False
+        self._left_s = START_S
         self.failed: str | None = None
 
     def follow(self, tokens: Sequence[int]) -> None:
@@ -51,8 +58,12 @@ class Matcher:
         new = [token for token in tokens[self._used :] if token not in self._ends]
         self._fresh &= self._used == len(tokens)
         self._used = len(tokens)
-        if new and not self.failed and not self._core.consume_tokens(new):
-            self._fail()
+        if new and not self.failed:
+            self._left_s += PACE_S * len(new)
+            with self._timed():
+                taken = self._core.consume_tokens(new)
+            if not taken:
+                self._fail()
 
     def finished(self) -> bool:
         """Whether the answer is complete and nothing can be added to it."""
@@ -78,7 +89,8 @@ class Matcher:
         found = bytearray(-(-self._vocab // 8))
         self._complete = False
         if not self.failed:
-            bits = self._core.compute_bitmask()
+            with self._timed():
+                bits = self._core.compute_bitmask()
             if self._core.is_error():
                 self._fail()
             else:
@@ -87,9 +99,18 @@ class Matcher:
                 found[-1] &= 0xFF >> -self._vocab % 8
                 for token in self._ends:
                     found[token // 8] &= ~(1 << token % 8) & 0xFF
+        if not self.failed and self._left_s < 0:
+            self.failed, self._complete, found = TOO_SLOW, False, bytearray(len(found))
         self._open = bytes(found)
         if not self.failed and not self._complete and not _some(found):
             self.failed = DEAD_END
+
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
+        """An ambiguous grammar takes longer with every token, within all limits that the library has."""
+        begun = time.thread_time()
+        yield
+        self._left_s -= time.thread_time() - begun
 
     def _fail(self) -> None:
         reason = self._core.get_error()
@@ -193,6 +214,14 @@ def _library_tokenizer(tokenizer: Tokenizer, vocab: int) -> llguidance.LLTokeniz
 
 def source(wanted: StructuredOutputs) -> str:
     """The grammar in llguidance's own form. RequestError for one that cannot be brought into it."""
+    if wanted.opening is None:
+        return _form(wanted)
+    # A grammar of its own, so that names and what one ignores mean nothing in the other.
+    first = {"lark_grammar": f"{_NO_FORCING}start: opening @form\n{wanted.opening}"}
+    return json.dumps({"grammars": [first, {"name": "form", "lark_grammar": _form(wanted)}]}, ensure_ascii=False)
+
+
+def _form(wanted: StructuredOutputs) -> str:
     if wanted.kind in ("json", "json_object"):
         schema = json.loads(wanted.json) if isinstance(wanted.json, str) else {"type": "object"}
         schema["x-guidance"] = {"whitespace_pattern": WHITESPACE}

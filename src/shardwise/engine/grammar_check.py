@@ -10,13 +10,14 @@ import contextlib
 import json
 import os
 import random
+import re
 import resource
 import signal
 import sys
 import threading
 import time
 import weakref
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from subprocess import DEVNULL, PIPE, Popen
 
@@ -26,15 +27,17 @@ from shardwise.sched.structured import StructuredOutputs
 
 CPU_S = 1.0  # to compile, and to write the first tokens
 STEP_S = 0.1  # of that for one token
+WRITE_S = 0.5  # and for all of them
 WALL_S = 20.0  # on a machine so busy that its CPU time does not come
 OPEN_S = 120.0  # for a tokenizer to open there
 GROWTH_BYTES = 64 << 20  # what one grammar may take of memory
 ROOM_BYTES = 512 << 20  # of address space, beyond what the tokenizer has
 STACK_BYTES = 1536 << 10  # less than any thread has that is to compile it again
-TOKENS = 16  # written at random, to see what they cost
+TOKENS = 128  # written at random, to see what they cost: an ambiguous grammar's take longer and longer
 KEPT = 256
 
 TOO_DEAR = f"takes more than {CPU_S:g} s, or {GROWTH_BYTES >> 20} MiB, to compile; send a smaller one, with fewer repetitions"
+_SOME = re.compile(rb"[^\0]")
 _START = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from shardwise.engine.grammar_check import serve; serve()"
 
 
@@ -54,6 +57,8 @@ class GrammarCheck:
         """RequestError, which says why, for a grammar that cannot be used. What has passed lately passes at once."""
         if wanted in self._passed:  # which does not wait for one that explodes
             return
+        if wanted.opening is not None:  # what it costs shows in its first tokens, so they must not be those of the opening
+            self(replace(wanted, opening=None))
         with self._lock:
             if error := self._asked(wanted):
                 raise RequestError(error)
@@ -174,22 +179,33 @@ def _judged(grammars: Grammars, wanted: StructuredOutputs) -> str:
         matcher = grammars.compile(wanted).matcher(())
     except RequestError as error:
         return str(error)
-    chance, tokens, slowest = random.Random(0), list[int](), 0.0
-    for _ in range(TOKENS):
+    chance, tokens, slowest, spent = random.Random(0), list[int](), 0.0, 0.0
+    while len(tokens) < TOKENS and spent < WRITE_S:
         begun = time.process_time()
         mask = matcher.mask()
-        slowest = max(slowest, time.process_time() - begun)
+        took = time.process_time() - begun
+        slowest, spent = max(slowest, took), spent + took
         if matcher.failed and not tokens:
             return f"structured_outputs.{wanted.kind} cannot be written: {matcher.failed}"
-        allowed = [8 * at + bit for at, byte in enumerate(mask) if byte for bit in range(8) if byte >> bit & 1]
-        if not allowed:
+        if not any(mask):
             break
-        tokens.append(chance.choice(allowed))
+        tokens.append(_drawn(mask, chance))
         matcher.follow(tokens)
     if slowest > STEP_S:
         return f"structured_outputs.{wanted.kind} takes more than {STEP_S} s for each token; send a smaller one"
+    if spent >= WRITE_S:
+        return f"structured_outputs.{wanted.kind} takes longer the longer the answer is; send one that is less ambiguous"
     grown = _resident_bytes() - before
     return f"structured_outputs.{wanted.kind} {TOO_DEAR}" if grown > GROWTH_BYTES else ""
+
+
+def _drawn(mask: bytes, chance: random.Random) -> int:
+    """One of the ids in a mask that has some."""
+    start = chance.randrange(len(mask))
+    found = _SOME.search(mask, start) or _SOME.search(mask)
+    assert found is not None
+    at, byte = found.start(), found[0][0]
+    return 8 * at + chance.choice([bit for bit in range(8) if byte >> bit & 1])
 
 
 def _resident_bytes() -> int:

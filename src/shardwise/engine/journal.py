@@ -54,6 +54,7 @@ class Entry:
     deadline: float | None = None
     grammar: Grammar | None = None
     choices: list[Continuation] = field(default_factory=list)
+    ended: bool = False
 
     def __post_init__(self) -> None:
         self.choices = [Continuation() for _ in range(choices_of(self.params))]
@@ -85,6 +86,7 @@ class Journal:
             self.tokens += 1
         elif isinstance(event, Ended):
             del self.entries[event.request]
+            entry.ended = True
             self.ended += 1
             self.failed += event.error is not None
         entry.sink(event)

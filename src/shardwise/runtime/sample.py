@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from shardwise.errors import ALL_BARRED
 from shardwise.nn.batch import Batch
 from shardwise.runtime.choose import Chooser, Drawn
 from shardwise.runtime.edits import edited
@@ -19,10 +20,6 @@ from shardwise.runtime.score import Scores, finite, score
 from shardwise.sched.step import Chosen, Draw, Item, Result, Step
 
 NOT_FINITE = "the model's logits are not finite numbers"
-ALL_BARRED = (
-    "no token may be drawn: every id is excluded, by what is barred, what is allowed, what the answer must look like, or an "
-    "infinite bias"
-)
 
 Logits = Callable[[torch.Tensor], torch.Tensor]
 """Hidden states [rows, hidden] to logits [rows, own ids]."""

@@ -41,7 +41,8 @@ class Pooled:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """Nothing more comes of `request`. `error` says why where it failed; `prefilled` is how many tokens of its prompt were
+    """Nothing more comes of `request`. `error` says why where it failed, `asked` that it could not but fail, as what was asked
+    for contradicts itself: its client can mend that. `prefilled` is how many tokens of its prompt were
     computed when it first ran, `cached` how many were found in the cache instead, `preempted` how often it started over."""
 
     request: int
@@ -49,6 +50,7 @@ class Ended:
     prefilled: int = 0
     cached: int = 0
     preempted: int = 0
+    asked: bool = False
 
 
 Event = Emitted | Scored | Pooled | Ended

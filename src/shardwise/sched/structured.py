@@ -31,6 +31,8 @@ class StructuredOutputs:
     answer has them in. `json_object`: any JSON object. `regex`: the answer matches it from its first character to its last.
     `choice`: the answer is one of these. `grammar`: Lark as llguidance has it, or GBNF as llama.cpp (`root ::= ...`).
 
+    `opening` is not for requests to set: Lark with a rule of this name, for what stands before all that, such as reasoning.
+
     RequestError for none, for several, and for what is too large: `MAX_...` above.
     """
 
@@ -39,10 +41,11 @@ class StructuredOutputs:
     choice: Sequence[str] | None = None
     grammar: str | None = None
     json_object: bool = False
+    opening: str | None = None
 
     def __post_init__(self) -> None:
         given = [name for name in KINDS if getattr(self, name) not in (None, False)]
-        flag("structured_outputs.json_object", getattr(self, KINDS[-1]))
+        flag("structured_outputs.json_object", self.json_object)
         if len(given) != 1:
             found = "says nothing" if not given else f"has {' and '.join(given)}"
             raise RequestError(f"structured_outputs {found}; it takes exactly one of {', '.join(KINDS)}")
@@ -61,7 +64,7 @@ class StructuredOutputs:
         return next(name for name in KINDS if getattr(self, name) not in (None, False))
 
 
-KINDS = tuple(field.name for field in fields(StructuredOutputs))
+KINDS = tuple(field.name for field in fields(StructuredOutputs) if field.name != "opening")
 
 
 def structured(value: object, name: str = "structured_outputs") -> StructuredOutputs | None:

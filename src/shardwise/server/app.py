@@ -5,25 +5,22 @@ Nothing is served that no route names, and nothing without a key, where keys are
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
-import traceback
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 from urllib.parse import parse_qsl, unquote
 
-from shardwise import env
-from shardwise.errors import ShardwiseError
 from shardwise.server import body as bodies
 from shardwise.server import lenient
 from shardwise.server.body import Gone
 from shardwise.server.call import Call
+from shardwise.server.failure import told
 from shardwise.server.guard import Guard, Headers, request_id, trace_of, values
 from shardwise.server.health import stopping
 from shardwise.server.page import documents
-from shardwise.server.refusal import RETRY_S, Refusal
+from shardwise.server.refusal import Refusal
 from shardwise.server.reply import Events
 from shardwise.server.route import Route
 from shardwise.server.send import Deadline, Exchange, Receive, Send, last_frames
@@ -31,7 +28,6 @@ from shardwise.server.service import Service
 from shardwise.server.table import Found, Table
 
 LOG = logging.getLogger("shardwise.server")
-
 QUERY_FIELDS = 32
 SAFE = {"x-content-type-options": "nosniff"}
 
@@ -76,10 +72,10 @@ class App:
         except BaseException as error:
             if exchange.gone:
                 return  # nobody is there to be told; a cancellation was the client's doing
-            told = self._told(error, exchange.name)
+            answer = told(self.service, error, exchange.name)
             if exchange.started:
                 return  # half an answer: the protocol closes the connection
-            await self._refuse(exchange, found, call, told)
+            await self._refuse(exchange, found, call, answer)
 
     async def _refuse(self, exchange: Exchange, found: Found | None, call: Call, refusal: Refusal) -> None:
         """In the shape of the API that was asked."""
@@ -147,26 +143,9 @@ class App:
         except BaseException as error:
             if exchange.gone:
                 raise
-            refusal = self._told(error, exchange.name)
+            refusal = told(self.service, error, exchange.name)
             last = last_frames(refusal, events, route.errors(refusal, call) if route.errors else None)
         await exchange.end(last)
-
-    def _told(self, error: BaseException, name: str) -> Refusal:
-        """What the client is told of an error; of what it is not told, the log says more."""
-        if isinstance(error, asyncio.CancelledError):
-            return stopping()
-        if not isinstance(error, Exception):
-            raise error
-        refusal = Refusal.of(error)
-        if refusal.status != 500:
-            return refusal
-        if isinstance(error, ShardwiseError):
-            LOG.error("request %s failed: %s", name, error)
-            if self.service.engine.lost is not None:
-                return Refusal(503, "the engine is lost", code="engine_lost", retry_after_s=RETRY_S)
-        else:
-            LOG.error("request %s failed:\n%s", name, trace(error))
-        return refusal
 
 
 def query(text: bytes) -> dict[str, str]:
@@ -175,13 +154,6 @@ def query(text: bytes) -> dict[str, str]:
         return dict(parse_qsl(text.decode("latin-1"), max_num_fields=QUERY_FIELDS, errors="replace"))
     except ValueError:
         raise Refusal(400, f"the address has too many parameters; {QUERY_FIELDS} are the most", code="bad_request") from None
-
-
-def trace(error: BaseException) -> str:
-    """Where it happened and what kind it is. What it says may quote a prompt, and is left out unless SHARDWISE_DEBUG is set."""
-    if env.debug():
-        return "".join(traceback.format_exception(error))
-    return "".join(traceback.format_tb(error.__traceback__)) + type(error).__qualname__
 
 
 def make_app(service: Service, routes: Sequence[Route]) -> App:

@@ -33,7 +33,7 @@ from shardwise.server.logprobs import ChatLogprobs, Speller, TokenLogprob, promp
 from shardwise.server.refusal import Refusal
 from shardwise.server.reply import DONE, Json, Reply
 from shardwise.server.route import Route
-from shardwise.server.sampling import given, sampling
+from shardwise.server.sampling import check_no_scores, given, sampling
 from shardwise.server.service import Service
 from shardwise.server.turn import News, Talk, Turn, talk
 from shardwise.server.usage import told
@@ -91,12 +91,7 @@ def read(service: Service, body: ChatBody) -> Turn:
     """Checks a body; RequestError or Refusal for what cannot run."""
     if body.stream and body.prompt_logprobs is not None:
         raise Refusal(400, "prompt_logprobs are told all at once; leave out stream", param="prompt_logprobs")
-    if body.thinking_token_budget is not None:
-        raise Refusal(
-            400, "thinking_token_budget cannot be kept here; max_completion_tokens bounds reasoning and answer together, and "
-            "chat_template_kwargs {enable_thinking: false} turns the reasoning off where the model can do without",
-            param="thinking_token_budget",
-        )  # fmt: skip
+    check_no_scores(body.logprob_token_ids)
     if body.modalities is not None and body.modalities != ["text"]:
         raise Refusal(400, f'modalities is {shown(body.modalities)}; this model writes text: ["text"]', param="modalities")
     values = given(body)
@@ -113,7 +108,7 @@ def read(service: Service, body: ChatBody) -> Turn:
         tools=offer.tools,
         tool_choice=offer.choice,
         parallel=offer.parallel,
-        variables=variables_of(body.chat_template_kwargs, body.reasoning_effort),
+        variables={**switched(body), **variables_of(body.chat_template_kwargs, body.reasoning_effort)},
         add_generation_prompt=body.add_generation_prompt,
         continue_final_message=body.continue_final_message,
         priority=body.priority,
@@ -121,7 +116,30 @@ def read(service: Service, body: ChatBody) -> Turn:
         documents=body.documents,
         template=template_of(service, body.chat_template),
         truncate=body.truncate_prompt_tokens,
+        budget=budget(body),
+        special=body.add_special_tokens,
     )
+
+
+BUDGETS = ("thinking_token_budget", "thinking_budget", "thinking_budget_tokens", "reasoning_budget_tokens")
+
+
+def budget(body: ChatBody) -> int | None:
+    """The most tokens of reasoning, under any of its names: vLLM's first, SGLang's and Qwen's, llama.cpp's, Anthropic's."""
+    found = {name: value for name in BUDGETS if (value := getattr(body, name)) is not None}
+    if body.thinking is not None and body.thinking.type == "enabled" and body.thinking.budget_tokens is not None:
+        found["thinking.budget_tokens"] = body.thinking.budget_tokens
+    if len(set(found.values())) > 1:
+        raise RequestError(f"{' and '.join(found)} are one thing under several names, and differ; give one of them")
+    most = next(iter(found.values()), -1)
+    return None if most == -1 else most
+
+
+def switched(body: ChatBody) -> dict[str, Any]:
+    """What the template is told of `thinking`; nothing where the model may decide."""
+    if body.thinking is None or body.thinking.type == "adaptive":
+        return {}
+    return dict.fromkeys(("enable_thinking", "thinking"), body.thinking.type == "enabled")
 
 
 def offered(body: ChatBody) -> Offer:

@@ -30,6 +30,19 @@ Template = Annotated[str, Meta(description="A template in place of the model's; 
 Variables = Annotated[dict[str, Any], Meta(description="Variables of the template, such as enable_thinking.")]
 
 
+ThinkingBudget = Annotated[
+    int,
+    Meta(ge=-1, le=MOST, description="The most tokens of reasoning, after which it has to end; -1 is no bound of its own."),
+]
+
+
+class Thinking(msgspec.Struct):
+    """Whether the model is to reason first, where its template can tell it so, and for how long at most."""
+
+    type: Literal["enabled", "disabled", "adaptive"]
+    budget_tokens: Annotated[int, Meta(ge=0, le=MOST)] | None = None
+
+
 class ChatBody(SamplingBody, kw_only=True):
     """A conversation to answer."""
 
@@ -64,12 +77,21 @@ class ChatBody(SamplingBody, kw_only=True):
         Annotated[Effort, Meta(description="For templates that know it; none also turns thinking off.")] | None
     ) = None
     include_reasoning: Annotated[bool, Meta(description="Whether the reasoning is told; it takes place all the same.")] = True
-    thinking_token_budget: Annotated[int, Meta(description="Refused: use max_completion_tokens.")] | None = None
+    thinking_token_budget: ThinkingBudget | None = None
+    thinking_budget: Annotated[ThinkingBudget, Meta(description="Another name of thinking_token_budget.")] | None = None
+    thinking_budget_tokens: Annotated[ThinkingBudget, Meta(description="llama.cpp's name of it.")] | None = None
+    reasoning_budget_tokens: Annotated[ThinkingBudget, Meta(description="Its other name there.")] | None = None
+    thinking: Annotated[Thinking | None, Meta(description="Anthropic's way to say it.")] = None
     echo: Annotated[bool, Meta(description="Begin with the text of the last message where the answer goes on with it.")] = False
     truncate_prompt_tokens: (
         Annotated[int, Meta(ge=-1, le=MOST, description="Keep only so many tokens, the last; -1: what the context holds.")]
         | None
     ) = None
+    add_special_tokens: Annotated[
+        bool,
+        Meta(description="Begin with the tokens that the tokenizer puts first; most templates do so themselves."),
+    ] = False
+    logprob_token_ids: Annotated[list[int], Meta(description="Refused: use top_logprobs.")] | None = None
     return_token_ids: Annotated[bool, Meta(description="Give the token ids of prompt and answer.")] | None = None
     return_tokens_as_token_ids: Annotated[bool, Meta(description="Name tokens in logprobs as token_id:N.")] | None = None
     priority: Annotated[int, Meta(ge=-MOST, le=MOST, description="Lower is sooner.")] = 0

@@ -22,7 +22,7 @@ from shardwise.server.logprobs import Offsets, Speller, TextLogprobs, joined, pr
 from shardwise.server.refusal import Refusal
 from shardwise.server.reply import DONE, Json, Reply
 from shardwise.server.route import Route
-from shardwise.server.sampling import check_fits, given, sampling, shortened
+from shardwise.server.sampling import check_fits, check_no_scores, given, sampling, shortened
 from shardwise.server.service import Service
 from shardwise.server.turn import started, tenant
 from shardwise.server.usage import told
@@ -79,6 +79,7 @@ def read(service: Service, call: Call, body: CompletionBody) -> Asked:
         )  # fmt: skip
     if body.stream and body.prompt_logprobs is not None:
         raise Refusal(400, "prompt_logprobs are told all at once; leave out stream, or use echo with logprobs")
+    check_no_scores(body.logprob_token_ids)
     params = sampling(service, _values(body))
     keep = params.n
     if body.best_of:

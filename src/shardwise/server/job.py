@@ -29,11 +29,13 @@ T = TypeVar("T", bound=Asked)
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens of all prompts once, of all choices, and of the prompts those that were found in the cache."""
+    """Tokens of all prompts once, of all choices, and of the prompts those that were found in the cache. `reasoning`: of those
+    of the choices, where somebody reads what they are."""
 
     prompt: int
     completion: int
     cached: int
+    reasoning: int | None = None
 
 
 class Batch(Generic[T]):

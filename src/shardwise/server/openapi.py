@@ -49,7 +49,7 @@ class Error(msgspec.Struct):
 
 def openapi(routes: Sequence[Route]) -> dict[str, Any]:
     """The whole description, as plain values."""
-    types = dict.fromkeys(kind for route in routes for kind in (route.body, route.reply) if kind is not None)
+    types: dict[Any, None] = dict.fromkeys(kind for route in routes for kind in (route.body, route.reply) if kind is not None)
     schemas, components = msgspec.json.schema_components([*types, Error], ref_template=REF)
     short = {name: plain(name) for name in components}
     schemas, components = renamed(schemas, short), {short[name]: renamed(schema, short) for name, schema in components.items()}
@@ -105,7 +105,7 @@ def renamed(value: Any, names: Mapping[str, str]) -> Any:
     return [renamed(each, names) for each in value] if isinstance(value, list | tuple) else value
 
 
-def operation(route: Route, refs: dict[type, dict[str, Any]]) -> dict[str, Any]:
+def operation(route: Route, refs: dict[Any, dict[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {"summary": route.summary, "tags": [route.tag]}
     if len(route.paths) > 1:
         found["description"] = f"Also at {', '.join(route.paths[1:])}."
@@ -124,7 +124,7 @@ def operation(route: Route, refs: dict[type, dict[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def responses(route: Route, refs: dict[type, dict[str, Any]]) -> dict[str, Any]:
+def responses(route: Route, refs: dict[Any, dict[str, Any]]) -> dict[str, Any]:
     given: dict[str, Any] = {route.media: {"schema": refs[route.reply] if route.reply else {}}}
     if route.streams:
         given["text/event-stream"] = {}

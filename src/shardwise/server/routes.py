@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
-from shardwise.server import about, chat, completions, generate, health, messages, models, responses, tgi, tokens, vectors
+from shardwise.server import (
+    about,
+    chat,
+    completions,
+    derender,
+    generate,
+    health,
+    messages,
+    models,
+    responses,
+    tgi,
+    tokens,
+    vectors,
+)
 from shardwise.server.route import Route
 
 ROUTES: tuple[Route, ...] = (
@@ -13,6 +26,7 @@ ROUTES: tuple[Route, ...] = (
     *generate.ROUTES,
     *models.ROUTES,
     *tokens.ROUTES,
+    *derender.ROUTES,
     *about.ROUTES,
     *vectors.ROUTES,
     *tgi.ROUTES,

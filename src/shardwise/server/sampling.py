@@ -111,10 +111,18 @@ def sampling(service: Service, asked: Mapping[str, object], **usual: object) -> 
     return params
 
 
+def check_no_scores(ids: list[int] | None) -> None:
+    """Refusal for vLLM's `logprob_token_ids`: only the likeliest tokens are scored, beside the one that is there."""
+    if ids is not None:
+        raise Refusal(
+            400, "logprob_token_ids is not served: scores are told of the token that is there and of up to "
+            f"{MAX_LOGPROBS} of the likeliest (top_logprobs in chat, logprobs in completions); leave it out",
+            param="logprob_token_ids",
+        )  # fmt: skip
+
+
 def check_fits(service: Service, ids: tuple[int, ...], params: SamplingParams, param: str) -> None:
-    """Refuses what the model's context does not hold, with the code that clients shorten their prompts by, and a form of
-    the answer that does not compile. May take a second: not for an event loop."""
-    service.front.check(params)
+    """Refuses what the model's context does not hold, with the code that clients shorten their prompts by."""
     try:
         admit(service.engine.setup, ids, params)
     except RequestError as error:

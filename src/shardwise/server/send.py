@@ -51,14 +51,14 @@ class Exchange:
     # --- whole answers ------------------------------------------------------------------------------------------------
 
     async def whole(self, reply: Json | Text) -> None:
-        """Sends what is complete."""
+        """Sends what is complete. JSON ends with a line end, for those who read it in a terminal."""
         if isinstance(reply, Json):
-            await self._complete(reply.status, JSON, ENCODER.encode(reply.value), reply.headers)
+            await self._complete(reply.status, JSON, ENCODER.encode(reply.value) + b"\n", reply.headers)
         else:
             await self._complete(reply.status, reply.media, reply.text.encode(), reply.headers)
 
     async def refuse(self, refusal: Refusal, body: object) -> None:
-        await self._complete(refusal.status, JSON, ENCODER.encode(body), refusal.headers)
+        await self._complete(refusal.status, JSON, ENCODER.encode(body) + b"\n", refusal.headers)
 
     async def empty(self, headers: Mapping[str, str]) -> None:
         """204."""

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import ParamSpec, TypeVar
 
 from shardwise.engine.front import Front, ServingEngine, sampling_defaults
+from shardwise.sched.request import SamplingParams
 from shardwise.server.drain import Drain
 from shardwise.server.refusal import Refusal
 from shardwise.server.settings import Settings
@@ -36,6 +37,7 @@ class Service:
         """How often a field came that nobody knows, by name."""
         self.store = Store(settings.max_kept, settings.max_kept_bytes, settings.kept_s)
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="reader")
+        self._checker = ThreadPoolExecutor(1, thread_name_prefix="checker")
 
     def model(self, name: str | None) -> str:
         """The name to answer under; 404 for a model that is not served. None and "" mean the one there is."""
@@ -49,9 +51,16 @@ class Service:
         )
 
     async def read(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Does what may take long (templates, tokenising, compiling) on another thread."""
+        """Does what may take long (templates, tokenising) on another thread."""
         return await asyncio.get_running_loop().run_in_executor(self._readers, lambda: work(*args, **kwargs))
+
+    async def check(self, params: SamplingParams) -> None:
+        """RequestError for a form of the answer that does not compile. On a thread of its own, since they are checked one after
+        another, and may take a second each: who wants no form does not wait."""
+        if params.structured_outputs is not None:
+            await asyncio.get_running_loop().run_in_executor(self._checker, self.front.check, params)
 
     def close(self) -> None:
         self.store.close()
-        self._readers.shutdown(wait=False, cancel_futures=True)
+        for threads in (self._readers, self._checker):
+            threads.shutdown(wait=False, cancel_futures=True)

@@ -16,16 +16,15 @@ from shardwise.engine.outputs import CompletionOutput, Logprobs
 from shardwise.engine.prompts import read_chat
 from shardwise.errors import RequestError
 from shardwise.sched.request import SamplingParams
-from shardwise.sched.structured import StructuredOutputs
 from shardwise.server.answer.choice import Tool, ToolChoice
-from shardwise.server.answer.pieces import Called, Piece
+from shardwise.server.answer.pieces import Called, Piece, Thought
 from shardwise.server.answer.reader import Reader, reader
 from shardwise.server.answer.style import Style, detect
-from shardwise.server.answer.toolgrammar import tool_grammar
 from shardwise.server.call import Call
 from shardwise.server.job import Job, Usage
 from shardwise.server.sampling import check_fits, shortened
 from shardwise.server.service import Service
+from shardwise.server.shape import shaped
 
 if TYPE_CHECKING:
     from shardwise.engine.template import ChatTemplate  # which brings jinja2, and other endpoints need none
@@ -41,7 +40,9 @@ class Turn:
     """`messages` are in the form of OpenAI's chat API, checked by the template's checks. `tools` and `tool_choice` are as in
     `answer.tools`. `variables` go to the template; `salt` keeps the cache apart within a tenant. `template` is used instead
     of the model's own; whether a client may give one is the endpoint's to check. `truncate` keeps so many tokens of the
-    prompt, the last. `fit`: where less of the context is left than `max_tokens`, that is the limit."""
+    prompt, the last. `budget` bounds the tokens of the reasoning; where that cannot be done, the turn is refused unless it is
+    `lenient`. `special`: the prompt begins with the tokens that the tokenizer puts first, which most templates write
+    themselves. `fit`: where less of the context is left than `max_tokens`, that is the limit."""
 
     messages: Sequence[Mapping[str, Any]]
     params: SamplingParams
@@ -57,6 +58,9 @@ class Turn:
     documents: Sequence[Mapping[str, Any]] | None = None
     template: str | None = None
     truncate: int | None = None
+    budget: int | None = None
+    lenient: bool = False
+    special: bool = False
     fit: bool = False
 
 
@@ -91,11 +95,13 @@ class Talk(Protocol):
 async def talk(service: Service, call: Call, turn: Turn) -> AbstractAsyncContextManager[Talk]:
     """Renders, tokenises, and hands a turn to the engine. RequestError, QueueFull or Unavailable before anything runs."""
     prepared = await service.read(prepare, service, call, turn)
-    return _Talk(await started(service, [prepared.prompt], [prepared.params], turn.priority), prepared)
+    return _Talk(service, await started(service, [prepared.prompt], [prepared.params], turn.priority), prepared)
 
 
 async def started(service: Service, prompts: Sequence[Prompt], params: Sequence[SamplingParams], priority: int) -> Job:
     """A job whose prompts are all taken; where one is not, or whoever waits is cancelled, none runs."""
+    for form in {each.structured_outputs: each for each in params}.values():
+        await service.check(form)
     job = Job(service)
     try:
         await job.start(prompts, params, priority)
@@ -117,13 +123,15 @@ class Prepared:
 def prepare(service: Service, call: Call, turn: Turn) -> Prepared:
     """Renders and tokenises a turn; blocks. RequestError for what the model cannot be asked."""
     prompt = replace(rendered(service, turn), tenant=tenant(call, turn.salt))
-    source = _template(service, turn).source(tools=bool(_shown(turn)))
-    style = detect(source, (prompt.text or "")[-TAIL_CHARS:])
-    params = _fitting(service, turn, prompt, _params(service, turn, style))
+    params, style = shaped(turn, style_of(service, turn, prompt.text or ""), service.front.tokenizer)
+    params = _fitting(service, turn, prompt, params)
     check_fits(service, prompt.ids, params, "messages")
-    if not turn.split_reasoning or turn.params.structured_outputs is not None:
-        style = replace(style, think=None, opened=False)  # a form holds from the first character on
     return Prepared(prompt, params, [reader(style, turn.tools, turn.tool_choice, turn.parallel) for _ in range(params.n)])
+
+
+def style_of(service: Service, turn: Turn, prompt: str) -> Style:
+    """How the model writes its answer to a prompt of this text."""
+    return detect(_template(service, turn).source(tools=bool(_shown(turn))), prompt[-TAIL_CHARS:])
 
 
 def rendered(service: Service, turn: Turn) -> Prompt:
@@ -139,6 +147,8 @@ def rendered(service: Service, turn: Turn) -> Prompt:
         variables=turn.variables,
         documents=turn.documents,
     )
+    if turn.special and prompt.text is not None:
+        prompt = replace(prompt, ids=tuple(service.front.tokenizer.encode(prompt.text)))
     return replace(prompt, ids=shortened(service, prompt.ids, turn.truncate))
 
 
@@ -149,20 +159,6 @@ def _template(service: Service, turn: Turn) -> ChatTemplate:
 def _shown(turn: Turn) -> list[dict[str, Any]]:
     """The tools as the template gets them. One that must not be used is not shown, either."""
     return [_schema(tool) for tool in turn.tools] if turn.tool_choice != "none" else []
-
-
-def _params(service: Service, turn: Turn, style: Style) -> SamplingParams:
-    """With a grammar where a call is asked for, and with special tokens in the text where the reader needs them."""
-    params, tokenizer = turn.params, service.front.tokenizer
-    if style.needs_special_tokens and params.skip_special_tokens:
-        params = replace(params, skip_special_tokens=False)
-    if turn.tool_choice not in ("none", "auto"):
-        if params.structured_outputs is not None:
-            raise RequestError("tool_choice asks for a call, and the form of the answer is given too; leave one of them out")
-        specials = {tokenizer.token_text(token): token for token in sorted(tokenizer.special_ids)}
-        grammar = tool_grammar(style, turn.tools, turn.tool_choice, turn.parallel, specials)
-        params = replace(params, structured_outputs=StructuredOutputs(grammar=grammar))
-    return params
 
 
 def _fitting(service: Service, turn: Turn, prompt: Prompt, params: SamplingParams) -> SamplingParams:
@@ -197,16 +193,18 @@ def _schema(tool: Tool) -> dict[str, Any]:
 class _Talk:
     """Deltas of a job, read choice by choice."""
 
-    def __init__(self, job: Job, prepared: Prepared) -> None:
+    def __init__(self, service: Service, job: Job, prepared: Prepared) -> None:
         self.prompt_ids: Sequence[int] = prepared.prompt.ids
         self.prompt_logprobs: Sequence[Logprobs | None] | None = None
-        self._job, self._readers = job, prepared.readers
+        self._service, self._job, self._readers = service, job, prepared.readers
+        self._thoughts: list[list[str]] = [[] for _ in self._readers]
+        self._reasoning = 0
         self._called = [False] * len(self._readers)
         self._ended = [False] * len(self._readers)
 
     @property
     def usage(self) -> Usage:
-        return self._job.usage
+        return replace(self._job.usage, reasoning=min(self._reasoning, self._job.usage.completion))
 
     def __aiter__(self) -> Self:
         return self
@@ -217,8 +215,14 @@ class _Talk:
             for _, output in await self._job.__anext__():
                 self.prompt_logprobs = output.prompt_logprobs
                 news += [self._read(each) for each in output.outputs if self._is_new(each)]
+            for each in news:
+                if each.finish is not None and (thought := "".join(self._thoughts[each.choice])):
+                    self._reasoning += await self._service.read(self._count, thought)
             if news:
                 return news
+
+    def _count(self, thought: str) -> int:
+        return len(self._service.front.tokenizer.encode(thought, add_special_tokens=False))
 
     def _is_new(self, output: CompletionOutput) -> bool:
         return not self._ended[output.index] and bool(output.token_ids or output.text or output.finish_reason)
@@ -232,6 +236,8 @@ class _Talk:
         for piece in pieces:
             if type(piece) is Called:
                 self._called[choice] = True
+            elif type(piece) is Thought:
+                self._thoughts[choice].append(piece.text)
         finish: Finish | None = output.finish_reason
         if finish == "stop" and self._called[choice]:
             finish = "tool_calls"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from shardwise.server.job import Usage
 
@@ -13,6 +14,12 @@ class PromptDetails(msgspec.Struct):
     cached_tokens: int
 
 
+class CompletionDetails(msgspec.Struct):
+    """Tokens of the answers that are reasoning, known of each answer at its end."""
+
+    reasoning_tokens: int
+
+
 class UsageReply(msgspec.Struct):
     """Tokens of all prompts, each once, and of all answers."""
 
@@ -20,8 +27,11 @@ class UsageReply(msgspec.Struct):
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptDetails
+    completion_tokens_details: CompletionDetails | UnsetType = UNSET
 
 
 def told(usage: Usage) -> UsageReply:
     """`usage` as a client reads it."""
-    return UsageReply(usage.prompt, usage.completion, usage.prompt + usage.completion, PromptDetails(usage.cached))
+    details = UNSET if usage.reasoning is None else CompletionDetails(usage.reasoning)
+    total = usage.prompt + usage.completion
+    return UsageReply(usage.prompt, usage.completion, total, PromptDetails(usage.cached), details)

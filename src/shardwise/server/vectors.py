@@ -40,7 +40,7 @@ async def score(service: Service, call: Call, body: ScoreBody) -> Reply:
     model, shared = service.model(body.model), tenant(call, body.cache_salt)
     pairs = await service.read(read_score, body, service.front.tokenizer, service.engine.setup, tenant=shared)
     outputs = await _scored(service, pairs, body.priority)
-    return Json(score_reply(pairs, outputs, model, new_id("score-"), now()))
+    return Json(await service.read(score_reply, pairs, outputs, model, new_id("score-"), now()))
 
 
 async def rerank(service: Service, call: Call, body: RerankBody) -> Reply:
@@ -48,7 +48,7 @@ async def rerank(service: Service, call: Call, body: RerankBody) -> Reply:
     model, shared = service.model(body.model), tenant(call, body.cache_salt)
     pairs = await service.read(read_rerank, body, service.front.tokenizer, service.engine.setup, tenant=shared)
     outputs = await _scored(service, pairs, body.priority)
-    return Json(rerank_reply(body, pairs, outputs, model, new_id("rerank-")))
+    return Json(await service.read(rerank_reply, body, pairs, outputs, model, new_id("rerank-")))
 
 
 async def _scored(service: Service, pairs: tuple[Pair, ...], priority: int) -> list[RequestOutput]:

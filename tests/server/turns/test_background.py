@@ -84,13 +84,15 @@ def test_a_background_response_ends_when_it_is_told_to(held: Scripted, end: str)
         wait_for(lambda: held.running == 0, "it ends in the engine")
 
 
-def test_a_background_response_says_why_it_failed(engine: Scripted, served: Served):
+def test_a_background_response_says_why_it_failed(engine: Scripted, served: Served, caplog: pytest.LogCaptureFixture):
     engine.script = [20, 21, -1]
-    got = made(served, input="Hi", background=True)
+    got = served.ask("POST", PATH, {"input": "Hi", "background": True}, {"x-request-id": "mine-1"}).json
     wait_for(lambda: served.get(f"{PATH}/{got['id']}").json["status"] != "in_progress", "it ends")
     whole = served.get(f"{PATH}/{got['id']}").json
     assert whole["status"] == "failed" and whole["error"]["code"] == "server_error"
     assert fold_response(served.get(f"{PATH}/{got['id']}?stream=true").events) == whole
+    (said,) = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert "mine-1" in said and got["id"] in said and "no finite logits" in said
 
 
 def test_a_background_response_has_its_time(held: Scripted):

@@ -24,17 +24,9 @@ STORY = "Tell me a story about a small boat that wanted to see the sea. " * 4
 HI = [{"role": "user", "content": STORY}]
 
 
-class Real(Engine):
-    """An engine in this process takes all requests."""
-
-    lost: str | None = None
-
-    async def admitted(self, request: int) -> None: ...
-
-
 @pytest.fixture(scope="module")
 def real(setup: Setup) -> Iterator[Served]:
-    with Real(setup, "threads") as engine, serving(engine, ROUTES) as made:
+    with Engine(setup, "threads") as engine, serving(engine, ROUTES) as made:
         yield made
 
 

@@ -30,11 +30,13 @@ _SIGNS: tuple[tuple[Dialect, str], ...] = (
 
 @dataclass(frozen=True, slots=True)
 class Style:
-    """How answers are written. `think`: the marks around reasoning. `opened`: the prompt ends behind the first of them."""
+    """How answers are written. `think`: the marks around reasoning. `opened`: the prompt ends behind the first of them;
+    `closed`: behind the last, so the model is not to reason."""
 
     calls: Dialect = "plain"
     think: tuple[str, str] | None = None
     opened: bool = False
+    closed: bool = False
 
     @property
     def needs_special_tokens(self) -> bool:
@@ -52,4 +54,7 @@ def detect(template_source: str, rendered_prompt_tail: str) -> Style:
     if calls == "harmony":
         return Style(calls)
     think = next((marks for marks in (MISTRAL_THINK, THINK) if any(mark in template_source for mark in marks)), None)
-    return Style(calls, think, think is not None and rendered_prompt_tail.rstrip(SPACE).endswith(think[0]))
+    if think is None:
+        return Style(calls)
+    tail = rendered_prompt_tail.rstrip(SPACE)
+    return Style(calls, think, tail.endswith(think[0]), tail.endswith(think[1]))

@@ -7,38 +7,40 @@ Arguments hold to the tool's schema as far as llguidance does; see `_bare_value`
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from shardwise.server.answer.choice import Tool, ToolChoice, callable_tools
 from shardwise.server.answer.jsoncalls import DEEPSEEK, KIMI, Marks
 from shardwise.server.answer.schema import TYPES, resolved, types_of
 from shardwise.server.answer.style import Style
+from shardwise.server.answer.thinking import Budget, Mark, analysis, before, literal, marked
 
 MOST_CALLS = 32  # in one answer
-_Mark = Callable[[str], str]
 
 
-def tool_grammar(style: Style, tools: Sequence[Tool], choice: ToolChoice, parallel: bool, specials: Mapping[str, int]) -> str:
+def tool_grammar(
+    style: Style,
+    tools: Sequence[Tool],
+    choice: ToolChoice,
+    parallel: bool,
+    specials: Mapping[str, int],
+    budget: Budget | None = None,
+) -> str:
     """The grammar for a request whose `choice` is `required` or named.
 
     `specials`: the id of each special token of the tokenizer by its text; marks among them are written as tokens, all others as
-    characters. llguidance refuses schemas that it cannot keep, when the grammar is compiled.
+    characters. llguidance refuses schemas that it cannot keep, when the grammar is compiled. `budget` bounds the reasoning.
     """
     offered = callable_tools(tools, choice)
     assert offered and choice != "auto", f"no call is forced by {choice!r} with {len(offered)} tools"
 
-    def mark(text: str) -> str:
-        return f"<[{specials[text]}]>" if text in specials else _text(text)
-
-    rules = [f"start: {_thinking(style, mark)} calls" if style.think else "start: calls"]
-    if style.think:
-        rules += [_until("thought", style.think[1], mark), "WHITE: /[ \\n]{0,4}/"]
+    mark = marked(specials)
+    rules = ["start: opening calls", before(style, mark, budget)] if style.think else ["start: calls"]
     most = MOST_CALLS if parallel else 1
     match style.calls:
         case "harmony":
-            rules = _harmony(offered, mark)
+            rules = _harmony(offered, mark, budget)
         case "hermes":
             rules += _repeated(f'{mark("<tool_call>")} "\\n" object "\\n" {mark("</tool_call>")}', "\n", most)
             rules += _objects(offered, "arguments")
@@ -64,37 +66,14 @@ def tool_grammar(style: Style, tools: Sequence[Tool], choice: ToolChoice, parall
 # --- parts ------------------------------------------------------------------------------------------------------------
 
 
-def _text(text: str) -> str:
-    """A literal of the grammar."""
-    return json.dumps(text, ensure_ascii=False)
-
-
 def _json(schema: Mapping[str, Any]) -> str:
     """A rule's body that is JSON of the schema, with the white space that chat templates write and no other."""
     spaced = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
     return f"%json {json.dumps({**schema, 'x-guidance': spaced}, ensure_ascii=False)}"
 
 
-def _until(name: str, end: str, mark: _Mark) -> str:
-    """A rule for any text and the mark that ends it. The text does not spell the mark: it would be read as one."""
-    if not mark(end).startswith("<["):
-        return f"{name}[lazy]: /(?s:.*){_escaped(end)}/"
-    inner = name.upper()
-    return f"{name}: {inner} {mark(end)}\n{inner}: /(?s:.*)/ & ~/(?s:.*){_escaped(end)}(?s:.*)/"
-
-
-def _escaped(text: str) -> str:
-    """Literal characters within `/.../`."""
-    return re.sub(r"([^\w\s<>])", r"\\\1", text)
-
-
-def _thinking(style: Style, mark: _Mark) -> str:
-    assert style.think
-    return "thought WHITE" if style.opened else f"({mark(style.think[0])} thought WHITE)?"
-
-
 def _repeated(call: str, between: str, most: int, before: str = "", after: str = "") -> list[str]:
-    more = f"({_text(between)} call){{0,{most - 1}}}" if most > 1 else ""
+    more = f"({literal(between)} call){{0,{most - 1}}}" if most > 1 else ""
     return [f"calls: {before} call {more} {after}", f"call: {call}"]
 
 
@@ -112,35 +91,29 @@ def _objects(tools: Sequence[Tool], key: str) -> list[str]:
     rules = [_each("object", tools)]
     for n, tool in enumerate(tools):
         head = f'{{"name": "{tool.name}", "{key}": '
-        rules += [f'object_{n}: {_text(head)} arguments_{n} "}}"', f"arguments_{n}: {_json(_parameters(tool))}"]
+        rules += [f'object_{n}: {literal(head)} arguments_{n} "}}"', f"arguments_{n}: {_json(_parameters(tool))}"]
     return rules
 
 
 # --- formats that name the tool before its arguments ------------------------------------------------------------------
 
 
-def _marked(tools: Sequence[Tool], marks: Marks, most: int, mark: _Mark) -> list[str]:
+def _marked(tools: Sequence[Tool], marks: Marks, most: int, mark: Mark) -> list[str]:
     kimi = marks is KIMI
     rules = [f"calls: {mark(marks.section)} call" + (f"{{1,{most}}}" if most > 1 else "") + f" {mark(marks.close)}"]
     rules.append(_each("call", tools))
     for n, tool in enumerate(tools):
-        name = f"{_text(f'functions.{tool.name}:')} /[0-9]{{1,2}}/" if kimi else _text(tool.name)
+        name = f"{literal(f'functions.{tool.name}:')} /[0-9]{{1,2}}/" if kimi else literal(tool.name)
         rules.append(f"call_{n}: {mark(marks.begin)} {name} {mark(marks.separator)} arguments_{n} {mark(marks.end)}")
         rules.append(f"arguments_{n}: {_json(_parameters(tool))}")
     return rules
 
 
-def _harmony(tools: Sequence[Tool], mark: _Mark) -> list[str]:
+def _harmony(tools: Sequence[Tool], mark: Mark, budget: Budget | None) -> list[str]:
     """One call: a message of a call ends the answer. Reasoning may come first."""
-    rules = [
-        "start: (analysis begin)? call",
-        f'begin: {mark("<|start|>")} "assistant"',
-        f'analysis: {mark("<|channel|>")} "analysis" {mark("<|message|>")} thought',
-        _until("thought", "<|end|>", mark),
-        _each("call", tools),
-    ]
+    rules = ["start: (analysis begin)? call", *analysis(mark, budget), _each("call", tools)]
     for n, tool in enumerate(tools):
-        head = f'{mark("<|channel|>")} {_text(f"commentary to=functions.{tool.name} ")} {mark("<|constrain|>")} "json"'
+        head = f'{mark("<|channel|>")} {literal(f"commentary to=functions.{tool.name} ")} {mark("<|constrain|>")} "json"'
         rules.append(f"call_{n}: {head} {mark('<|message|>')} arguments_{n} {mark('<|call|>')}")
         rules.append(f"arguments_{n}: {_json(_parameters(tool))}")
     return rules
@@ -178,12 +151,12 @@ def _python(tools: Sequence[Tool]) -> list[str]:
         else:  # any of those left out: which one comes first decides where the commas stand
             tails = [pair + "".join(f' (", " {later})?' for later in others[m + 1 :]) for m, pair in enumerate(others)]
             body = f"({' | '.join(tails)})?"
-        rules.append(f'function_{n}: {_text(tool.name)} "(" {body} ")"')
+        rules.append(f'function_{n}: {literal(tool.name)} "(" {body} ")"')
     return rules
 
 
 def _pair(tool: int, parameter: int, key: str) -> str:
-    return f"{_text(f'{key}=')} value_{tool}_{parameter}"
+    return f"{literal(f'{key}=')} value_{tool}_{parameter}"
 
 
 def _functions(tools: Sequence[Tool]) -> list[str]:
@@ -192,10 +165,10 @@ def _functions(tools: Sequence[Tool]) -> list[str]:
         parts = []
         for m, (key, schema, must) in enumerate(_listed(tool)):
             rules.append(f"value_{n}_{m}{_bare_value(schema, tool)}")
-            part = f"{_text(f'<parameter={key}>' + chr(10))} value_{n}_{m} {_text(chr(10))}"
+            part = f"{literal(f'<parameter={key}>' + chr(10))} value_{n}_{m} {literal(chr(10))}"
             parts.append(f"({part})" + ("" if must else "?"))
         body = " ".join(parts)
-        rules.append(f"function_{n}: {_text(f'<function={tool.name}>' + chr(10))} {body} {_text('</function>')}")
+        rules.append(f"function_{n}: {literal(f'<function={tool.name}>' + chr(10))} {body} {literal('</function>')}")
     return rules
 
 
@@ -206,10 +179,10 @@ def _bare_value(schema: Any, tool: Tool) -> str:
     """
     types = types_of(schema, tool.parameters)
     if "string" not in types or types == TYPES:
-        return f": {_json(_with_definitions(schema, tool))} {_text(chr(10) + '</parameter>')}"
+        return f": {_json(_with_definitions(schema, tool))} {literal(chr(10) + '</parameter>')}"
     words = resolved(schema, tool.parameters)
     options = [words["const"]] if "const" in words else words.get("enum")
     if isinstance(options, list):
-        said = " | ".join(_text(each if isinstance(each, str) else json.dumps(each)) for each in options)
-        return f": ({said}) {_text(chr(10) + '</parameter>')}"
+        said = " | ".join(literal(each if isinstance(each, str) else json.dumps(each)) for each in options)
+        return f": ({said}) {literal(chr(10) + '</parameter>')}"
     return "[lazy]: /(?s:.*)<\\/parameter>/"

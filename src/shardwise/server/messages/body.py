@@ -19,8 +19,8 @@ class InputMessage(msgspec.Struct):
 
 
 class Thinking(msgspec.Struct):
-    """Whether the model is to think first, where its chat template can tell it so. The budget is not kept apart: `max_tokens`
-    bounds reasoning and answer together."""
+    """Whether the model is to think first, where its chat template can tell it so; where the budget ends, so does the
+    reasoning, if the marks around it are one token each; if not, `max_tokens` alone bounds it."""
 
     type: Literal["enabled", "disabled", "adaptive", "between_tools"]
     budget_tokens: Annotated[int, Meta(ge=1024)] | None = None

@@ -36,6 +36,8 @@ def ask(service: Service, body: CountBody) -> Turn:
         variables=_variables(body),
         continue_final_message=body.messages[-1].role == "assistant",
         fit=True,
+        budget=body.thinking.budget_tokens if body.thinking and body.thinking.type == "enabled" else None,
+        lenient=True,
     )
 
 

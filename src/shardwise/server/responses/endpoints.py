@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 
 import msgspec
 
-from shardwise.errors import RequestError, ShardwiseError
+from shardwise.errors import RequestError
 from shardwise.sched.checks import shown
 from shardwise.server.call import Call
+from shardwise.server.failure import told
 from shardwise.server.frames import begun
 from shardwise.server.logprobs import Speller
 from shardwise.server.refusal import Refusal
@@ -27,7 +27,6 @@ from shardwise.server.store import Kept, Tape
 from shardwise.server.turn import Talk, Turn, rendered, talk
 
 Talking = AbstractAsyncContextManager[Talk]
-LOG = logging.getLogger(__name__)
 MOST_LISTED, LISTED = 100, 20
 IGNORED = "X-Ignored-Tools"
 
@@ -154,14 +153,14 @@ async def _background(
 ) -> Reply:
     kept = Kept(asked.response.id, asked.response, asked.items, asked.given, tape=Tape())
     kept.bytes = _size(kept)
-    kept.run = asyncio.create_task(_run(service, asked, talking, kept))
+    kept.run = asyncio.create_task(_run(service, call, asked, talking, kept))
     service.store.keep(call.tenant, kept)
     await asyncio.sleep(0)  # it begins, so that whoever cancels it finds it in its `try`
     assert kept.tape is not None
     return Events(kept.tape.read(), headers) if stream else Json(asked.response, headers=headers)
 
 
-async def _run(service: Service, asked: Asked, talking: Talking, kept: Kept) -> None:
+async def _run(service: Service, call: Call, asked: Asked, talking: Talking, kept: Kept) -> None:
     """Writes on the tape, whoever reads it. Ends in any case, with an event that says how."""
     assert kept.tape is not None
     writer = _writer(asked, kept.tape.write)
@@ -176,11 +175,8 @@ async def _run(service: Service, asked: Asked, talking: Talking, kept: Kept) -> 
         writer.cancel()
     except TimeoutError:
         writer.fail(f"it was not complete after {limit_s:g} s, the time that this server gives a request")
-    except ShardwiseError as error:
-        writer.fail(Refusal.of(error).message)
     except Exception as error:
-        LOG.exception("response %s failed", kept.id)
-        writer.fail(Refusal.of(error).message)
+        writer.fail(told(service, error, f"{call.id} ({kept.id})").message)
     finally:
         kept.tape.end()
         kept.bytes = _size(kept)
