@@ -61,7 +61,7 @@ async def slow_readers(where: Fronts) -> AsyncIterator[list[asyncio.Task[None]]]
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
         sock.setblocking(False)
         await loop.sock_connect(sock, ("127.0.0.1", where.port))
-        body = {"prompt": "Once", "max_tokens": LONGEST, "ignore_eos": True, "stream": True, "logprobs": 5}
+        body = {"prompt": "Once", "max_tokens": LONGEST, "ignore_eos": True, "stream": True}
         await loop.sock_sendall(sock, request(body))
         socks.append(sock)
 
