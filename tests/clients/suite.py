@@ -29,7 +29,8 @@ REFUSED = (
      'logit_bias {"foo": 0} names no token, max_tokens is 0, and functions come beside tools'),
     (r"^test_responses.*with_all_params", "NotFoundError",
      "previous_response_id, conversation and prompt name nothing that is kept"),
-    (r"^test_embeddings.*test_(method|raw_response|streaming_response)_create\[(strict|aiohttp)\]", "APIResponseValidationError",
+    (r"^test_embeddings.*test_(method|raw_response|streaming_response)_create\[(strict|aiohttp)\]",
+     "APIResponseValidationError",
      "the package asks for base64 by itself, and where it validates strictly it refuses what it asked for"),
 )  # fmt: skip
 """Which tests a careful server does not pass, the exception that they end with, and why."""

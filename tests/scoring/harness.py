@@ -110,7 +110,7 @@ def main() -> int:
             with serving(*model, "-tp", str(degree), "--dtype", "float32", "--threads", "1") as live:
                 status, tokenizer = live.ask("/tokenizer_info")
                 assert status == 200, tokenizer
-                # lm-eval begins with the beginning token; but where that is 0, it takes it for none, and begins with the end token.
+                # lm-eval begins with the beginning token; where that is 0, it takes it for none, and begins with the end token.
                 edges = (tokenizer.get("bos_token"), tokenizer["eos_token"])
                 prefix = next(number for edge in edges if edge and (number := judge.encode(edge)[0]))
                 (served,) = (model["id"] for model in live.ask("/v1/models")[1]["data"])

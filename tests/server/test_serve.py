@@ -92,7 +92,8 @@ def test_a_server_starts_says_where_it_is_answers_and_drains() -> None:
                 *_, last, done = rest(answer)
                 assert done == "[DONE]" and last["choices"][0]["finish_reason"] == "length"
         assert live.wait() == 0
-        assert len(live.lines) == 4 and len(live.said) == 1
+        assert len(live.lines) == 4 and len(live.said) == 2
+        assert re.fullmatch(r"shardwise: [1-3] open requests? may finish within 120 s; .*", live.said[1])
         assert left(live) == ()
 
 

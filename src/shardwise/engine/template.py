@@ -107,7 +107,7 @@ class ChatTemplate:
         if kind == "text":
             return text
         if kind == "syntax":
-            raise CheckpointError(f"the checkpoint's chat template is not valid: {text}")
+            raise CheckpointError(f"the chat template is not valid: {text}")
         verb = "refuses" if kind == "raised" else "fails on"
         raise RequestError(f"the chat template {verb} this conversation: {text}")
 

@@ -351,7 +351,10 @@ def _from_vocabulary(folder: Path, config: Mapping[str, Any]) -> tokenizers.Toke
     vocab, merges = folder / "vocab.json", folder / "merges.txt"
     missing = [path.name for path in (vocab, merges) if not path.is_file()]
     if missing:
-        raise CheckpointError(f"{folder} has no tokenizer.json, and without it no {' and no '.join(missing)} to use instead")
+        raise CheckpointError(
+            f"{folder} has no tokenizer.json, and without it no {' and no '.join(missing)} to use instead; copy them from "
+            "where the model comes from"
+        )
     kind = str(config.get("tokenizer_class") or "GPT2Tokenizer").removesuffix("Fast")
     if kind not in ("GPT2Tokenizer", "Qwen2Tokenizer"):
         raise CheckpointError(

@@ -45,7 +45,7 @@ class StructuredOutputs:
 
     def __post_init__(self) -> None:
         given = [name for name in KINDS if getattr(self, name) not in (None, False)]
-        flag("structured_outputs.json_object", self.json_object)
+        flag("structured_outputs.json_object", getattr(self, KINDS[-1]))
         if len(given) != 1:
             found = "says nothing" if not given else f"has {' and '.join(given)}"
             raise RequestError(f"structured_outputs {found}; it takes exactly one of {', '.join(KINDS)}")

@@ -50,6 +50,11 @@ def attempt(url: str, key: bool) -> str:
     return f"try     shardwise chat --url {url}{' --api-key KEY' if key else ''}        stop   Ctrl-C"
 
 
+def ending(count: int, within_s: float) -> str:
+    """What is waited for after a first signal."""
+    return f"shardwise: {count} open request{'s' * (count > 1)} may finish within {within_s:g} s; a second Ctrl-C does not wait"
+
+
 def cache_tokens(setup: Setup) -> int:
     """How many tokens the caches hold for all sequences together: those of the group that keeps the longest."""
     groups = [pages for group, pages in zip(setup.layout.cache, setup.pages, strict=True) if group.window is None]

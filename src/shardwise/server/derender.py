@@ -46,7 +46,7 @@ class Generated(msgspec.Struct, kw_only=True):
 class DerenderBody(msgspec.Struct, kw_only=True):
     """What was generated, and the conversation that it answers, whose template and tools say how it is to be read."""
 
-    generate_response: Annotated[Generated, Meta(description="The continuations, numbered from 0.")]
+    generate_response: Annotated[Generated | None, Meta(description="The continuations, numbered from 0.")]
     chat_request: Annotated[ChatBody | None, Meta(description="What was rendered; it says which tools there are.")] = None
     prompt_tokens: Annotated[int, Meta(ge=0, le=MOST, description="How long the prompt was, for usage.")] = 0
     model: Annotated[str, Meta(description="The model's name; the one there is if absent.")] | None = None
@@ -60,7 +60,9 @@ async def derender(service: Service, _call: Call, body: DerenderBody) -> Reply:
 
 def _reply(service: Service, body: DerenderBody, model: str) -> ChatReply:
     """Blocks; RequestError or Refusal for what cannot be read."""
-    given, asked, tokenizer = body.generate_response.choices, body.chat_request, service.front.tokenizer
+    generated, asked, tokenizer = body.generate_response, body.chat_request, service.front.tokenizer
+    assert generated is not None, "null is not given, and the field has to be"
+    given = generated.choices
     if asked is not None and asked.stream:
         raise Refusal(400, "chat_request.stream is true; what is derendered comes all at once: leave it out", param="stream")
     if sorted(choice.index for choice in given) != list(range(len(given))):
@@ -81,7 +83,7 @@ def _reply(service: Service, body: DerenderBody, model: str) -> ChatReply:
             finish = "tool_calls"
         answers.take(News(choice.index, pieces, ids, finish=finish))
     return ChatReply(
-        id=new_id("chatcmpl-") if body.generate_response.request_id is None else new_id("", body.generate_response.request_id),
+        id=new_id("chatcmpl-") if generated.request_id is None else new_id("", generated.request_id),
         created=now(),
         model=model,
         choices=answers.choices(),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from types import GenericAlias
 from typing import Any
 
 import msgspec
@@ -35,7 +34,7 @@ class Route:
     summary: str
     tag: str
     body: type[msgspec.Struct] | None = None
-    reply: type[msgspec.Struct] | GenericAlias | None = None
+    reply: type[Any] | None = None
     streams: bool = False
     open: bool = False
     errors: Callable[[Refusal, Call], dict[str, object]] | None = None

@@ -72,6 +72,8 @@ class Run:
         ends = asyncio.create_task(engine.gone()), asyncio.create_task(self._change.wait())
         await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         within_s = settings.drain_timeout_s if engine.lost is None else 0.0
+        if within_s and (count := web.service.drain.count):
+            sys.stderr.write(f"{banner.ending(count, within_s)}\n")
         await asyncio.gather(web.drain(within_s) if engine.lost is None else web.end(), self._fleet.drain(within_s))
         # After a drain that took too long, the connection was closed on purpose: only the process itself says what it met.
         return self._core.lost if self._told else engine.lost

@@ -2,20 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from shardwise.engine.text import Tokenizer
 from shardwise.errors import RequestError
 from shardwise.sched.request import SamplingParams
 from shardwise.sched.structured import StructuredOutputs
+from shardwise.server.answer.choice import Tool, ToolChoice
 from shardwise.server.answer.style import Style
 from shardwise.server.answer.thinking import Budget, before, free, marked, think_marks
 from shardwise.server.answer.toolgrammar import tool_grammar
 from shardwise.server.refusal import Refusal
 
-if TYPE_CHECKING:
-    from shardwise.server.turn import Turn
+
+class Turn(Protocol):
+    """What is asked of here of a turn; `server/turn.py` says what it means."""
+
+    @property
+    def params(self) -> SamplingParams: ...
+    @property
+    def tools(self) -> Sequence[Tool]: ...
+    @property
+    def tool_choice(self) -> ToolChoice: ...
+    @property
+    def parallel(self) -> bool: ...
+    @property
+    def continue_final_message(self) -> bool: ...
+    @property
+    def split_reasoning(self) -> bool: ...
+    @property
+    def budget(self) -> int | None: ...
+    @property
+    def lenient(self) -> bool: ...
 
 
 def shaped(turn: Turn, style: Style, tokenizer: Tokenizer) -> tuple[SamplingParams, Style]:

@@ -258,8 +258,8 @@ ROUTES = (
         example={"inputs": "Once upon a time", "parameters": {"max_new_tokens": 20}},
     ),
     Route(
-        "POST", ("/",), either, "Continue a text (TGI, as huggingface_hub calls it).", "tgi", body=TextBody, reply=list[TextReply],
-        streams=True, errors=errors, example={"inputs": "Once upon a time", "stream": True},
+        "POST", ("/",), either, "Continue a text (TGI, as huggingface_hub calls it).", "tgi", body=TextBody,
+        reply=list[TextReply], streams=True, errors=errors, example={"inputs": "Once upon a time", "stream": True},
     ),
     Route("GET", ("/info",), about, "What is served (TGI).", "tgi", reply=AboutReply),
 )  # fmt: skip

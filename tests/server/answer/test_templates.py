@@ -21,7 +21,7 @@ TEMPLATES: dict[str, tuple[Style, str]] = {
     "Qwen-Qwen2.5-7B-Instruct": (Style("hermes"), "<|im_end|>"),
     "Qwen-Qwen3-0.6B": (Style("hermes", THINK), "<|im_end|>"),
     "deepseek-ai-DeepSeek-R1-Distill-Llama-8B": (Style("deepseek", THINK, opened=True), "<｜end▁of▁sentence｜>"),
-    "deepseek-ai-DeepSeek-V3.1": (Style("deepseek", THINK), "<｜end▁of▁sentence｜>"),
+    "deepseek-ai-DeepSeek-V3.1": (Style("deepseek", THINK, closed=True), "<｜end▁of▁sentence｜>"),
     "google-gemma-2-2b-it": (Style("plain"), "<end_of_turn>"),
     "meta-llama-Llama-3.1-8B-Instruct": (Style("llama3"), "<|eot_id|>"),
     "meta-llama-Llama-3.2-3B-Instruct": (Style("llama3"), "<|eot_id|>"),

@@ -1,0 +1,39 @@
+"""What clients are told: the field at fault by its name, and nothing of what was not meant for them."""
+
+from __future__ import annotations
+
+import pytest
+
+from shardwise.errors import QueueFull, RequestError, Unavailable
+from shardwise.sched.request import SamplingParams
+from shardwise.server.refusal import BROKEN, Refusal
+
+
+@pytest.mark.parametrize(
+    ("given", "param"),
+    [
+        ({"top_p": 3}, "top_p"),
+        ({"n": 0}, "n"),
+        ({"stop": [""]}, "stop"),
+        ({"logit_bias": {-1: 1}}, None),
+        ({"logit_bias": {1: 1000}}, "logit_bias"),
+        ({"structured_outputs": {"regexp": "a"}}, "structured_outputs"),
+    ],
+)
+def test_the_field_at_fault_is_named(given: dict[str, object], param: str | None):
+    with pytest.raises(RequestError) as raised:
+        SamplingParams(**given)
+    found = Refusal.of(raised.value)
+    assert (found.status, found.param, found.message) == (400, param, str(raised.value))
+
+
+@pytest.mark.parametrize("text", ["the prompt has 5 tokens", "prompt 0 is empty", "no tools are offered", "an odd thing"])
+def test_where_no_field_is_at_fault_none_is_named(text: str):
+    assert Refusal.of(RequestError(text)).param is None
+
+
+def test_what_was_not_meant_for_clients_is_not_told():
+    assert Refusal.of(ValueError("/a/path and a prompt")).message == BROKEN
+    assert Refusal.of(Unavailable("it drains")).status == 503
+    full = Refusal.of(QueueFull("full", retry_after_s=7))
+    assert (full.status, full.headers) == (429, {"retry-after": "7"})
