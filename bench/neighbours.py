@@ -14,7 +14,7 @@ import json
 import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from about import commit, machine
 from fronts import PATHS, Fronts, Reader, close, fronts, opened
 
 RATE = 20
-LONGEST = 2000
+LONGEST = 20_000
 SLOW, SLOW_BYTES_S = 64, 10
 LONG_PROMPT = "Once upon a time there was a little girl who had a red ball. " * 6000
 """About 100 000 tokens."""
@@ -52,25 +52,27 @@ def request(body: dict[str, Any]) -> bytes:
 
 
 @asynccontextmanager
-async def slow_readers(where: Fronts) -> AsyncIterator[None]:
-    """Clients that read ten bytes a second of answers that come much faster, with the smallest buffers that there are."""
+async def slow_readers(where: Fronts) -> AsyncIterator[list[asyncio.Task[None]]]:
+    """Clients that read ten bytes a second of answers that come much faster, with the smallest buffers that there are. Tasks,
+    which end where the server has cut the client off."""
     loop, socks = asyncio.get_running_loop(), []
     for _ in range(SLOW):
         sock = socket.socket()
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
         sock.setblocking(False)
         await loop.sock_connect(sock, ("127.0.0.1", where.port))
-        body = {"prompt": "Once", "max_tokens": LONGEST, "ignore_eos": True, "stream": True, "logprobs": 5}
+        body = {"prompt": "Once", "max_tokens": LONGEST, "ignore_eos": True, "stream": True}
         await loop.sock_sendall(sock, request(body))
         socks.append(sock)
 
     async def sip(sock: socket.socket) -> None:
-        while await loop.sock_recv(sock, SLOW_BYTES_S):
-            await asyncio.sleep(1)
+        with suppress(OSError):
+            while await loop.sock_recv(sock, SLOW_BYTES_S):
+                await asyncio.sleep(1)
 
     tasks = [asyncio.create_task(sip(sock)) for sock in socks]
     try:
-        yield
+        yield tasks
     finally:
         for task in tasks:
             task.cancel()
@@ -84,12 +86,13 @@ def resident(where: Fronts) -> int:
 
 
 async def beside_slow(where: Fronts, readers: Sequence[Reader], seconds: float) -> dict[str, Any]:
-    before, alone = resident(where), await during(readers, seconds)
-    async with slow_readers(where):
+    """Long enough that what they are sent exceeds all buffers, and that the first are cut off."""
+    alone, before = await during(readers, seconds), resident(where)
+    async with slow_readers(where) as tasks:
         await asyncio.sleep(1)
-        beside = await during(readers, seconds)
-        grown = resident(where) - before
-    return {"alone": alone, "beside": beside, "growth_mib": round(grown / 2**20, 1)}
+        beside = await during(readers, 4 * seconds)
+        grown, cut = resident(where) - before, sum(task.done() for task in tasks)
+    return {"alone": alone, "beside": beside, "growth_mib": round(grown / 2**20, 1), "cut_off": cut}
 
 
 async def sent(where: Fronts, data: bytes) -> tuple[int, float]:

@@ -9,14 +9,12 @@ SWITCH_S = 0.0005
 """How long one thread may keep the others from running: reading a large body is not to hold up the loop, which needs its turn
 several times for the tokens of one step."""
 
-YOUNG = 20_000
-"""Objects that are made before the collector looks for cycles. A large body is hundreds of thousands of them, and the usual 700
-would have it walk through all again and again."""
-
 
 def settle() -> None:
-    """To be called once, when all is there that stays: the collector does not look at that any more."""
+    """To be called once, when all is there that stays: the collector does not look at that any more.
+
+    How often it looks is left as it is: errors make cycles, and what they hold may be large.
+    """
     sys.setswitchinterval(SWITCH_S)
     gc.collect()
     gc.freeze()
-    gc.set_threshold(YOUNG, 20, 20)
