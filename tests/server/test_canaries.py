@@ -1,4 +1,4 @@
-"""What clients say stays between them and the server: not in its output, whatever becomes of their requests, its own death too."""
+"""What clients say stays between them and the server: not in its output, whatever becomes of them, its own death too."""
 
 from __future__ import annotations
 
