@@ -8,7 +8,7 @@ TORCH_ARGS ?=
 TORCH := $(shell grep '^torch==' constraints.txt)
 
 SERVE ?=
-.PHONY: setup serve demo test check pure unit slow soak clients bench gpu wheel docs fmt clean
+.PHONY: setup serve demo test check pure unit slow soak clients storm fuzz lm-eval bench gpu wheel docs fmt clean
 
 setup: $(READY)
 
@@ -50,12 +50,24 @@ CLIENTS ?=
 clients: setup  ## unmodified clients in environments of their own against a server: OpenAI's (Python, Node, and its own tests), Anthropic's, litellm, llm, huggingface_hub
 	$(BIN)/python -m tests.clients.run $(CLIENTS)
 
+storm: setup  ## clients that leave, drains, overload: thousands, against real servers
+	$(BIN)/python -m pytest -q -n 0 -m slow --timeout 1800 tests/server/test_storm.py tests/server/test_drains.py tests/server/test_overload.py
+
+fuzz: setup  ## ten thousand hostile requests, five thousand without a key, and schemathesis, while good streams run; SEED=n for other ones
+	$(BIN)/python -m tests.hostile.fuzz --requests 10000 --keyless 5000 --examples 80 --seed $(SEED)
+
+lm-eval: setup  ## lm-eval's log-likelihoods and bits per byte at degrees 1, 2, 3 against transformers
+	$(BIN)/python -m tests.scoring.harness --degrees 1 2 3
+
 bench: setup  ## decode speed of a 1 B model with random weights, and where a step goes; what many requests, choosing and the scheduler cost
 	$(BIN)/python bench/decode.py
 	$(BIN)/python bench/many.py
 	$(BIN)/python bench/sampling.py
 	$(BIN)/python bench/scheduler.py
 	$(BIN)/python bench/bridge.py
+	$(BIN)/python bench/front.py
+	$(BIN)/python bench/neighbours.py
+	$(BIN)/python bench/start.py
 
 gpu:  ## on a machine with a GPU, with whatever torch is there
 	PYTHONPATH=src python3 -m pytest -q -m gpu tests/gpu
