@@ -84,8 +84,8 @@ class Drive:
         own = ask.params.seed if isinstance(ask.params, SamplingParams) else None
         seed = seed if own is None else own
         entry = Entry(number, ask.prompt, ask.params, seed, limit, told.events.append, ask.ends, (), ask.priority, ask.tenant)
-        if ask.params.structured_outputs is not None:
-            entry.grammar = self.grammars.compile(ask.params.structured_outputs)
+        if entry.structured is not None:
+            entry.grammar = self.grammars.compile(entry.structured)
         self.entries[number] = entry
         self.core.add(entry)
         return number

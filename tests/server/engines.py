@@ -14,7 +14,7 @@ class ServingFake(FakeEngine):
     @property
     def ticks(self) -> int:
         """How many ticks are allowed and have not happened."""
-        with self._changed:
+        with self._lock:
             return self._ticks
 
     async def admitted(self, request: int) -> None:

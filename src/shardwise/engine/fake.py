@@ -62,7 +62,9 @@ class FakeEngine:
         self._open: dict[int, _Request] = {}
         self._ticks = 0
         self._held = held
-        self._changed = threading.Condition(threading.RLock())
+        # Taken as such and not by way of the condition: a Ctrl-C within that one's `__enter__` would leave it locked for good.
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
         self._thread = threading.Thread(target=self._run, name="fake-engine", daemon=True)
         self._thread.start()
 
@@ -75,12 +77,12 @@ class FakeEngine:
     @property
     def running(self) -> int:
         """How many requests are open."""
-        with self._changed:
+        with self._lock:
             return len(self._open)
 
     def allow(self, ticks: int) -> None:
         """Lets so many ticks happen; each gives one token to every open choice."""
-        with self._changed:
+        with self._lock:
             self._ticks += ticks
             self._changed.notify_all()
 
@@ -97,7 +99,7 @@ class FakeEngine:
         timeout_s: float | None = None,
     ) -> int:
         limit = admit(self.setup, prompt, params)
-        with self._changed:
+        with self._lock:
             if self._lost is not None:
                 raise Unavailable(self._lost)
             number = len(self.submitted) + 1
@@ -119,7 +121,7 @@ class FakeEngine:
 
     def gather(self, told: Callable[[Status | None], None]) -> None:
         """Has `told` called with the status; None where it is lost."""
-        with self._changed:
+        with self._lock:
             told(None if self._lost is not None else self._status())
 
     @property
@@ -127,14 +129,14 @@ class FakeEngine:
         return self._lost
 
     def abort(self, request: int) -> None:
-        with self._changed:
+        with self._lock:
             if request in self._open:
                 self.aborted.append(request)
                 self._end(request, Ended(request))
         self.turned()
 
     def finish(self, request: int, choice: int) -> None:
-        with self._changed:
+        with self._lock:
             self.finished.append((request, choice))
             found = self._open.get(request)
             if found is not None and choice in found.open:
@@ -144,7 +146,7 @@ class FakeEngine:
 
     def fail(self, cause: str) -> None:
         """As if a rank was lost: every request ends with the cause, and no other one is taken in."""
-        with self._changed:
+        with self._lock:
             if self._lost is None:
                 self._lost = cause
             for number in list(self._open):
@@ -162,7 +164,7 @@ class FakeEngine:
 
     def _run(self) -> None:
         while True:
-            with self._changed:
+            with self._lock:
                 if not self._due():
                     self._changed.wait(self._left_s())
                 if self._lost is not None:
