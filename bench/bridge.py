@@ -18,9 +18,9 @@ from pathlib import Path
 
 from about import commit, machine
 
+from shardwise.engine.contract import ServingEngine
 from shardwise.engine.desk import Desk
 from shardwise.engine.fake import FakeEngine
-from shardwise.engine.front import ServingEngine
 from shardwise.engine.remote import RemoteEngine
 from shardwise.engine.setup import Options, Setup, resolve
 from shardwise.sched.events import Ended, Event

@@ -17,8 +17,9 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 from shardwise.engine.complete import Prompt
+from shardwise.engine.contract import TokenEngine
 from shardwise.engine.embed import Pooling, check_dimensions, start_pooling
-from shardwise.engine.front import Front, Running, TokenEngine, sampling_defaults
+from shardwise.engine.front import Front, Running, sampling_defaults
 from shardwise.engine.hub import BUNDLED
 from shardwise.engine.likelihood import SCORING, pair, paired
 from shardwise.engine.outputs import EmbeddingRequestOutput, RequestOutput, ScoringRequestOutput

@@ -18,7 +18,7 @@ from typing import Any
 
 import uvicorn
 
-from shardwise.engine.front import ServingEngine
+from shardwise.engine.contract import ServingEngine
 from shardwise.server.app import App, make_app
 from shardwise.server.protocol import uvicorn_config
 from shardwise.server.route import Route

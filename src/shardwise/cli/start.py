@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from shardwise import env
+from shardwise.engine.contract import TokenEngine
 from shardwise.engine.engine import Engine
-from shardwise.engine.front import TokenEngine
 from shardwise.engine.ranks import ProcessRanks, Progress, Ranks
 from shardwise.engine.setup import Setup
 

@@ -135,6 +135,7 @@ class Submit(msgspec.Struct, frozen=True, tag=True):
     priority: Annotated[int, msgspec.Meta(ge=-MOST, le=MOST)] = 0
     tenant: str = ""
     timeout_s: Annotated[float, msgspec.Meta(ge=0)] | None = None
+    key: str = ""
 
     @property
     def params(self) -> SamplingParams | PoolingParams:
@@ -143,6 +144,14 @@ class Submit(msgspec.Struct, frozen=True, tag=True):
         if found is None:
             raise RequestError("the request says neither how to continue its prompt nor how to pool it")
         return found
+
+
+class Knock(msgspec.Struct, frozen=True, tag=True):
+    """Whether there is room for a request that is known by `key`. Answered by Admitted or Refused; nothing is taken in."""
+
+    number: Number
+    key: str
+    tokens: Number
 
 
 class Abort(msgspec.Struct, frozen=True, tag=True):
@@ -168,7 +177,7 @@ class Ask(msgspec.Struct, frozen=True, tag=True):
 
 
 class Admitted(msgspec.Struct, frozen=True, tag=True):
-    """The request runs, or waits to."""
+    """The request runs, or waits to. To a Knock: there is room."""
 
     number: int
 
@@ -270,7 +279,7 @@ class Failed(msgspec.Struct, frozen=True, tag=True):
     mendable: bool
 
 
-Asked = Submit | Abort | FinishChoice | Ask
+Asked = Submit | Knock | Abort | FinishChoice | Ask
 Message = Boot | Asked | Admitted | Refused | Events | Answer | Gone | Loading | Ready | Failed
 
 _ENCODER = msgspec.msgpack.Encoder()

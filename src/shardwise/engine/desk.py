@@ -12,18 +12,15 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
-from typing import Protocol
 
 from shardwise.engine import bridge
+from shardwise.engine.contract import HostedEngine
 from shardwise.engine.status import Status
 from shardwise.errors import QueueFull, RequestError, ShardwiseError
 from shardwise.sched.events import Ended, Event
-from shardwise.sched.pooling import PoolingParams
-from shardwise.sched.request import SamplingParams
 
 BUFFER_BYTES = 64 * 2**20
 """How much a front may leave unread before it is cut off."""
@@ -33,34 +30,6 @@ READ_BYTES = 2**18
 
 FAREWELL_S = 1.0
 """How long a front is given to read why the engine has ended."""
-
-
-class Served(Protocol):
-    """The engine, or a fake of it. `turned` is called after all events of a step."""
-
-    turned: Callable[[], None]
-
-    def submit(
-        self,
-        prompt: Sequence[int],
-        params: SamplingParams | PoolingParams,
-        sink: Callable[[Event], None],
-        *,
-        ends: Sequence[int] = (),
-        bad: Sequence[Sequence[int]] = (),
-        priority: int = 0,
-        tenant: str = "",
-        timeout_s: float | None = None,
-    ) -> int: ...
-
-    def abort(self, request: int) -> None: ...
-
-    def finish(self, request: int, choice: int) -> None: ...
-
-    def gather(self, told: Callable[[Status | None], None]) -> None: ...
-
-    @property
-    def lost(self) -> str | None: ...
 
 
 class Line:
@@ -156,7 +125,7 @@ class Line:
 class Desk:
     """Serves an engine to any number of fronts, until it is lost or `stop` is called."""
 
-    def __init__(self, engine: Served, buffer_bytes: int = BUFFER_BYTES) -> None:
+    def __init__(self, engine: HostedEngine, buffer_bytes: int = BUFFER_BYTES) -> None:
         self._engine, self._most = engine, buffer_bytes
         self._lines: tuple[Line, ...] = ()
         self._coming: deque[socket.socket] = deque()
@@ -257,6 +226,8 @@ class Desk:
     def _obey(self, line: Line, message: bridge.Message) -> None:
         if isinstance(message, bridge.Submit):
             line.send(self._submit(line, message))
+        elif isinstance(message, bridge.Knock):
+            line.send(self._knock(message))
         elif isinstance(message, bridge.Abort):
             if (number := line.open.get(message.number)) is not None:
                 self._engine.abort(number)
@@ -284,13 +255,19 @@ class Desk:
                 priority=asked.priority,
                 tenant=asked.tenant,
                 timeout_s=asked.timeout_s,
+                key=asked.key,
             )
         except ShardwiseError as error:
             line.open.pop(asked.number, None)
-            if isinstance(error, QueueFull):
-                return bridge.Refused(asked.number, "full", str(error), error.retry_after_s)
-            return bridge.Refused(asked.number, "request" if isinstance(error, RequestError) else "gone", str(error))
+            return _refused(asked.number, error)
         line.known(asked.number, number)
+        return bridge.Admitted(asked.number)
+
+    def _knock(self, asked: bridge.Knock) -> bridge.Message:
+        try:
+            self._engine.knock(asked.key, asked.tokens)
+        except ShardwiseError as error:
+            return _refused(asked.number, error)
         return bridge.Admitted(asked.number)
 
     def _answer(self, line: Line, number: int, status: Status | None) -> None:
@@ -322,3 +299,9 @@ class Desk:
         for line in self._lines:
             self._drop(line)
         self._selector.close()
+
+
+def _refused(number: int, error: ShardwiseError) -> bridge.Refused:
+    if isinstance(error, QueueFull):
+        return bridge.Refused(number, "full", str(error), error.retry_after_s)
+    return bridge.Refused(number, "request" if isinstance(error, RequestError) else "gone", str(error))

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Sequence
 
 from shardwise.engine.complete import Prompt
-from shardwise.engine.front import TokenEngine
+from shardwise.engine.contract import TokenEngine
 from shardwise.engine.outputs import EmbeddingOutput, EmbeddingRequestOutput
 from shardwise.errors import ShardwiseError
 from shardwise.sched.checks import whole
@@ -70,12 +70,14 @@ def start_pooling(
     *,
     priority: int = 0,
     request_id: str | None = None,
+    key: str = "",
 ) -> Pooling:
-    """Hands a prompt to the engine. `sink` gets its events on the engine's thread; `Pooling.feed` is to get them next.
+    """Hands a prompt to the engine. `sink` gets its events on the engine's thread; `Pooling.feed` is to get them next. `key` is
+    what it is known by when it comes again.
 
     RequestError where it can never run, ShardwiseError where the engine is closed.
     """
-    number = core.submit(prompt.ids, params, sink, priority=priority, tenant=prompt.tenant)
+    number = core.submit(prompt.ids, params, sink, priority=priority, tenant=prompt.tenant, key=key)
     return Pooling(core, number, prompt, str(number) if request_id is None else request_id)
 
 

@@ -93,12 +93,14 @@ class Engine:
         priority: int = 0,
         tenant: str = "",
         timeout_s: float | None = None,
+        key: str = "",
     ) -> int:
         """The number of a request that now runs, or waits to. `ends` are the ids that end it (none with `ignore_eos`), `bad`
         the sequences of ids that it must not write; `tenant` keeps its cache apart. After `timeout_s` it fails with TIME_UP.
-        With PoolingParams nothing is drawn: the prompt's hidden states are wanted. Structured outputs are compiled on a thread
-        of their own, in limits of their own, and what does not compile fails the request; to have strangers' grammars refused,
-        and tried where they do no harm, is the front's part (`Front.check`).
+        `key` is what it is known by when it comes again after QueueFull. With PoolingParams nothing is drawn: the prompt's
+        hidden states are wanted. Structured outputs are compiled on a thread of their own, in limits of their own, and what
+        does not compile fails the request; to have strangers' grammars refused, and tried where they do no harm, is the front's
+        part (`Front.check`).
 
         `sink` gets its events on the engine's thread and must not wait. RequestError where the request can never run;
         QueueFull where too many wait; ShardwiseError, the cause, where the engine has ended.
@@ -114,12 +116,11 @@ class Engine:
         until = None if timeout_s is None else now + timeout_s
         entry = Entry(next(self._numbers), given, params, seed, limit, sink, kept, words, priority, tenant, now, until)
         self.core.scheduler.check(self.core.request(entry))
-        key = (tenant, hash(given)) if self.gate.limit is not None else ()
         take = self.core.add if entry.structured is None else self.core.expect
         with self._lock:
             if self._ended is not None:
                 raise self._ended
-            self.gate.enter(entry.number, len(given), key)
+            self.gate.enter(entry.number, len(given), key or (tenant, hash(given)))
             self._orders.append(lambda: take(entry))
             os.eventfd_write(self._wake, 1)
         if entry.structured is not None:
@@ -141,6 +142,15 @@ class Engine:
             self._order(lambda: self.core.abort(entry.number, error, asked=asked), late=True)
         else:
             self._order(lambda: self.core.begin(entry), late=True)
+
+    def knock(self, key: str, tokens: int) -> None:
+        """QueueFull where `submit` would raise it now for a request of about so many prompt tokens, known by `key`."""
+        with self._lock:
+            self.gate.knock(tokens, key)
+
+    async def room(self, key: str, tokens: int) -> None:
+        """As `knock`."""
+        self.knock(key, tokens)
 
     async def admitted(self, request: int) -> None:
         """Nothing is left to wait for: what `submit` returned was taken in."""

@@ -97,13 +97,14 @@ class FakeEngine:
         priority: int = 0,
         tenant: str = "",
         timeout_s: float | None = None,
+        key: str = "",
     ) -> int:
         limit = admit(self.setup, prompt, params)
         with self._lock:
             if self._lost is not None:
                 raise Unavailable(self._lost)
             number = len(self.submitted) + 1
-            self.gate.enter(number, len(prompt), (tenant, tuple(prompt)))
+            self.gate.enter(number, len(prompt), key or (tenant, tuple(prompt)))
             self.submitted.append((tuple(prompt), params))
             now, n = time.monotonic(), choices_of(params)
             until = math.inf if timeout_s is None else now + timeout_s
@@ -112,6 +113,13 @@ class FakeEngine:
             )
             self._changed.notify_all()
             return number
+
+    def knock(self, key: str, tokens: int) -> None:
+        with self._lock:
+            self.gate.knock(tokens, key)
+
+    async def room(self, key: str, tokens: int) -> None:
+        self.knock(key, tokens)
 
     async def admitted(self, request: int) -> None:
         """Nothing is left to wait for: `submit` says all."""

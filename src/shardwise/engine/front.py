@@ -11,70 +11,23 @@ from dataclasses import replace
 from pathlib import Path
 from queue import SimpleQueue
 from random import Random
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from shardwise.engine.complete import Prompt, Transcript
+from shardwise.engine.contract import TokenEngine
 from shardwise.engine.grammar_check import GrammarCheck
 from shardwise.engine.hub import bundled
 from shardwise.engine.outputs import RequestOutput
 from shardwise.engine.prompts import read_chat, read_prompt
-from shardwise.engine.setup import Setup
-from shardwise.engine.status import Status
 from shardwise.engine.text import Tokenizer, open_tokenizer, read_json
 from shardwise.errors import CheckpointError, RequestError, ShardwiseError
 from shardwise.sched.events import Event
-from shardwise.sched.pooling import PoolingParams
 from shardwise.sched.request import SEEDS, RequestOutputKind, SamplingParams
 
 if TYPE_CHECKING:
     from shardwise.engine.template import ChatTemplate
 
 SAMPLING_KEYS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
-
-
-class TokenEngine(Protocol):
-    """What runs requests of ids: the engine, or a fake of it. Its methods may be called on any thread."""
-
-    @property
-    def setup(self) -> Setup: ...
-
-    def submit(
-        self,
-        prompt: Sequence[int],
-        params: SamplingParams | PoolingParams,
-        sink: Callable[[Event], None],
-        *,
-        ends: Sequence[int] = (),
-        bad: Sequence[Sequence[int]] = (),
-        priority: int = 0,
-        tenant: str = "",
-        timeout_s: float | None = None,
-    ) -> int: ...
-
-    def abort(self, request: int) -> None: ...
-
-    def finish(self, request: int, choice: int) -> None: ...
-
-    def close(self) -> None: ...
-
-
-class ServingEngine(TokenEngine, Protocol):
-    """What a server asks: an engine that may be elsewhere, may be full, and may be lost. Its coroutines run on any event loop,
-    a remote one's on its own."""
-
-    async def admitted(self, request: int) -> None:
-        """Returns once a submitted request was taken in. QueueFull, RequestError or Unavailable where it was not, and its sink
-        gets an `Ended` with the same words. `submit` itself may raise them where they are known at once."""
-        ...
-
-    async def status(self) -> Status:
-        """What it is doing. Unavailable where it is gone."""
-        ...
-
-    @property
-    def lost(self) -> str | None:
-        """Why it takes no requests any more; None while it does."""
-        ...
 
 
 class Running:
@@ -165,8 +118,10 @@ class Front:
         *,
         priority: int = 0,
         request_id: str | None = None,
+        key: str = "",
     ) -> Running:
         """Hands a request to the engine. `sink` gets its events on the engine's thread; `Running.feed` is to get them next.
+        `key` is what it is known by when it comes again.
 
         RequestError where it can never run, ShardwiseError where the engine is closed.
         """
@@ -183,6 +138,7 @@ class Front:
             bad=bad_ids(params.bad_words, self.tokenizer),
             priority=priority,
             tenant=prompt.tenant,
+            key=key,
         )
         name = str(number) if request_id is None else request_id
         return Running(self.core, number, Transcript(name, prompt, params, self.tokenizer))

@@ -97,21 +97,31 @@ class Gate:
     def enter(self, number: int, tokens: int, key: Hashable) -> None:
         """Request `number` of `tokens` prompt tokens waits from now on; QueueFull where there is no room for it. `key` is what
         it is known by when it comes again."""
+        self.knock(tokens, key)
         now = self._clock()
-        if self.limit is not None:
-            self._expire(now)
-            promised = self._redeem(now, key)
-            if not self._room(now, tokens, promised):
-                self.refused += 1
-                wait_s = self._promise(now, tokens, key)
-                raise QueueFull(
-                    f"{self.waiting} requests wait already, of at most {self.limit} (--max-queue); come back in {wait_s} s",
-                    wait_s,
-                )
+        if (promise := self._due(now, key)) is not None:
+            self._drop(promise)
         self._rate.tick(now, self.waiting + 1)
         self._waiting[number] = tokens
         self._tokens += tokens
         self.accepted += 1
+
+    def knock(self, tokens: int, key: Hashable) -> None:
+        """QueueFull, as `enter` would raise it, where there is no room; else nothing changes."""
+        if self.limit is None:
+            return
+        now = self._clock()
+        self._expire(now)
+        promise = self._due(now, key)
+        if self._room(now, tokens, promise is not None):
+            return
+        if promise is not None:
+            self._drop(promise)
+        self.refused += 1
+        wait_s = self._promise(now, tokens, key)
+        raise QueueFull(
+            f"{self.waiting} requests wait already, of at most {self.limit} (--max-queue); come back in {wait_s} s", wait_s
+        )
 
     def start(self, number: int) -> None:
         """It waits no more: it runs."""
@@ -161,14 +171,13 @@ class Gate:
         self._owners[promise.order] = key
         return wait_s
 
-    def _redeem(self, now: float, key: Hashable) -> bool:
-        """Whether a request was promised a place for about now; the promise is gone then."""
-        for promise in self._keys.get(key, ()):
-            if promise.due <= now + EARLY_S:
-                del self._promises[bisect_left(self._promises, promise)]
-                self._forget(promise)
-                return True
-        return False
+    def _due(self, now: float, key: Hashable) -> Promise | None:
+        """The place that a request was promised for about now."""
+        return next((promise for promise in self._keys.get(key, ()) if promise.due <= now + EARLY_S), None)
+
+    def _drop(self, promise: Promise) -> None:
+        del self._promises[bisect_left(self._promises, promise)]
+        self._forget(promise)
 
     def _expire(self, now: float) -> None:
         past = bisect_left(self._promises, Promise(now - GRACE_S, 0, 0))

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
-from typing import cast
+from typing import Any, cast
 
 from shardwise.engine import bridge
 from shardwise.engine.admit import admit
@@ -61,6 +61,8 @@ class RemoteEngine(asyncio.Protocol):
         self._numbers, self._asks = count(1), count(1)
         self._open: dict[int, _Open] = {}
         self._refused: OrderedDict[int, ShardwiseError] = OrderedDict()
+        self._knocks: dict[int, asyncio.Future[None]] = {}
+        self._full = False
         self._statuses: dict[int, asyncio.Future[Status]] = {}
         self._lost: str | None = None
         self._gone: asyncio.Future[str] = self._loop.create_future()
@@ -90,6 +92,7 @@ class RemoteEngine(asyncio.Protocol):
         priority: int = 0,
         tenant: str = "",
         timeout_s: float | None = None,
+        key: str = "",
     ) -> int:
         """The number of a request that was sent. RequestError where it can never run, Unavailable where the engine is gone;
         whether it was taken in, `admitted` says."""
@@ -102,7 +105,7 @@ class RemoteEngine(asyncio.Protocol):
         vocab = self.setup.layout.model.vocab
         kept = tuple(i for i in ends if 0 <= i < vocab)
         words = tuple(tuple(word) for word in bad if word and all(0 <= i < vocab for i in word))
-        asked = bridge.Submit(number, given, sampling, pooling, kept, words, priority, tenant, timeout_s)
+        asked = bridge.Submit(number, given, sampling, pooling, kept, words, priority, tenant, timeout_s, key)
         data = bridge.frame(asked)
         self._open[number] = _Open(sink)
         self._call(self._begin, number, data)
@@ -136,6 +139,19 @@ class RemoteEngine(asyncio.Protocol):
                 self._loop.call_soon_threadsafe(call, *values)
 
     # --- on the loop --------------------------------------------------------------------------------------------------
+
+    async def room(self, key: str, tokens: int) -> None:
+        """As `ServingEngine.room`. The engine is asked only while the last thing that it said of its queue was that it is full:
+        otherwise nearly every request is taken in, and need not wait for one more answer."""
+        if not self._full or self._lost is not None:
+            return
+        number, answer = next(self._numbers), self._loop.create_future()
+        self._knocks[number] = answer
+        self._send(bridge.frame(bridge.Knock(number, key, tokens)))
+        try:
+            await answer
+        finally:
+            self._knocks.pop(number, None)
 
     async def admitted(self, request: int) -> None:
         """Returns once a request was taken in. QueueFull, RequestError or Unavailable where it was not; its sink got an `Ended`
@@ -203,10 +219,15 @@ class RemoteEngine(asyncio.Protocol):
                         _admit(found)
                     self._tell(packed.request, found, bridge.unpack(packed))
         elif isinstance(message, bridge.Admitted):
+            self._full = False
             if (found := self._open.get(message.number)) is not None:
                 _admit(found)
+            elif message.number in self._knocks:
+                self._answer_knock(message.number, None)
         elif isinstance(message, bridge.Refused):
-            self._refuse(message.number, _error(message))
+            self._full = self._full or message.kind == "full"
+            tell = self._answer_knock if message.number in self._knocks else self._refuse
+            tell(message.number, _error(message))
         elif isinstance(message, bridge.Answer):
             if (answer := self._statuses.get(message.number)) is not None and not answer.done():
                 answer.set_result(message.status)
@@ -214,6 +235,15 @@ class RemoteEngine(asyncio.Protocol):
             self._end(message.reason)
         else:
             raise bridge.BridgeError(f"an engine does not send {type(message).__name__}")
+
+    def _answer_knock(self, number: int, error: ShardwiseError | None) -> None:
+        answer = self._knocks[number]
+        if answer.done():  # whoever waited was cancelled
+            return
+        if error is None:
+            answer.set_result(None)
+        else:
+            answer.set_exception(error)
 
     def _tell(self, number: int, found: _Open, event: Event) -> None:
         if isinstance(event, Ended):
@@ -247,7 +277,8 @@ class RemoteEngine(asyncio.Protocol):
                 self._tell(number, found, Ended(number, reason))
             else:
                 self._refuse(number, Unavailable(reason))
-        for answer in self._statuses.values():
+        waiting: list[asyncio.Future[Any]] = [*self._statuses.values(), *self._knocks.values()]
+        for answer in waiting:
             if not answer.done():
                 answer.set_exception(Unavailable(reason))
         if not self._gone.done():

@@ -13,7 +13,8 @@ from types import TracebackType
 from typing import Self
 
 from shardwise.engine.complete import Prompt
-from shardwise.engine.front import Front, Running, TokenEngine
+from shardwise.engine.contract import TokenEngine
+from shardwise.engine.front import Front, Running
 from shardwise.engine.outputs import RequestOutput
 from shardwise.sched.events import Event
 from shardwise.sched.request import RequestOutputKind, SamplingParams

@@ -7,7 +7,7 @@ from functools import partial
 from queue import SimpleQueue
 from typing import Protocol, TypeVar
 
-from shardwise.engine.front import TokenEngine
+from shardwise.engine.contract import TokenEngine
 from shardwise.engine.progress import Progress, progress
 from shardwise.errors import RequestError
 from shardwise.sched.events import Event

@@ -333,6 +333,7 @@ ROUTES = (
         body=ChatBody,
         reply=ChatReply,
         streams=True,
+        queued=True,
         example={"messages": [{"role": "user", "content": "Tell me a story."}], "max_tokens": 30},
     ),
 )

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
-from shardwise.engine.front import Front, TokenEngine
+from shardwise.engine.contract import TokenEngine
+from shardwise.engine.front import Front
 from shardwise.engine.hub import bundled
 from shardwise.engine.setup import Setup
 from shardwise.engine.template import ChatTemplate, open_template

@@ -42,7 +42,7 @@ async def complete(service: Service, call: Call, body: CompletionBody) -> Reply:
     """All at once, or as a stream."""
     model, made = service.model(body.model), new_id("cmpl-", body.request_id)
     asked = await service.read(read, service, call, body)
-    job = await started(service, asked.prompts, [asked.params] * len(asked.prompts), body.priority)
+    job = await started(service, call, asked.prompts, [asked.params] * len(asked.prompts), body.priority)
     texts = Texts(service, asked)
     known = {
         "id": made, "object": "text_completion", "created": now(), "model": model,
@@ -229,6 +229,7 @@ ROUTES = (
         body=CompletionBody,
         reply=CompletionReply,
         streams=True,
+        queued=True,
         example={"prompt": "Once upon a time", "max_tokens": 20},
     ),
 )

@@ -62,7 +62,7 @@ async def generate(service: Service, call: Call, body: GenerateBody) -> Reply:
     """All at once, or as a stream."""
     model, made = service.model(body.model), new_id("" if body.request_id else "gen-", body.request_id)
     prompt, params = await service.read(_read, service, call, body)
-    job = await started(service, [prompt], [params], body.priority)
+    job = await started(service, call, [prompt], [params], body.priority)
     tokens = _Tokens(service, params)
     if body.stream:
         return await begun(_stream(job, tokens, Frames({"request_id": made, "model": model}, body.stream_options)))
@@ -131,7 +131,7 @@ class _Tokens:
 ROUTES = (
     Route(
         "POST", ("/inference/v1/generate",), generate, "Continue token ids with token ids.", "tokens",
-        body=GenerateBody, reply=GenerateReply, streams=True,
+        body=GenerateBody, reply=GenerateReply, streams=True, queued=True,
         example={"token_ids": [9, 10, 11], "sampling_params": {"max_tokens": 8}},
     ),
 )  # fmt: skip

@@ -21,6 +21,7 @@ from shardwise.errors import ShardwiseError
 from shardwise.sched.events import Ended, Event
 from shardwise.sched.pooling import PoolingParams
 from shardwise.sched.request import RequestOutputKind, SamplingParams
+from shardwise.server.call import Call
 from shardwise.server.refusal import Refusal
 from shardwise.server.service import Service
 
@@ -42,8 +43,8 @@ class Batch(Generic[T]):
     """Requests of the engine that one HTTP request asks for, and what has come of them. `async with` it: leaving aborts what
     has not ended."""
 
-    def __init__(self, service: Service) -> None:
-        self._service = service
+    def __init__(self, service: Service, call: Call) -> None:
+        self._service, self._call = service, call
         self._running: list[T] = []
         self._events: deque[tuple[int, Event]] = deque()
         self._some = asyncio.Event()
@@ -125,8 +126,8 @@ class Job(Batch[Running]):
         """Hands all to the engine. RequestError, QueueFull or Unavailable where one is not taken; then none is."""
         self._prompts = list(prompts)
         self._limit = self._service.settings.max_behind * sum(each.n for each in params)
-        front = self._service.front
-        await self._begin(len(prompts), lambda n, sink: front.start(prompts[n], params[n], sink, priority=priority))
+        front, key = self._service.front, self._call.key
+        await self._begin(len(prompts), lambda n, sink: front.start(prompts[n], params[n], sink, priority=priority, key=key))
 
     def __aiter__(self) -> Self:
         return self
@@ -162,6 +163,8 @@ class Vectors(Batch[Pooling]):
 
     async def start(self, prompts: Sequence[Prompt], params: PoolingParams, priority: int = 0) -> None:
         """As `Job.start`."""
-        engine = self._service.engine
+        engine, key = self._service.engine, self._call.key
         self._limit = 4 * len(prompts)  # events of each: its vector and its end
-        await self._begin(len(prompts), lambda n, sink: start_pooling(engine, prompts[n], params, sink, priority=priority))
+        await self._begin(
+            len(prompts), lambda n, sink: start_pooling(engine, prompts[n], params, sink, priority=priority, key=key)
+        )

@@ -24,6 +24,7 @@ class Route:
 
     Where it has both a body and path parameters, the body struct has fields of the parameters' names. Without a body, the
     endpoint gets the parameters of path and query. `open`: needs no key, and is served while draining.
+    `queued`: it needs a place in the engine's queue, and is refused unread while there is known to be none.
     `errors` makes the body of a refusal: OpenAI's shape unless the API has its own. `example` is a body that works.
     `media` is the type of a whole answer.
     """
@@ -36,6 +37,7 @@ class Route:
     body: type[msgspec.Struct] | None = None
     reply: type[msgspec.Struct] | type[list[Any]] | None = None
     streams: bool = False
+    queued: bool = False
     open: bool = False
     errors: Callable[[Refusal, Call], dict[str, object]] | None = None
     example: dict[str, Any] | None = None

@@ -9,7 +9,8 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import ParamSpec, TypeVar
 
-from shardwise.engine.front import Front, ServingEngine, sampling_defaults
+from shardwise.engine.contract import ServingEngine
+from shardwise.engine.front import Front, sampling_defaults
 from shardwise.sched.request import SamplingParams
 from shardwise.server.drain import Drain
 from shardwise.server.refusal import Refusal

@@ -66,7 +66,7 @@ async def generate(service: Service, call: Call, body: TextBody) -> Reply:
 async def generate_stream(service: Service, call: Call, body: TextBody) -> Reply:
     """Token by token."""
     asked = await service.read(_read, service, call, body, streams=True)
-    job = await started(service, [asked.prompt], [asked.params], 0)
+    job = await started(service, call, [asked.prompt], [asked.params])
     reply = await begun(_stream(service, job, asked))
     return replace(reply, failed=lambda refusal: sse(errors(refusal, call)))
 
@@ -84,7 +84,7 @@ def errors(refusal: Refusal, _call: Call) -> dict[str, object]:
 
 async def _whole(service: Service, call: Call, body: TextBody) -> TextReply:
     asked = await service.read(_read, service, call, body, streams=False)
-    async with await started(service, [asked.prompt], [asked.params], 0) as job:
+    async with await started(service, call, [asked.prompt], [asked.params]) as job:
         texts = [_Text(service, asked) for _ in range(asked.params.n)]
         prefill: list[PrefillToken] = []
         async for batch in job:
@@ -250,16 +250,17 @@ async def about(service: Service, _call: Call, _parameters: object) -> Reply:
 ROUTES = (
     Route(
         "POST", ("/generate",), generate, "Continue a text (TGI).", "tgi", body=TextBody, reply=TextReply, errors=errors,
-        example={"inputs": "Once upon a time", "parameters": {"max_new_tokens": 20}},
+        queued=True, example={"inputs": "Once upon a time", "parameters": {"max_new_tokens": 20}},
     ),
     Route(
         "POST", ("/generate_stream",), generate_stream, "Continue a text, token by token (TGI).", "tgi", body=TextBody,
         reply=StreamReply, streams=True, errors=errors,
-        example={"inputs": "Once upon a time", "parameters": {"max_new_tokens": 20}},
+        queued=True, example={"inputs": "Once upon a time", "parameters": {"max_new_tokens": 20}},
     ),
     Route(
         "POST", ("/",), either, "Continue a text (TGI, as huggingface_hub calls it).", "tgi", body=TextBody,
-        reply=list[TextReply], streams=True, errors=errors, example={"inputs": "Once upon a time", "stream": True},
+        reply=list[TextReply], streams=True, errors=errors, queued=True,
+        example={"inputs": "Once upon a time", "stream": True},
     ),
     Route("GET", ("/info",), about, "What is served (TGI).", "tgi", reply=AboutReply),
 )  # fmt: skip

@@ -95,14 +95,16 @@ class Talk(Protocol):
 async def talk(service: Service, call: Call, turn: Turn) -> AbstractAsyncContextManager[Talk]:
     """Renders, tokenises, and hands a turn to the engine. RequestError, QueueFull or Unavailable before anything runs."""
     prepared = await service.read(prepare, service, call, turn)
-    return _Talk(service, await started(service, [prepared.prompt], [prepared.params], turn.priority), prepared)
+    return _Talk(service, await started(service, call, [prepared.prompt], [prepared.params], turn.priority), prepared)
 
 
-async def started(service: Service, prompts: Sequence[Prompt], params: Sequence[SamplingParams], priority: int) -> Job:
+async def started(
+    service: Service, call: Call, prompts: Sequence[Prompt], params: Sequence[SamplingParams], priority: int = 0
+) -> Job:
     """A job whose prompts are all taken; where one is not, or whoever waits is cancelled, none runs."""
     for form in {each.structured_outputs: each for each in params}.values():
         await service.check(form)
-    job = Job(service)
+    job = Job(service, call)
     try:
         await job.start(prompts, params, priority)
     except BaseException:

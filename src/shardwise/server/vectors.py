@@ -29,7 +29,7 @@ async def embed(service: Service, call: Call, body: EmbeddingBody) -> Reply:
     model, front = service.model(body.model), service.front
     shared = tenant(call, body.cache_salt)
     asked = await service.read(read, body, front.tokenizer, service.engine.setup, tenant=shared)
-    async with Vectors(service) as vectors:
+    async with Vectors(service, call) as vectors:
         await vectors.start(asked.prompts, asked.params, body.priority)
         done = await vectors.ended()
     return Json(await service.read(reply, body, done, model))
@@ -39,7 +39,7 @@ async def score(service: Service, call: Call, body: ScoreBody) -> Reply:
     """A number for each pair."""
     model, shared = service.model(body.model), tenant(call, body.cache_salt)
     pairs = await service.read(read_score, body, service.front.tokenizer, service.engine.setup, tenant=shared)
-    outputs = await _scored(service, pairs, body.priority)
+    outputs = await _scored(service, call, pairs, body.priority)
     return Json(await service.read(score_reply, pairs, outputs, model, new_id("score-"), now()))
 
 
@@ -47,12 +47,12 @@ async def rerank(service: Service, call: Call, body: RerankBody) -> Reply:
     """Documents in the order of how likely they make the query."""
     model, shared = service.model(body.model), tenant(call, body.cache_salt)
     pairs = await service.read(read_rerank, body, service.front.tokenizer, service.engine.setup, tenant=shared)
-    outputs = await _scored(service, pairs, body.priority)
+    outputs = await _scored(service, call, pairs, body.priority)
     return Json(await service.read(rerank_reply, body, pairs, outputs, model, new_id("rerank-")))
 
 
-async def _scored(service: Service, pairs: tuple[Pair, ...], priority: int) -> list[RequestOutput]:
-    async with Job(service) as job:
+async def _scored(service: Service, call: Call, pairs: tuple[Pair, ...], priority: int) -> list[RequestOutput]:
+    async with Job(service, call) as job:
         await job.start([pair.prompt for pair in pairs], [SCORING] * len(pairs), priority)
         return [running.transcript.output() for running in await job.ended()]
 
@@ -60,14 +60,15 @@ async def _scored(service: Service, pairs: tuple[Pair, ...], priority: int) -> l
 ROUTES = (
     Route(
         "POST", ("/v1/embeddings", "/embeddings"), embed, "Turn texts into vectors.", "embeddings",
-        body=EmbeddingBody, reply=EmbeddingReply, example={"input": ["The cat", "The dog"]},
+        queued=True, body=EmbeddingBody, reply=EmbeddingReply, example={"input": ["The cat", "The dog"]},
     ),
     Route(
         "POST", ("/v1/score", "/score"), score, "Tell how likely one text is after another.", "embeddings",
-        body=ScoreBody, reply=ScoreReply, example={"text_1": "Once upon", "text_2": [" a time", " a mattress"]},
+        queued=True, body=ScoreBody, reply=ScoreReply, example={"text_1": "Once upon", "text_2": [" a time", " a mattress"]},
     ),
     Route(
         "POST", ("/v1/rerank", "/rerank", "/v2/rerank"), rerank, "Put documents in the order of a query.", "embeddings",
-        body=RerankBody, reply=RerankReply, example={"query": "What is a cat?", "documents": ["An animal.", "A colour."]},
+        queued=True, body=RerankBody, reply=RerankReply,
+        example={"query": "What is a cat?", "documents": ["An animal.", "A colour."]},
     ),
 )  # fmt: skip

@@ -135,7 +135,8 @@ EXAMPLE: dict[str, object] = {"messages": [{"role": "user", "content": "Tell me 
 ROUTES: tuple[Route, ...] = (
     Route(
         "POST", ("/v1/messages",), create, "Answer a conversation, as Anthropic's API does.", "messages",
-        body=MessagesBody, reply=AssistantMessage, streams=True, errors=errors, example={**EXAMPLE, "max_tokens": 60},
+        queued=True, body=MessagesBody, reply=AssistantMessage, streams=True, errors=errors,
+        example={**EXAMPLE, "max_tokens": 60},
     ),
     Route(
         "POST", ("/v1/messages/count_tokens",), count_tokens, "Count the tokens of a conversation.", "messages",

@@ -276,7 +276,7 @@ EXAMPLE = {"input": "Tell me a story.", "max_output_tokens": 60}
 ROUTES: tuple[Route, ...] = (
     Route(
         "POST", ("/v1/responses",), create, "Make a response.", "responses",
-        body=ResponsesBody, reply=Response, streams=True, example=EXAMPLE,
+        queued=True, body=ResponsesBody, reply=Response, streams=True, example=EXAMPLE,
     ),
     Route(
         "POST", ("/v1/responses/input_tokens",), count, "Count the tokens of an input.", "responses",

@@ -1,0 +1,77 @@
+"""What an engine is to those that ask it, whichever one it is: the real one, one in another process, or a fake."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from shardwise.engine.setup import Setup
+from shardwise.engine.status import Status
+from shardwise.sched.events import Event
+from shardwise.sched.pooling import PoolingParams
+from shardwise.sched.request import SamplingParams
+
+
+class TokenEngine(Protocol):
+    """What runs requests of ids. Its methods may be called on any thread."""
+
+    @property
+    def setup(self) -> Setup: ...
+
+    def submit(
+        self,
+        prompt: Sequence[int],
+        params: SamplingParams | PoolingParams,
+        sink: Callable[[Event], None],
+        *,
+        ends: Sequence[int] = (),
+        bad: Sequence[Sequence[int]] = (),
+        priority: int = 0,
+        tenant: str = "",
+        timeout_s: float | None = None,
+        key: str = "",
+    ) -> int: ...
+
+    def abort(self, request: int) -> None: ...
+
+    def finish(self, request: int, choice: int) -> None: ...
+
+    def close(self) -> None: ...
+
+    @property
+    def lost(self) -> str | None:
+        """Why it takes no requests any more; None while it does."""
+        ...
+
+
+class HostedEngine(TokenEngine, Protocol):
+    """What a desk serves to fronts in other processes. `turned` is called after all events of a step."""
+
+    turned: Callable[[], None]
+
+    def knock(self, key: str, tokens: int) -> None:
+        """QueueFull where a request of about so many prompt tokens, which is known by `key`, would not be taken in now."""
+        ...
+
+    def gather(self, told: Callable[[Status | None], None]) -> None:
+        """Has `told` called with its status, or with None where it has ended."""
+        ...
+
+
+class ServingEngine(TokenEngine, Protocol):
+    """What a server asks: an engine that may be elsewhere, may be full, and may be lost. Its coroutines run on any event loop,
+    a remote one's on its own."""
+
+    async def room(self, key: str, tokens: int) -> None:
+        """QueueFull where it is known already that a request of about so many prompt tokens, which is known by `key`, would not
+        be taken in: to be asked before a prompt is read. That it returns promises nothing."""
+        ...
+
+    async def admitted(self, request: int) -> None:
+        """Returns once a submitted request was taken in. QueueFull, RequestError or Unavailable where it was not, and its sink
+        gets an `Ended` with the same words. `submit` itself may raise them where they are known at once."""
+        ...
+
+    async def status(self) -> Status:
+        """What it is doing. Unavailable where it is gone."""
+        ...
