@@ -209,6 +209,41 @@ def test_refusals(setup: Setup) -> None:
     run(FakeEngine(setup, held=True, queue=2), go)
 
 
+def test_only_a_front_that_was_told_the_queue_is_full_knocks(setup: Setup) -> None:
+    engine = FakeEngine(setup, held=True, queue=1)
+
+    async def go(remote: RemoteEngine, _: Desk) -> None:
+        first = Heard()
+        number = remote.submit((1,), ENDLESS, first.put, key="first")
+        await remote.admitted(number)
+        await remote.room("second", 1)  # it is full, but nobody has said so
+        with pytest.raises(QueueFull):
+            await remote.admitted(remote.submit((2,), ENDLESS, Heard().put, key="second"))
+        several = await asyncio.gather(*(remote.room(f"more {n}", 1) for n in range(5)), return_exceptions=True)
+        assert all(isinstance(each, QueueFull) and each.retry_after_s >= 1 for each in several)
+        assert engine.gate.refused == 6 and len(engine.submitted) == 1
+        cancelled = asyncio.ensure_future(remote.room("impatient", 1))
+        await asyncio.sleep(0)
+        cancelled.cancel()
+        await asyncio.gather(cancelled, return_exceptions=True)
+        remote.abort(number)
+        await first.ended()
+        await remote.room("nobody waits now", 1)
+        again = Heard()
+        await remote.admitted(remote.submit((2,), ENDLESS, again.put, key="second"))
+        with pytest.raises(QueueFull):
+            await remote.admitted(remote.submit((3,), ENDLESS, Heard().put))
+        knock = asyncio.ensure_future(remote.room("late", 1))
+        await asyncio.sleep(0)
+        engine.fail("the engine broke")
+        with pytest.raises((QueueFull, Unavailable)):
+            await knock
+        await until(lambda: remote.lost is not None)
+        await remote.room("lost: what follows says so", 1)
+
+    run(engine, go)
+
+
 def test_time_is_up(setup: Setup) -> None:
     async def go(remote: RemoteEngine, _: Desk) -> None:
         heard = Heard()

@@ -28,6 +28,7 @@ class World:
     chance: random.Random
     late: float = 0.1
     returns: float = 1.0
+    knocks: bool = False
     tokens: int | None = None
     now: float = 0.0
     busy: int = 0
@@ -56,6 +57,8 @@ class World:
                     heapq.heappush(events, (self.now + self.chance.expovariate(self.rate), order, "new", order))
                 self.retries += kind == "again"
                 try:
+                    if self.knocks:
+                        gate.knock(50, number)
                     gate.enter(number, 10 + number % 90, number)
                     self.line.append(number)
                 except QueueFull as full:
@@ -72,16 +75,18 @@ class World:
             order += 3
 
 
+@pytest.mark.parametrize("knocks", [False, True])
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("load", [1.5, 2, 4])
 @pytest.mark.parametrize(("seats", "mean_s"), [(8, 0.4), (16, 2.0), (64, 1.0), (4, 6.0)])
-def test_who_comes_back_as_told_finds_room(seats: int, mean_s: float, load: float, seed: int) -> None:
+def test_who_comes_back_as_told_finds_room(seats: int, mean_s: float, load: float, seed: int, knocks: bool) -> None:
     """At least 90 of 100; the queue stays bounded, and nobody idles meanwhile."""
     chance = random.Random(seed)
     capacity = seats / mean_s
     # So long that all whom it turns away have a place within the longest time that is told.
     until = min(60.0, 0.45 * MOST_S / (load - 0.7))
     world = World(seats, 4 * seats, load * capacity, until, lambda: chance.lognormvariate(-0.32, 0.8) * mean_s, chance)
+    world.knocks = knocks
     world.run()
     assert world.most_waiting <= 4 * seats
     assert (world.retries > 10 or load < 2) and max(world.told, default=1) < MOST_S
@@ -110,6 +115,25 @@ def test_prompt_tokens_are_bounded_too() -> None:
         gate.enter(5, 1, "e")
     assert 1 <= refused.value.retry_after_s <= MOST_S
     assert (gate.waiting, gate.accepted, gate.refused) == (2, 3, 2)
+
+
+def test_who_knocks_learns_what_entering_would_tell_and_takes_no_place() -> None:
+    now = [0.0]
+    gate = Gate(1, None, lambda: now[0])
+    gate.knock(10, "a")
+    gate.knock(10, "b")
+    assert (gate.waiting, gate.accepted, gate.refused) == (0, 0, 0)
+    gate.enter(1, 10, "a")
+    with pytest.raises(QueueFull) as full:
+        gate.knock(10, "b")
+    assert (gate.waiting, gate.refused) == (1, 1)
+    gate.start(1)
+    now[0] += full.value.retry_after_s
+    gate.knock(10, "b")
+    gate.knock(10, "b")  # the promise is kept until it enters
+    gate.enter(2, 10, "b")
+    with pytest.raises(QueueFull):
+        gate.enter(3, 10, "b")
 
 
 def test_without_a_limit_nobody_is_refused() -> None:

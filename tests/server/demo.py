@@ -41,7 +41,7 @@ class Told(msgspec.Struct):
 
 
 async def demo(service: Service, call: Call, body: Ask) -> Reply:
-    job = Job(service)
+    job = Job(service, call)
     params = SamplingParams(max_tokens=body.max_tokens, temperature=0.0, ignore_eos=True)
     if not body.stream:
         async with job:

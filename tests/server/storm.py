@@ -10,7 +10,7 @@ import struct
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 TEXT, CHAT = "/v1/completions", "/v1/chat/completions"
@@ -73,10 +73,7 @@ async def ask(url: str, request: bytes) -> Answer:
     try:
         writer.write(request)
         head = await reader.readuntil(b"\r\n\r\n")
-        status, *lines = head.decode("latin-1").split("\r\n")
-        answer.status = int(status.split()[1])
-        pairs = (line.partition(": ") for line in lines if line)
-        answer.headers = {name.lower(): value for name, _, value in pairs}
+        read_head(answer, head)
         await _body(reader, answer)
     except (OSError, asyncio.IncompleteReadError):
         answer.cut = True
@@ -84,6 +81,14 @@ async def ask(url: str, request: bytes) -> Answer:
         writer.close()
     answer.seconds = time.perf_counter() - begun
     return answer
+
+
+def read_head(answer: Answer, head: bytes) -> None:
+    """Status and headers, from their bytes."""
+    status, *lines = head.decode("latin-1").split("\r\n")
+    answer.status = int(status.split()[1])
+    pairs = (line.partition(": ") for line in lines if line)
+    answer.headers = {name.lower(): value for name, _, value in pairs}
 
 
 async def _body(reader: asyncio.StreamReader, answer: Answer) -> None:
@@ -155,3 +160,73 @@ async def until(holds: Callable[[], Any], within_s: float) -> float | None:
             return None
         await asyncio.sleep(0.01)
     return time.monotonic() - begun
+
+
+class _Kept(asyncio.Protocol):
+    """A connection that is used again and again, for one request at a time."""
+
+    def __init__(self) -> None:
+        self.transport: asyncio.Transport | None = None
+        self._came = bytearray()
+        self._answer: Answer | None = None
+        self._done: asyncio.Future[None] | None = None
+
+    async def ask(self, request: bytes) -> Answer:
+        """OSError where nothing came, since the connection was closed meanwhile."""
+        assert self.transport is not None
+        self._answer, self._done, begun = Answer(), asyncio.get_running_loop().create_future(), time.perf_counter()
+        self._came.clear()
+        self.transport.write(request)
+        await self._done
+        self._answer.seconds = time.perf_counter() - begun
+        return self._answer
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        self._came += data
+        assert self._answer is not None and self._done is not None
+        if not self._answer.status and (end := self._came.find(b"\r\n\r\n")) >= 0:
+            read_head(self._answer, bytes(self._came[: end + 4]))
+            del self._came[: end + 4]
+        length = self._answer.headers.get("content-length")
+        if not self._answer.status or self._done.done():
+            return
+        if length is None and self._came.endswith(b"\r\n0\r\n\r\n"):
+            # Every chunk holds whole lines, and the sizes between them begin with no "data: ".
+            self._answer.body = bytes(self._came)
+            self._done.set_result(None)
+        elif length is not None and len(self._came) == int(length):
+            self._answer.body = bytes(self._came)
+            self._done.set_result(None)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        if self._answer is not None and self._done is not None and not self._done.done():
+            self._answer.cut = True
+            self._done.set_result(None)
+
+
+class Pool:
+    """A client that keeps its connections, as those of most libraries do; opens one more where all are in use."""
+
+    def __init__(self, url: str) -> None:
+        parts = urlsplit(url)
+        self._where = (parts.hostname, parts.port)
+        self._idle: list[_Kept] = []
+
+    async def ask(self, request: bytes) -> Answer:
+        """One request, and its answer to the end."""
+        kept = self._idle.pop() if self._idle else None
+        if kept is None or kept.transport is None or kept.transport.is_closing():
+            _, kept = await asyncio.get_running_loop().create_connection(_Kept, *self._where)
+        answer = await kept.ask(request)
+        if not answer.cut:
+            self._idle.append(kept)
+        return answer
+
+    def close(self) -> None:
+        """Closes what is idle."""
+        for kept in self._idle:
+            if kept.transport is not None:
+                kept.transport.close()

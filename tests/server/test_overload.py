@@ -6,14 +6,16 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import psutil
 import pytest
+import uvloop
 
 from tests.server.live import Live, serving
-from tests.server.storm import Answer, ask, asked
+from tests.server.storm import Answer, Pool, ask, asked
 
 QUEUE, AT_ONCE = 16, 8
 TOKENS = 8
@@ -38,13 +40,16 @@ def request(number: int) -> bytes:
     return asked(f"Once upon a time {number}", TOKENS, stream=number % 2 == 0)
 
 
-async def peak(live: Live, count: int) -> float:
+Ask = Callable[[bytes], Awaitable[Answer]]
+
+
+async def peak(one_more: Ask, count: int) -> float:
     """Requests a second that are served where there is always one more, over `count` of them."""
     left, ends = iter(range(count + QUEUE)), []
 
     async def one() -> None:
         for number in left:
-            answer = await ask(live.url, request(10**6 + number))
+            answer = await one_more(request(10**6 + number))
             assert answer.complete, answer
             ends.append(time.monotonic())
 
@@ -53,14 +58,14 @@ async def peak(live: Live, count: int) -> float:
     return (count - 1) / (ends[count - 1 + AT_ONCE] - ends[AT_ONCE])
 
 
-async def overload(live: Live, rate: float, seconds: float, *, retries: int) -> Overload:
+async def overload(live: Live, send: Ask, rate: float, seconds: float, *, retries: int) -> Overload:
     """`rate` requests a second for so long, whatever becomes of them. Every so often one comes again, when it was told to."""
     found, chance, begun = Overload(), random.Random(3), time.monotonic()
     clients: list[asyncio.Task[None]] = []
     again = iter(range(retries))
 
     async def one(number: int) -> None:
-        answer = await ask(live.url, request(number))
+        answer = await send(request(number))
         found.first.append(answer)
         if answer.status == 200:
             found.finished.append(time.monotonic() - begun)
@@ -68,7 +73,7 @@ async def overload(live: Live, rate: float, seconds: float, *, retries: int) -> 
             wait_s = int(answer.headers["retry-after"])
             if time.monotonic() - begun + wait_s < seconds + 5 and next(again, None) is not None:
                 await asyncio.sleep(wait_s)
-                found.retried.append(await ask(live.url, request(number)))
+                found.retried.append(await send(request(number)))
 
     async def watch() -> None:
         processes = [psutil.Process(live.process.pid), *psutil.Process(live.process.pid).children(recursive=True)]
@@ -114,9 +119,13 @@ def figures_of(found: Overload, capacity: float, seconds: float) -> dict[str, fl
     }
 
 
-async def ten_times(live: Live, seconds: float, peaks: int) -> dict[str, float]:
-    capacity = await peak(live, peaks)
-    found = await overload(live, 10 * capacity, seconds, retries=200)
+async def ten_times(live: Live, seconds: float, peaks: int, *, keeps: bool) -> dict[str, float]:
+    """`keeps`: the clients keep their connections."""
+    pool = Pool(live.url)
+    send = pool.ask if keeps else partial(ask, live.url)
+    capacity = await peak(send, peaks)
+    found = await overload(live, send, 10 * capacity, seconds, retries=200)
+    pool.close()
     told = live.ask("/server_info")[1]["counters"]
     assert (told["running"], told["waiting"]) == (0, 0)
     assert (await ask(live.url, request(-1))).complete
@@ -125,7 +134,7 @@ async def ten_times(live: Live, seconds: float, peaks: int) -> dict[str, float]:
 
 def test_ten_times_too_many(figures: Callable[..., None]) -> None:
     with serving(*FLAGS) as live:
-        found = asyncio.run(ten_times(live, 5, 40))
+        found = uvloop.run(ten_times(live, 5, 40, keeps=True))
         figures("overload", **found)
         assert found["retried_and_taken"] >= 0.5 * found["retried"]
         assert found["growth_mib"] < 64
@@ -133,10 +142,11 @@ def test_ten_times_too_many(figures: Callable[..., None]) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_ten_times_too_many_for_a_minute(figures: Callable[..., None]) -> None:
+@pytest.mark.parametrize("keeps", [True, False])
+def test_ten_times_too_many_for_a_minute(keeps: bool, figures: Callable[..., None]) -> None:
     """Alone on its machine: the bounds are of time."""
     with serving(*FLAGS) as live:
-        found = asyncio.run(ten_times(live, 60, 200))
+        found = uvloop.run(ten_times(live, 60, 200, keeps=keeps))
         figures("overload", **found)
         assert found["refused_p99_ms"] <= 50
         assert found["of_peak"] >= 0.9

@@ -9,12 +9,14 @@ import socket
 import struct
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 
 from shardwise.engine.setup import Setup
 from shardwise.errors import QueueFull, ShardwiseError, Unavailable
 from shardwise.sched.request import SamplingParams
+from shardwise.server.call import Call
 from shardwise.server.job import Job
 from shardwise.server.refusal import Refusal
 from shardwise.server.service import Service
@@ -125,7 +127,7 @@ def test_a_job_that_nobody_reads_is_cut_off(held: ServingFake):
     async def run() -> Refusal:
         service = Service(held, Settings(max_behind=8))
         params = SamplingParams(max_tokens=100, ignore_eos=True, n=2)
-        async with Job(service) as job:
+        async with Job(service, Call("test", "", 0.0, "/")) as job:
             await job.start([service.front.prompt("Once")], [params])
             held.allow(8)
             news = [output async for output in one_list(job)]
@@ -156,7 +158,7 @@ def test_what_came_before_a_failure_is_given_out_first(held: ServingFake):
     async def run() -> dict[int, list[int]]:
         service = Service(held, Settings())
         found: dict[int, list[int]] = {0: [], 1: []}
-        async with Job(service) as job:
+        async with Job(service, Call("test", "", 0.0, "/")) as job:
             params = SamplingParams(max_tokens=100, ignore_eos=True)
             await job.start([service.front.prompt(list(ids)) for ids in prompts], [params] * 2)
             held.allow(5)
@@ -224,6 +226,27 @@ def test_a_full_queue_says_when_to_come_back(engine: ServingFake):
             away = served.post("/v1/demo", {"prompt": "Once", "stream": stream})
             assert away.status == 503 and int(away.headers["retry-after"]) > 0
         assert engine.running == 0
+
+
+def test_a_full_queue_refuses_before_it_reads(engine: ServingFake):
+    """Known by its body, tenant and path: who comes again is told apart from who never came."""
+    keys: list[tuple[str, int]] = []
+
+    async def room(key: str, tokens: int) -> None:
+        keys.append((key, tokens))
+        raise QueueFull("256 requests wait already", retry_after_s=7)
+
+    engine.room = room
+    routes = tuple(replace(route, queued=True) for route in DEMO)
+    with serving(engine, routes, api_keys=("one", "two")) as served:
+        for body in ({"prompt": "Once"}, {"prompt": "Once"}, {"prompt": "Twice"}, {"prompt": 8 * ["no prompt"]}):
+            full = served.post("/v1/demo", body, authorization="Bearer one")
+            assert (full.status, full.headers["retry-after"], full.json["error"]["code"]) == (429, "7", "queue_full")
+        assert served.post("/v1/demo", {"prompt": "Once"}, authorization="Bearer two").status == 429
+        assert served.post("/v1/demo", {"prompt": "Once"}).status == 401
+    names = [key for key, _ in keys]
+    assert len(names) == 5 and names[0] == names[1] and len(set(names)) == 4
+    assert keys[3][1] > keys[0][1] > 0 and not engine.submitted
 
 
 def test_draining_lets_open_requests_finish(held: ServingFake):

@@ -70,9 +70,9 @@ class Line:
                 self._cut()
             return self.cut or self.backlog
 
-    def send(self, message: bridge.Message) -> None:
-        """Sends a message, or keeps it until it can be sent."""
-        data = bridge.frame(message)
+    def send(self, *messages: bridge.Message) -> None:
+        """Sends messages, or keeps them until they can be sent."""
+        data = b"".join(map(bridge.frame, messages))
         with self._lock:
             self._put(data)
 
@@ -216,19 +216,21 @@ class Desk:
         try:
             with memoryview(self._buffer) as view:
                 messages = line.frames.feed(view[:count])
-            for message in messages:
-                self._obey(line, message)
+            answers = [answer for message in messages if (answer := self._obey(line, message)) is not None]
         except bridge.BridgeError:
-            count = 0
+            count, answers = 0, []
+        if answers:
+            line.send(*answers)
         if not count:
             line.cut = True
 
-    def _obey(self, line: Line, message: bridge.Message) -> None:
+    def _obey(self, line: Line, message: bridge.Message) -> bridge.Message | None:
+        """Does what a front asks: the answer, where there is one at once."""
         if isinstance(message, bridge.Submit):
-            line.send(self._submit(line, message))
-        elif isinstance(message, bridge.Knock):
-            line.send(self._knock(message))
-        elif isinstance(message, bridge.Abort):
+            return self._submit(line, message)
+        if isinstance(message, bridge.Knock):
+            return self._knock(message)
+        if isinstance(message, bridge.Abort):
             if (number := line.open.get(message.number)) is not None:
                 self._engine.abort(number)
         elif isinstance(message, bridge.FinishChoice):
@@ -238,6 +240,7 @@ class Desk:
             self._engine.gather(partial(self._answer, line, message.number))
         else:
             raise bridge.BridgeError(f"a front does not send {type(message).__name__}")
+        return None
 
     def _submit(self, line: Line, asked: bridge.Submit) -> bridge.Message:
         """Hands a request to the engine: the answer for its front."""

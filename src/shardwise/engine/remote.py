@@ -62,6 +62,7 @@ class RemoteEngine(asyncio.Protocol):
         self._open: dict[int, _Open] = {}
         self._refused: OrderedDict[int, ShardwiseError] = OrderedDict()
         self._knocks: dict[int, asyncio.Future[None]] = {}
+        self._knocking = bytearray()
         self._full = False
         self._statuses: dict[int, asyncio.Future[Status]] = {}
         self._lost: str | None = None
@@ -147,11 +148,18 @@ class RemoteEngine(asyncio.Protocol):
             return
         number, answer = next(self._numbers), self._loop.create_future()
         self._knocks[number] = answer
-        self._send(bridge.frame(bridge.Knock(number, key, tokens)))
+        # All that come in one round of the loop go out at once: when many are refused, system calls are what they cost.
+        if not self._knocking:
+            self._loop.call_soon(self._send_knocks)
+        self._knocking += bridge.frame(bridge.Knock(number, key, tokens))
         try:
             await answer
         finally:
             self._knocks.pop(number, None)
+
+    def _send_knocks(self) -> None:
+        data, self._knocking = self._knocking, bytearray()
+        self._send(data)
 
     async def admitted(self, request: int) -> None:
         """Returns once a request was taken in. QueueFull, RequestError or Unavailable where it was not; its sink got an `Ended`
@@ -188,7 +196,7 @@ class RemoteEngine(asyncio.Protocol):
         else:  # meanwhile, as seen from another thread
             self._refuse(number, Unavailable(self._lost))
 
-    def _send(self, data: bytes) -> None:
+    def _send(self, data: bytes | bytearray) -> None:
         if self._transport is not None and self._lost is None:
             self._transport.write(data)
 
