@@ -6,6 +6,8 @@ import os
 import resource
 import threading
 from collections.abc import Callable
+from dataclasses import replace
+from itertools import count, pairwise
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -14,6 +16,7 @@ import pytest
 from shardwise.engine.engine import Engine
 from shardwise.engine.ranks import first_readable
 from shardwise.engine.setup import Options, resolve
+from shardwise.engine.status import Status
 from shardwise.errors import RequestError, ShardwiseError
 from shardwise.sched.events import Emitted, Ended, Event
 from shardwise.sched.request import SamplingParams
@@ -111,3 +114,28 @@ def test_admission_knows_the_vocabulary(engine: Engine) -> None:
         ):
             with pytest.raises(RequestError, match=f"{name}: token id 1000000 is not in this model's vocabulary of "):
                 engine.submit(prompt, params, fails_with)
+
+
+def test_an_aborted_request_is_gone_within_one_step(engine: Engine) -> None:
+    """Beside one that goes on, whose tokens count the steps: it holds no slot and no page any more."""
+    leaving, seen, done, tokens = SimpleQueue[Event](), list[Status | None](), threading.Event(), count(1)
+    most = SamplingParams(temperature=0, max_tokens=80, ignore_eos=True)
+    number = engine.submit(PROMPT, replace(most, n=2), leaving.put)
+
+    def lasts(event: Event) -> None:
+        """On the engine's thread: what is ordered here is done, in this order, before the next step is."""
+        engine.gather(seen.append)
+        if isinstance(event, Ended):
+            done.set()
+        elif next(tokens) == 40:
+            engine.abort(number)
+
+    with engine:
+        engine.submit(PROMPT[:1], most, lasts)
+        assert ended(leaving).error is None
+        assert done.wait(30)
+    told = [status for status in seen if status is not None]
+    before = next(status for status, later in pairwise(told) if len(status.slots) > len(later.slots))
+    after = told[told.index(before) + 1]
+    assert after.steps - before.steps <= 1
+    assert after.pages[0].free > before.pages[0].free
