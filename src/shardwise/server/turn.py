@@ -171,6 +171,11 @@ def tenant(call: Call, salt: str | None) -> str:
     return f"{call.tenant}|{salt}" if salt else call.tenant
 
 
+def owner(tenant: str) -> str:
+    """Whose request it is: the `Call.tenant` of the key, whatever the salt."""
+    return tenant.partition("|")[0]
+
+
 def check_text_only(messages: Sequence[Mapping[str, Any]]) -> None:
     """RequestError for images, sound and files: they are not read, and no URL is ever fetched."""
     for n, message in enumerate(messages):
