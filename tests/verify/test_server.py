@@ -149,7 +149,8 @@ def test_a_password_in_the_address() -> None:
     [
         (b'{"error": {"message": "too\\n\\u001b[31m long"}}', "too [31m long"),
         (b'{"error": "a word"}', "a word"),
-        (b'{"detail": [{"loc": 1}]}', ""),
+        (b'{"detail": [{"loc": 1}]}', '[{"loc": 1}]'),
+        (b"{}", ""),
         (b'{"message": "at the top"}', "at the top"),
         (b'"a string"', "a string"),
         (b"plain \xff text\n", "plain \ufffd text"),

@@ -157,10 +157,10 @@ def complaint(data: bytes) -> str:
 
 
 def worded(found: object) -> str:
-    """The message of an error, in OpenAI's shape or one near to it."""
+    """The message of an error, in OpenAI's shape or one near to it; of another, all of it."""
     error = found.get("error", found.get("detail", found)) if isinstance(found, dict) else found
-    said = error.get("message", error.get("detail", "")) if isinstance(error, dict) else error
-    return _line(said if isinstance(said, str) else "")
+    said = error.get("message", error.get("detail", error)) if isinstance(error, dict) else error
+    return _line(said if isinstance(said, str) else json.dumps(said) if said else "")
 
 
 def _line(text: str) -> str:
