@@ -23,6 +23,7 @@ from shardwise.errors import RequestError
 from shardwise.sched.checks import check_text
 from shardwise.sched.pooling import PoolingParams, packed
 from shardwise.sched.request import MOST
+from shardwise.server.fields import Begins, KeptTokens, ModelName, Priority, Salt, Unused
 from shardwise.server.refusal import Refusal
 
 MAX_INPUTS = 2048
@@ -36,7 +37,7 @@ class EmbeddingBody(msgspec.Struct, kw_only=True):
         str | list[str | int | list[int]],
         Meta(description=f"A text, its token ids, or a list of up to {MAX_INPUTS} of either."),
     ]
-    model: Annotated[str, Meta(description="The model's name; the one there is if absent.")] | None = None
+    model: ModelName | None = None
     encoding_format: Annotated[
         Literal["float", "base64"], Meta(description="base64 is of the numbers as float32 in little-endian order.")
     ] = "float"
@@ -47,21 +48,11 @@ class EmbeddingBody(msgspec.Struct, kw_only=True):
         Literal["last", "mean"], Meta(description="The state of the last token, or the mean of all tokens'.")
     ] = "last"
     normalize: Annotated[bool, Meta(description="Divide each vector by its length.")] = True
-    truncate_prompt_tokens: (
-        Annotated[
-            int,
-            Meta(
-                ge=-1,
-                le=MOST,
-                description="Keep only so many tokens, the last; -1: what the context holds. Else too long is 400.",
-            ),
-        ]
-        | None
-    ) = None
-    add_special_tokens: Annotated[bool, Meta(description="Begin a text with the tokens that the model expects.")] = True
-    priority: Annotated[int, Meta(ge=-MOST, le=MOST, description="Lower is sooner.")] = 0
-    cache_salt: Annotated[str, Meta(description="Shares the prompt cache only with the same salt.")] | None = None
-    user: Annotated[str, Meta(description="Changes nothing.")] | None = None
+    truncate_prompt_tokens: KeptTokens | None = None
+    add_special_tokens: Begins = True
+    priority: Priority = 0
+    cache_salt: Salt | None = None
+    user: Unused | None = None
 
 
 class EmbeddingData(msgspec.Struct):

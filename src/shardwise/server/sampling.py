@@ -20,17 +20,16 @@ def _says(text: str) -> Meta:
     return Meta(description=text)
 
 
-class SamplingBody(msgspec.Struct, kw_only=True):
-    """Absent or null: the checkpoint's generation_config.json decides, else the default."""
+TopP = Annotated[float, Meta(gt=0, le=1, description="Draw from the likeliest tokens that have this probability in all.")]
 
-    n: Annotated[int, Meta(ge=1, le=MAX_CHOICES, description="How many answers to give; each is drawn apart.")] | None = None
+
+class DrawBody(msgspec.Struct, kw_only=True):
+    """How tokens are drawn. Absent or null: the checkpoint's generation_config.json decides, else the default."""
+
     temperature: (
         Annotated[float, Meta(ge=0, le=100, description="0 takes the likeliest token; higher is more varied.")] | None
     ) = None
-    top_p: (
-        Annotated[float, Meta(gt=0, le=1, description="Draw from the likeliest tokens that have this probability in all.")]
-        | None
-    ) = None
+    top_p: TopP | None = None
     top_k: (
         Annotated[int, Meta(ge=-1, le=MOST, description="Draw from so many of the likeliest tokens; 0 or -1 is all.")] | None
     ) = None
@@ -47,11 +46,17 @@ class SamplingBody(msgspec.Struct, kw_only=True):
         Annotated[float, Meta(gt=0, le=100, description="Above 1, tokens of the prompt and the answer get less likely.")] | None
     ) = None
     seed: Annotated[int, Meta(ge=1 - SEEDS, le=SEEDS - 1, description="The same seed gives the same answer.")] | None = None
+    stop: Annotated[str | list[str], _says("The answer ends before any of these texts.")] | None = None
+    ignore_eos: Annotated[bool, _says("Go on where the model would end.")] | None = None
+
+
+class SamplingBody(DrawBody, kw_only=True):
+    """All that may be said of an answer's tokens."""
+
+    n: Annotated[int, Meta(ge=1, le=MAX_CHOICES, description="How many answers to give; each is drawn apart.")] | None = None
     max_tokens: Annotated[int, Meta(ge=0, le=MOST, description="The most tokens of an answer.")] | None = None
     min_tokens: Annotated[int, Meta(ge=0, le=MOST, description="No end before so many tokens.")] | None = None
-    stop: Annotated[str | list[str], _says("The answer ends before any of these texts.")] | None = None
     stop_token_ids: Annotated[list[int], _says("The answer ends at any of these tokens.")] | None = None
-    ignore_eos: Annotated[bool, _says("Go on where the model would end.")] | None = None
     include_stop_str_in_output: Annotated[bool, _says("Keep the stop text in the answer.")] | None = None
     skip_special_tokens: Annotated[bool, _says("Leave special tokens out of the text.")] | None = None
     spaces_between_special_tokens: Annotated[bool, _says("Changes nothing.")] | None = None
@@ -82,6 +87,7 @@ class SamplingBody(msgspec.Struct, kw_only=True):
 
 
 SHARED = SamplingBody.__struct_fields__
+"""The fields of bodies that say how tokens are chosen, and mean the same in each."""
 
 
 class StreamOptions(msgspec.Struct):
@@ -92,8 +98,8 @@ class StreamOptions(msgspec.Struct):
 
 
 def given(body: msgspec.Struct) -> dict[str, object]:
-    """What a body says of the fields that all share."""
-    found = ((name, getattr(body, name)) for name in SHARED)
+    """What a body says of those of the fields that it has."""
+    found = ((name, getattr(body, name, None)) for name in SHARED)
     return {name: value for name, value in found if value is not None}
 
 

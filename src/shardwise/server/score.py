@@ -20,6 +20,7 @@ from shardwise.engine.text import Tokenizer
 from shardwise.errors import RequestError
 from shardwise.sched.request import MOST
 from shardwise.server.embeddings import MAX_INPUTS, PromptUsage, usage_of
+from shardwise.server.fields import ModelName, Priority, Salt, Unused
 from shardwise.server.refusal import Refusal
 
 PASSAGE = "Passage: {document}\n\nPlease write a question based on this passage.\n\nQuestion:"
@@ -32,10 +33,10 @@ class ScoreBody(msgspec.Struct, kw_only=True):
 
     text_1: Annotated[str | list[str], Meta(description="What stands before: one text for all of text_2, or one for each.")]
     text_2: Annotated[str | list[str], Meta(description="What is scored: the mean log-probability of its tokens.")]
-    model: Annotated[str, Meta(description="The model's name; the one there is if absent.")] | None = None
-    priority: Annotated[int, Meta(ge=-MOST, le=MOST, description="Lower is sooner.")] = 0
-    cache_salt: Annotated[str, Meta(description="Shares the prompt cache only with the same salt.")] | None = None
-    user: Annotated[str, Meta(description="Changes nothing.")] | None = None
+    model: ModelName | None = None
+    priority: Priority = 0
+    cache_salt: Salt | None = None
+    user: Unused | None = None
 
 
 class ScoreData(msgspec.Struct):
@@ -73,10 +74,10 @@ class RerankBody(msgspec.Struct, kw_only=True):
     ]
     top_n: Annotated[int, Meta(ge=0, le=MOST, description="Give only so many, the best; 0 or absent is all.")] = 0
     return_documents: Annotated[bool, Meta(description="Give the texts back beside their scores.")] = True
-    model: Annotated[str, Meta(description="The model's name; the one there is if absent.")] | None = None
-    priority: Annotated[int, Meta(ge=-MOST, le=MOST, description="Lower is sooner.")] = 0
-    cache_salt: Annotated[str, Meta(description="Shares the prompt cache only with the same salt.")] | None = None
-    user: Annotated[str, Meta(description="Changes nothing.")] | None = None
+    model: ModelName | None = None
+    priority: Priority = 0
+    cache_salt: Salt | None = None
+    user: Unused | None = None
 
 
 class Ranked(msgspec.Struct):

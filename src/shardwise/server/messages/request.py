@@ -11,11 +11,9 @@ from shardwise.sched.request import SamplingParams
 from shardwise.server.answer.tools import anthropic_offer
 from shardwise.server.conversation import variables_of
 from shardwise.server.messages.body import Blocks, CountBody, InputMessage, MessagesBody
-from shardwise.server.sampling import sampling
+from shardwise.server.sampling import given, sampling
 from shardwise.server.service import Service
 from shardwise.server.turn import Turn
-
-SAMPLING = ("temperature", "top_p", "top_k")
 
 
 def ask(service: Service, body: CountBody) -> Turn:
@@ -42,14 +40,13 @@ def ask(service: Service, body: CountBody) -> Turn:
 
 
 def _params(service: Service, body: CountBody) -> SamplingParams:
-    given: dict[str, object] = {}
+    values = given(body)
     if body.output_config is not None and body.output_config.format is not None:
-        given["structured_outputs"] = {"json": body.output_config.format.schema}
-    if not isinstance(body, MessagesBody):
-        return sampling(service, given, max_tokens=1)
-    given |= {name: value for name in SAMPLING if (value := getattr(body, name)) is not None}
+        values["structured_outputs"] = {"json": body.output_config.format.schema}
+    if isinstance(body, MessagesBody):
+        values["stop"] = body.stop_sequences or []
     try:
-        return sampling(service, {**given, "stop": body.stop_sequences or []}, max_tokens=body.max_tokens)
+        return sampling(service, values, max_tokens=1)
     except RequestError as error:
         raise RequestError(f"stop_sequences{str(error)[4:]}" if str(error).startswith("stop") else str(error)) from None
 
