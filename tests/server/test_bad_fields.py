@@ -85,6 +85,7 @@ SHARED: list[tuple[dict[str, Any], tuple[str, ...]]] = [
     ({"min_tokens": 5}, ("min_tokens", "5", "max_tokens", "1")),
     ({"stream": True, "prompt_logprobs": 1}, ("prompt_logprobs", "stream")),
     ({"truncate_prompt_tokens": 0}, ("truncate_prompt_tokens",)), ({"truncate_prompt_tokens": -2}, ("truncate_prompt_tokens",)),
+    ({"truncate_prompt_tokens": 2000}, ("truncate_prompt_tokens", "2000", "1024")),
     ({"request_id": ""}, ("request_id",)), ({"request_id": "a\nb"}, ("request_id",)),
     ({"request_id": "a" * 129}, ("request_id", "128")),
     ({"response_format": {"type": "xml"}}, ("response_format", "xml", "json_schema")),

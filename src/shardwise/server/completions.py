@@ -12,7 +12,6 @@ from shardwise.engine.complete import Prompt
 from shardwise.engine.outputs import CompletionOutput, Logprobs, RequestOutput
 from shardwise.engine.prompts import listed, read_prompt
 from shardwise.engine.text import Detokenizer
-from shardwise.errors import RequestError
 from shardwise.sched.request import SamplingParams
 from shardwise.server.call import Call
 from shardwise.server.completions_body import CompletionBody, CompletionReply, TextChoice
@@ -119,13 +118,7 @@ def _best_of(body: CompletionBody, params: SamplingParams) -> SamplingParams:
 
 
 def _prompt(service: Service, call: Call, body: CompletionBody, one: object, name: str) -> Prompt:
-    tokenizer = service.front.tokenizer
-    if isinstance(one, str) and not body.add_special_tokens:
-        found = Prompt(one, tuple(tokenizer.encode(one, add_special_tokens=False)))
-        if not found.ids:
-            raise RequestError(f"{name} is empty: it needs at least one token")
-    else:
-        found = read_prompt(one, tokenizer, name)
+    found = read_prompt(one, service.front.tokenizer, name, add_special_tokens=body.add_special_tokens)
     ids = shortened(service, found.ids, body.truncate_prompt_tokens)
     return replace(found, ids=ids, tenant=tenant(call, body.cache_salt))
 

@@ -16,11 +16,10 @@ from msgspec import Meta
 from shardwise.engine.admit import admit
 from shardwise.engine.complete import Prompt
 from shardwise.engine.embed import Pooling, check_dimensions
-from shardwise.engine.prompts import read_prompt
+from shardwise.engine.prompts import last_ids, read_prompt
 from shardwise.engine.setup import Setup
 from shardwise.engine.text import Tokenizer
 from shardwise.errors import RequestError
-from shardwise.sched.checks import check_text
 from shardwise.sched.pooling import PoolingParams, packed
 from shardwise.sched.request import MOST
 from shardwise.server.fields import Begins, KeptTokens, ModelName, Priority, Salt, Unused
@@ -95,12 +94,13 @@ def read(body: EmbeddingBody, tokenizer: Tokenizer, setup: Setup, *, tenant: str
     prompts = []
     for n, given in enumerate(listed_input(body.input)):
         name = "input" if isinstance(body.input, str) else f"input[{n}]"
-        prompt = _truncated(_prompt(given, body, tokenizer, name), body.truncate_prompt_tokens, setup.context)
+        prompt = read_prompt(given, tokenizer, name, add_special_tokens=body.add_special_tokens)
+        ids = last_ids(prompt.ids, body.truncate_prompt_tokens, setup.context)
         try:
-            admit(setup, prompt.ids, params)
+            admit(setup, ids, params)
         except RequestError as error:
             raise Refusal(400, f"{name}: {error}", param="input") from None
-        prompts.append(replace(prompt, tenant=tenant))
+        prompts.append(replace(prompt, ids=ids, tenant=tenant))
     return Asked(tuple(prompts), params)
 
 
@@ -140,31 +140,6 @@ def listed_input(given: str | Sequence[str | int | Sequence[int]]) -> list[str |
     if len(found) > MAX_INPUTS:
         raise Refusal(400, f"input has {len(found)} texts; {MAX_INPUTS} are the most, send the others apart", param="input")
     return found
-
-
-def _prompt(given: str | Sequence[int], body: EmbeddingBody, tokenizer: Tokenizer, name: str) -> Prompt:
-    if not isinstance(given, str) or body.add_special_tokens:
-        prompt = read_prompt(given, tokenizer, name)
-    else:
-        check_text(given, name)
-        prompt = Prompt(given, tuple(tokenizer.encode(given, add_special_tokens=False)))
-        if not prompt.ids:
-            raise RequestError(f"{name} is empty: it needs at least one token")
-    return prompt
-
-
-def _truncated(prompt: Prompt, most: int | None, context: int) -> Prompt:
-    """The last `most` tokens, as of vLLM's `SamplingParams.truncate_prompt_tokens`; of -1, as many as the context holds."""
-    if most is None:
-        return prompt
-    if most == 0 or most > context:
-        raise Refusal(
-            400,
-            f"truncate_prompt_tokens is {most}; it takes 1 to {context}, this model's context here, or -1 for that",
-            param="truncate_prompt_tokens",
-        )
-    kept = context if most == -1 else most
-    return prompt if len(prompt.ids) <= kept else Prompt(None, prompt.ids[-kept:])
 
 
 def _dimensions(body: EmbeddingBody, setup: Setup) -> None:

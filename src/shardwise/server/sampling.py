@@ -9,6 +9,7 @@ import msgspec
 from msgspec import Meta
 
 from shardwise.engine.admit import admit
+from shardwise.engine.prompts import last_ids
 from shardwise.errors import RequestError
 from shardwise.sched.fields import sampling_fields
 from shardwise.sched.request import MAX_BIAS, MAX_CHOICES, MAX_LOGPROBS, MOST, SEEDS, SamplingParams
@@ -143,10 +144,8 @@ def check_fits(service: Service, ids: tuple[int, ...], params: SamplingParams, p
         raise Refusal(400, f"{error}. {known} tokens", param=param, code="context_length_exceeded") from None
 
 
-def shortened(service: Service, ids: tuple[int, ...], most: int | None) -> tuple[int, ...]:
-    """The last `most` ids, all where it is None; -1 is what leaves room for one more in the context."""
-    if most is None:
-        return ids
-    if most == 0:
-        raise Refusal(400, "truncate_prompt_tokens is 0; it takes a whole number from 1, or -1", param="truncate_prompt_tokens")
-    return ids[-(service.engine.setup.context - 1 if most == -1 else most) :]
+def shortened(
+    service: Service, ids: tuple[int, ...], most: int | None, name: str = "truncate_prompt_tokens"
+) -> tuple[int, ...]:
+    """The last `most` ids, as `last_ids`, with room for one more."""
+    return last_ids(ids, most, service.engine.setup.context, spare=1, name=name)

@@ -152,6 +152,11 @@ def rendered(service: Service, turn: Turn) -> Prompt:
     return replace(prompt, ids=shortened(service, prompt.ids, turn.truncate))
 
 
+def counted(service: Service, turn: Turn) -> int:
+    """How many tokens the prompt of a turn has; as `rendered`."""
+    return len(rendered(service, turn).ids)
+
+
 def _template(service: Service, turn: Turn) -> ChatTemplate:
     return service.front.template if turn.template is None else service.front.template.other(turn.template)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,11 +13,12 @@ from shardwise.sched.checks import shown
 from shardwise.sched.request import SamplingParams
 from shardwise.server.answer.tools import responses_offer
 from shardwise.server.conversation import variables_of
+from shardwise.server.frames import new_id, now
 from shardwise.server.refusal import Refusal
 from shardwise.server.responses.body import ResponsesBody, TextConfig
 from shardwise.server.responses.items import Item, conversation, read_items
 from shardwise.server.responses.output import Response
-from shardwise.server.responses.writer import Origin, new_id
+from shardwise.server.responses.writer import Origin
 from shardwise.server.sampling import given, sampling
 from shardwise.server.service import Service
 from shardwise.server.turn import Turn
@@ -84,8 +84,8 @@ def ask(
         salt=body.cache_salt or "",
     )
     response = Response(
-        id=new_id("resp"),
-        created_at=int(time.time()),
+        id=new_id("resp_"),
+        created_at=now(),
         model=model,
         reasoning={"effort": body.reasoning and body.reasoning.effort, "summary": body.reasoning and body.reasoning.summary},
         text=_text(body.text),
