@@ -15,6 +15,7 @@ from shardwise.engine.text import Detokenizer
 from shardwise.sched.request import SamplingParams
 from shardwise.server.call import Call
 from shardwise.server.completions_body import CompletionBody, CompletionReply, TextChoice
+from shardwise.server.fields import check_count
 from shardwise.server.frames import Frames, begun, fingerprint, new_id, now
 from shardwise.server.job import Job
 from shardwise.server.logprobs import Offsets, Speller, TextLogprobs, joined, prompt_shape
@@ -84,8 +85,7 @@ def read(service: Service, call: Call, body: CompletionBody) -> Asked:
     if body.best_of:
         params = _best_of(body, params)
     given_prompts = listed(body.prompt)
-    if len(given_prompts) > service.settings.max_prompts:
-        raise Refusal(400, f"{len(given_prompts)} prompts are more than the {service.settings.max_prompts} of one request")
+    check_count(len(given_prompts), service.settings.max_prompts, "prompt")
     many = len(given_prompts) > 1
     prompts = []
     for n, one in enumerate(given_prompts):

@@ -22,11 +22,8 @@ from shardwise.engine.text import Tokenizer
 from shardwise.errors import RequestError
 from shardwise.sched.pooling import PoolingParams, packed
 from shardwise.sched.request import MOST
-from shardwise.server.fields import Begins, KeptTokens, ModelName, Priority, Salt, Unused
+from shardwise.server.fields import MAX_INPUTS, Begins, KeptTokens, ModelName, Priority, Salt, Unused, check_count
 from shardwise.server.refusal import Refusal
-
-MAX_INPUTS = 2048
-"""Texts of one request, as in OpenAI's API."""
 
 
 class EmbeddingBody(msgspec.Struct, kw_only=True):
@@ -87,12 +84,15 @@ class Asked:
     params: PoolingParams
 
 
-def read(body: EmbeddingBody, tokenizer: Tokenizer, setup: Setup, *, tenant: str = "") -> Asked:
-    """Checks and tokenises; blocks. RequestError or Refusal for what cannot run: also a prompt that is too long."""
+def read(body: EmbeddingBody, tokenizer: Tokenizer, setup: Setup, *, tenant: str = "", most: int = MAX_INPUTS) -> Asked:
+    """Checks and tokenises; blocks. RequestError or Refusal for what cannot run: also a prompt that is too long, or more than
+    `most` of them."""
     _dimensions(body, setup)
     params = PoolingParams(body.pooling)
     prompts = []
-    for n, given in enumerate(listed_input(body.input)):
+    inputs = listed_input(body.input)
+    check_count(len(inputs), most, "input")
+    for n, given in enumerate(inputs):
         name = "input" if isinstance(body.input, str) else f"input[{n}]"
         prompt = read_prompt(given, tokenizer, name, add_special_tokens=body.add_special_tokens)
         ids = last_ids(prompt.ids, body.truncate_prompt_tokens, setup.context)
@@ -122,7 +122,7 @@ def usage_of(prompts: Sequence[Prompt]) -> PromptUsage:
 
 
 def listed_input(given: str | Sequence[str | int | Sequence[int]]) -> list[str | Sequence[int]]:
-    """The inputs one by one: a list of numbers is one of them. Refusal where there are none, too many, or a mixture."""
+    """The inputs one by one: a list of numbers is one of them. Refusal where there are none, or a mixture."""
     if isinstance(given, str):
         return [given]
     if given and isinstance(given[0], int):
@@ -137,8 +137,6 @@ def listed_input(given: str | Sequence[str | int | Sequence[int]]) -> list[str |
         raise Refusal(400, f"input[{place}] is a token id, but input[0] is not; send one kind in a list", param="input")
     if not found:
         raise Refusal(400, "input is empty; send at least one text", param="input")
-    if len(found) > MAX_INPUTS:
-        raise Refusal(400, f"input has {len(found)} texts; {MAX_INPUTS} are the most, send the others apart", param="input")
     return found
 
 

@@ -1,4 +1,4 @@
-"""Fields that many bodies have: one range and one text for each, wherever it stands."""
+"""Fields that many bodies have, one range and one text for each; and how many texts may stand in one."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Annotated
 from msgspec import Meta
 
 from shardwise.sched.request import MOST
+from shardwise.server.refusal import Refusal
+from shardwise.server.settings import Settings
 
 ModelName = Annotated[str, Meta(description="The model's name; the one there is if absent.")]
 Priority = Annotated[int, Meta(ge=-MOST, le=MOST, description="Lower is sooner.")]
@@ -19,3 +21,12 @@ KeptTokens = Annotated[
     Meta(ge=-1, le=MOST, description="Keep only so many tokens, the last; -1: what the context holds. Else too long is 400."),
 ]
 Unused = Annotated[str, Meta(description="Changes nothing.")]
+
+MAX_INPUTS = Settings().max_prompts
+"""Texts of one request, unless a server is told otherwise."""
+
+
+def check_count(count: int, most: int, name: str) -> None:
+    """Refusal for more than `most` texts."""
+    if count > most:
+        raise Refusal(400, f"{name} has {count} texts; {most} are the most, send the others apart", param=name)
