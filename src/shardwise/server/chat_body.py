@@ -8,13 +8,10 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from shardwise.sched.request import MAX_LOGPROBS, MOST
-from shardwise.server.fields import KeptTokens, ModelName, Priority, RequestId, Salt, Streams, Unused
+from shardwise.server.fields import Effort, KeptTokens, ModelName, Priority, RequestId, Salt, Streams, Unused
 from shardwise.server.logprobs import ChatLogprobs, PromptLogprob
 from shardwise.server.sampling import SamplingBody, StreamOptions
 from shardwise.server.usage import UsageReply
-
-Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
-
 
 Messages = Annotated[
     list[dict[str, Any]],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from msgspec import Meta
 
@@ -20,6 +20,7 @@ KeptTokens = Annotated[
     int,
     Meta(ge=-1, le=MOST, description="Keep only so many tokens, the last; -1: what the context holds. Else too long is 400."),
 ]
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 Unused = Annotated[str, Meta(description="Changes nothing.")]
 
 MAX_INPUTS = Settings().max_prompts

@@ -31,7 +31,12 @@ def ask(service: Service, body: CountBody) -> Turn:
         tools=offer.tools,
         tool_choice=offer.choice,
         parallel=offer.parallel,
-        variables=_variables(body),
+        # Where the request says nothing of thinking, the model does as it is used to.
+        variables=variables_of(
+            None,
+            effort=body.output_config.effort if body.output_config else None,
+            thinking=body.thinking.type if body.thinking else None,
+        ),
         continue_final_message=body.messages[-1].role == "assistant",
         fit=True,
         budget=body.thinking.budget_tokens if body.thinking and body.thinking.type == "enabled" else None,
@@ -49,14 +54,6 @@ def _params(service: Service, body: CountBody) -> SamplingParams:
         return sampling(service, values, max_tokens=1)
     except RequestError as error:
         raise RequestError(f"stop_sequences{str(error)[4:]}" if str(error).startswith("stop") else str(error)) from None
-
-
-def _variables(body: CountBody) -> dict[str, Any]:
-    """What the chat template is told; where the request says nothing of thinking, the model does as it is used to."""
-    found = variables_of(None, body.output_config.effort if body.output_config else None)
-    if body.thinking is not None and body.thinking.type in ("enabled", "disabled"):
-        found["enable_thinking"] = found["thinking"] = body.thinking.type == "enabled"
-    return found
 
 
 # --- messages ---------------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from shardwise.server.fields import ModelName, Priority, Salt
+from shardwise.server.fields import Effort, ModelName, Priority, Salt
 from shardwise.server.sampling import DrawBody
 
 MOST_ITEMS = 10_000
@@ -39,7 +39,7 @@ class TextConfig(msgspec.Struct):
 class Reasoning(msgspec.Struct):
     """`effort` goes to the chat template ("none" switches thinking off). `summary` changes nothing: reasoning comes whole."""
 
-    effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
+    effort: Effort | None = None
     summary: str | None = None
 
 
