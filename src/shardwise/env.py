@@ -20,8 +20,8 @@ API_KEY = "SHARDWISE_API_KEY"
 
 
 def api_key(environ: Mapping[str, str] = os.environ) -> str | None:
-    """The key for a server, or None."""
-    return environ.get(API_KEY) or None
+    """The key for a server, or None. The variable may hold the list that `shardwise serve` takes: the first of it."""
+    return environ.get(API_KEY, "").split(",")[0].strip() or None
 
 
 def debug(environ: Mapping[str, str] = os.environ) -> bool:

@@ -68,7 +68,17 @@ def test_a_server_of_another_model(ids):
     """Exit code 1, everything in one line of JSON; the key comes from the environment."""
     with OpenAI(raw=(200, json.dumps(ANSWER).encode()), key="sk-good") as server:
         done = verify(
-            "-tp", "1", "-n", "1", "--prompts", ids, "--against", server.url, "--json", "--stats", SHARDWISE_API_KEY="sk-good"
+            "-tp",
+            "1",
+            "-n",
+            "1",
+            "--prompts",
+            ids,
+            "--against",
+            server.url,
+            "--json",
+            "--stats",
+            SHARDWISE_API_KEY="sk-good,another",
         )
     assert (done.code, done.left) == (1, ())
     times = done.err.splitlines()
@@ -164,7 +174,7 @@ def test_exit_codes():
         (["-tp", "13", "--against", "http://127.0.0.1:1"], "cannot be reached"),
         (["-tp", "1,13"], "there is nothing to hold -tp 1 against: give --against, or another degree"),
         (["--against", "transfomers"], "give transformers, or an address such as http://127.0.0.1:8000"),
-        (["--against", "ftp://x"], "is not an address"),
+        (["--against", "ftp://x"], "is no address"),
         (["--api-key", "x"], "--api-key is for --against URL"),
         (["--served-model", "x", "--against", "transformers"], "--served-model is for --against URL"),
         (["--against", "http://127.0.0.1:1", "--api-key", "clé"], "must be printable ASCII"),

@@ -69,6 +69,25 @@ def test_a_sink_that_fails_takes_nobody_s_end(engine: Engine) -> None:
             engine.submit(PROMPT, LONG, late.put)
 
 
+def test_its_status_says_whose_requests_are_open(engine: Engine) -> None:
+    events: SimpleQueue[Event] = SimpleQueue()
+    statuses: SimpleQueue[Status | None] = SimpleQueue()
+
+    def asks(_: Status | None) -> None:
+        # On the engine's thread: both orders are taken together, so that nothing ends between them.
+        engine.submit(PROMPT, LONG, events.put, tenant="key|salt", priority=3)
+        engine.gather(statuses.put)
+
+    with engine:
+        engine.gather(asks)
+        status = statuses.get(timeout=30)
+        assert status is not None and (status.waiting, status.running) == (1, 0)
+        assert [(slot.tenant, slot.prompt, slot.priority) for slot in status.slots] == [("key|salt", len(PROMPT), 3)]
+        assert ended(events).error is None
+    engine.gather(statuses.put)
+    assert statuses.get(timeout=30) is None
+
+
 def test_closed_within_a_sink_and_by_several_threads(engine: Engine) -> None:
     events: SimpleQueue[Event] = SimpleQueue()
 

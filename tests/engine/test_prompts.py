@@ -9,7 +9,7 @@ import pytest
 
 from shardwise.engine.front import bad_ids
 from shardwise.engine.hub import bundled
-from shardwise.engine.prompts import conversations, listed, read_chat, read_prompt
+from shardwise.engine.prompts import conversations, last_ids, listed, read_chat, read_prompt
 from shardwise.engine.template import open_template
 from shardwise.engine.text import Tokenizer, open_tokenizer
 from shardwise.errors import RequestError
@@ -75,6 +75,23 @@ def test_an_empty_text_is_a_prompt_where_the_tokenizer_begins_it(tokenizer):
     else:
         with pytest.raises(RequestError, match="the prompt is empty"):
             read_prompt("", tokenizer)
+
+
+def test_a_text_begins_as_it_is_told(tokenizer):
+    bare = read_prompt("Hello", tokenizer, add_special_tokens=False)
+    assert (bare.text, bare.ids) == ("Hello", tuple(tokenizer.encode("Hello", add_special_tokens=False)))
+    with pytest.raises(RequestError, match="the prompt is empty"):
+        read_prompt("", tokenizer, add_special_tokens=False)
+
+
+def test_the_last_ids():
+    ids = tuple(range(12))
+    for most, spare, wanted in ((None, 0, ids), (5, 0, ids[-5:]), (10, 3, ids[-10:]), (-1, 0, ids[-10:]), (-1, 1, ids[-9:])):
+        assert last_ids(ids, most, 10, spare=spare) == wanted
+    assert last_ids(ids[:3], 5, 10) == last_ids(ids[:3], -1, 10, spare=1) == ids[:3]
+    for most in (0, -2, 11):
+        with pytest.raises(RequestError, match=f"^truncate is {most}; it takes 1 to 10, .* or -1"):
+            last_ids(ids, most, 10, name="truncate")
 
 
 def test_conversations(tokenizer):

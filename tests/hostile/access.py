@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from random import Random
 
@@ -39,8 +40,13 @@ HEADERS = (
     "Origin: http://localhost", "Access-Control-Request-Method: POST", "Cookie: api_key=x", "Transfer-Encoding: chunked",
     "Content-Length: 5",
 )  # fmt: skip
-OPEN = (b'{"status":"ok"}', b"")
-"""What an open route says; to HEAD, nothing."""
+OPEN = (b'{"status":"ok"}\n', b"")
+"""What the open routes say besides the documents; to HEAD, nothing."""
+
+LENGTH = re.compile(rb"(?im)^content-length: *(\d+)\r?$")
+
+DOCUMENTS = ("/docs", "/openapi.json")
+"""Open too: what they say, they say to everybody."""
 
 
 def request(seed: int, number: int) -> bytes:
@@ -70,17 +76,27 @@ def request(seed: int, number: int) -> bytes:
     return head + b"0\r\n\r\n"
 
 
-def passes(request: bytes, data: bytes) -> str | None:
-    """What was served that should not have been; None where nothing was. Unreadable for what is no answer."""
+def passes(request: bytes, data: bytes, said: Sequence[bytes]) -> str | None:
+    """What was served that should not have been; None where nothing was: `said` may be. Unreadable for what is no answer."""
+    lengths = {str(len(body)).encode() for body in said}
     for reply in replies(data, headless=request.startswith(b"HEAD ")):
         if reply.status >= 500 and reply.status != 505:
             return f"status {reply.status}"
         preflight = reply.status == 204 and not reply.body and b"access-control-allow-origin" not in reply.head
-        if reply.status < 300 and reply.body not in OPEN and not preflight:
+        if reply.status < 300 and reply.body not in said and not preflight:
             return f"status {reply.status}: {reply.body[:200]!r}"
-        if reply.status < 300 and not reply.body and re.search(rb"(?i)content-length: (?!0|15\r)", reply.head + b"\r"):
+        if reply.status < 300 and not reply.body and not lengths.issuperset(LENGTH.findall(reply.head)):
             return f"status {reply.status} with {reply.head!r}"
     return None
+
+
+async def document(target: Target, path: str) -> bytes:
+    """What is said at a path to who has no key."""
+    asked = f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode()
+    answer, _ = await exchanged(target, replace(CASE, parts=(asked,)), 0)
+    [reply] = replies(answer)
+    assert reply.status == 200 and reply.body, reply.head
+    return reply.body
 
 
 async def tried(target: Target, seed: int, count: int, at_once: int = 8) -> tuple[Counter[int], list[tuple[int, str]]]:
@@ -89,13 +105,15 @@ async def tried(target: Target, seed: int, count: int, at_once: int = 8) -> tupl
     through: list[tuple[int, str]] = []
     numbers = iter(range(count))
 
+    said = [*OPEN, *[await document(target, path) for path in DOCUMENTS]]
+
     async def work() -> None:
         for number in numbers:
             data = request(seed, number)
             answer, _ = await exchanged(target, replace(CASE, parts=(data,)), 0)
             try:
                 statuses.update(reply.status for reply in replies(answer, headless=data.startswith(b"HEAD ")))
-                if what := passes(data, answer):
+                if what := passes(data, answer, said):
                     through.append((number, what))
             except Unreadable as error:
                 through.append((number, str(error)))

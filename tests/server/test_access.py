@@ -14,7 +14,8 @@ from tests.server.demo import DEMO
 from tests.server.drive import Served, serving
 from tests.server.engines import ServingFake
 
-OPEN = {"/health", "/ready", "/ping"}
+OPEN = {"/health", "/ready", "/ping", "/openapi.json", "/docs", "/"}
+DOCUMENTS = ("/openapi.json", "/docs")
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "PROPFIND")
 KEYS: dict[str, list[tuple[str, str]]] = {
     "none": [],
@@ -77,7 +78,9 @@ PIECES += ["/health?", "/ready/..", "%68ealth", "%2568ealth", "x", "/named/", "?
 
 
 def test_no_spelling_gets_past_the_key(served: Served):
-    """What is served without a key is what /health and /ready say, and nothing else."""
+    """What is served without a key is what /health, /ready and the documents say, and nothing else."""
+    told = {path: served.get(path).body for path in ("/health", *DOCUMENTS)}
+    assert len(set(told.values())) == 3
     source = random.Random(5)
     targets = [f"/{'/'.join(source.choices(PIECES, k=source.randint(1, 4)))}" for _ in range(150)]
     targets += ["".join(source.choices(PIECES, k=source.randint(1, 5))) for _ in range(150)]
@@ -92,10 +95,21 @@ def test_no_spelling_gets_past_the_key(served: Served):
         answer = raw(served, target)
         if status(answer) == 200:
             served_without += 1
-            assert answer.endswith(b'{"status":"ok"}\n'), target
+            assert answer.partition(b"\r\n\r\n")[2] in told.values(), target
         else:
             assert status(answer) in (400, 401), (target, answer[:100])
     assert served_without > 3, "some of them lead to what is open"
+
+
+def test_a_browser_opens_the_documents_without_a_key(setup: Setup):
+    """They tell nothing of keys; a page of another name gets them no more than anything else."""
+    with ServingFake(setup) as engine, serving(engine, DEMO, api_keys=("sesame-7",)) as served:
+        for path in (*DOCUMENTS, "/"):
+            answer = served.get(path)
+            assert answer.status == 200 and b"sesame" not in answer.body, path
+            assert served.get(path, Authorization="Bearer wrong").body == answer.body, "a key is not looked at, either"
+            assert served.get(path, Host="evil.example").status == 403, path
+        assert served.post("/docs", {}).status == 401
 
 
 def test_a_preflight_needs_no_key_and_the_request_does(setup: Setup):

@@ -85,6 +85,7 @@ SHARED: list[tuple[dict[str, Any], tuple[str, ...]]] = [
     ({"min_tokens": 5}, ("min_tokens", "5", "max_tokens", "1")),
     ({"stream": True, "prompt_logprobs": 1}, ("prompt_logprobs", "stream")),
     ({"truncate_prompt_tokens": 0}, ("truncate_prompt_tokens",)), ({"truncate_prompt_tokens": -2}, ("truncate_prompt_tokens",)),
+    ({"truncate_prompt_tokens": 2000}, ("truncate_prompt_tokens", "2000", "1024")),
     ({"request_id": ""}, ("request_id",)), ({"request_id": "a\nb"}, ("request_id",)),
     ({"request_id": "a" * 129}, ("request_id", "128")),
     ({"response_format": {"type": "xml"}}, ("response_format", "xml", "json_schema")),
@@ -215,5 +216,10 @@ def test_nothing_of_all_this_ran(served: Served):
 def test_more_choices_than_the_server_gives(setup: Setup):
     with ServingFake(setup) as engine, serving(engine, ROUTES, max_choices=2, max_prompts=2) as served:
         refused(served.post(TEXT, {"prompt": "a", "n": 3}), "n is 3", "2")
-        refused(served.post(TEXT, {"prompt": ["a"] * 3}), "3 prompts", "2")
+        many = ["a"] * 3
+        for path, body in (
+            (TEXT, {"prompt": many}), ("/v1/embeddings", {"input": many}), ("/v1/score", {"text_1": "a", "text_2": many}),
+            ("/v1/rerank", {"query": "a", "documents": many}),
+        ):  # fmt: skip
+            refused(served.post(path, body), "has 3 texts; 2 are the most")
         assert served.post(TEXT, {"prompt": ["a"] * 2, "n": 2}).status == 200

@@ -22,7 +22,8 @@ from shardwise.engine.text import Tokenizer, open_tokenizer
 from shardwise.errors import RequestError, ShardwiseError
 from shardwise.sched.events import Ended, Event
 from shardwise.sched.pooling import PoolingParams
-from shardwise.server.embeddings import MAX_INPUTS, Asked, EmbeddingBody, listed_input, read, reply
+from shardwise.server.embeddings import Asked, EmbeddingBody, listed_input, read, reply
+from shardwise.server.fields import MAX_INPUTS
 from shardwise.server.refusal import Refusal
 
 Make = Callable[..., FakeEngine]

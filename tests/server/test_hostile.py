@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Any
@@ -15,12 +16,14 @@ from shardwise.server.reply import Json, Reply
 from shardwise.server.route import Route
 from shardwise.server.routes import ROUTES
 from shardwise.server.service import Service
-from tests.hostile.campaign import run
+from tests.hostile.access import tried
+from tests.hostile.campaign import Target, run
 from tests.hostile.wire import KINDS, case, planted
 from tests.server.drive import Served, serving, wait_for
 from tests.server.engines import ServingFake
 
 CASES, SEED, PATIENCE_S = 400, 20, 1.0
+TIMES: dict[str, Any] = {"head_timeout_s": PATIENCE_S, "body_stall_s": PATIENCE_S, "idle_timeout_s": PATIENCE_S}
 
 
 class Fraction(msgspec.Struct):
@@ -43,8 +46,7 @@ def told(prompt: Sequence[int], choice: int, place: int) -> int:
 
 @pytest.fixture(scope="module")
 def served(setup: Setup) -> Iterator[Served]:
-    limits: dict[str, Any] = {"head_timeout_s": PATIENCE_S, "body_stall_s": PATIENCE_S, "idle_timeout_s": PATIENCE_S}
-    with ServingFake(setup, told) as engine, serving(engine, (*ROUTES, FAULT), max_choices=4, max_prompts=8, **limits) as made:
+    with ServingFake(setup, told) as engine, serving(engine, (*ROUTES, FAULT), max_choices=4, max_prompts=8, **TIMES) as made:
         yield made
 
 
@@ -62,6 +64,16 @@ def test_a_planted_fault_is_found(served: Served):
     good = {"prompt": "Once", "divisor": 3}
     found = run(served.url, PATIENCE_S, ((n, planted("/v1/planted", good, SEED, n)) for n in range(600)))
     assert any("status 500" in what for _, what in found.faults), found.statuses
+
+
+def test_nothing_is_served_without_a_key(setup: Setup):
+    with ServingFake(setup) as engine, serving(engine, ROUTES, api_keys=("sesame",), **TIMES) as served:
+        statuses, through = asyncio.run(tried(Target(served.port, PATIENCE_S), SEED, 4 * CASES))
+        assert through == [], through[:5]
+        assert statuses[200] > 3 and statuses[401] > 50, statuses
+    with ServingFake(setup) as engine, serving(engine, ROUTES, **TIMES) as served:
+        _, through = asyncio.run(tried(Target(served.port, PATIENCE_S), SEED, CASES))
+        assert through, "what is open by mistake shows"
 
 
 def test_a_case_is_the_same_by_its_number():

@@ -169,7 +169,6 @@ def test_the_best_come_first_and_equal_ones_in_their_order(
         {"query": "a", "documents": "a"},
         {"query": "a", "documents": [5]},
         {"query": "a", "documents": [{"title": "a"}]},
-        {"query": "a", "documents": ["a"] * 2049},
         {"query": "a", "documents": ["a"], "top_n": -1},
     ],
 )

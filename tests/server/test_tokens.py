@@ -158,7 +158,14 @@ def test_tgi_fills_what_there_is(served: Served, engine: ServingFake):
 
 
 def test_tgi_tells_errors_in_its_shape(served: Served, engine: ServingFake):
-    for parameters in ({"typical_p": 0.5}, {"watermark": True}, {"adapter_id": "x"}, {"best_of": 2}, {"temperature": -1}):
+    for parameters in (
+        {"typical_p": 0.5},
+        {"watermark": True},
+        {"adapter_id": "x"},
+        {"best_of": 2},
+        {"temperature": -1},
+        {"truncate": 2000},
+    ):
         answer = served.post("/generate", {"inputs": "Say", "parameters": parameters})
         assert answer.status == 400 and answer.json["error_type"] == "validation"
         assert next(iter(parameters)) in answer.json["error"]

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from shardwise.errors import UserError
-from shardwise.verify.client import Client
+from shardwise.verify.client import Client, complaint
 from shardwise.verify.run import Report
 from shardwise.verify.server import Server, open_server
 from tests.verify.openai_server import KEY, Logits, OpenAI
@@ -142,6 +142,25 @@ def test_a_password_in_the_address() -> None:
     with pytest.raises(UserError, match="holds a name or a password") as raised:
         Client("http://me:secret@host", None)
     assert "secret" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (b'{"error": {"message": "too\\n\\u001b[31m long"}}', "too [31m long"),
+        (b'{"error": "a word"}', "a word"),
+        (b'{"detail": [{"loc": 1}]}', '[{"loc": 1}]'),
+        (b"{}", ""),
+        (b'{"message": "at the top"}', "at the top"),
+        (b'"a string"', "a string"),
+        (b"plain \xff text\n", "plain \ufffd text"),
+        (b"<html><body>502 Bad Gateway", ""),
+        (b"[" * 100_000, "[" * 1000),
+        (b"", ""),
+    ],
+)
+def test_what_a_refusal_says(body: bytes, said: str) -> None:
+    assert complaint(body) == said
 
 
 # --- servers that do wrong --------------------------------------------------------------------------------------------

@@ -9,8 +9,9 @@ from contextlib import closing
 
 from shardwise.cli import flags
 from shardwise.cli.prompt import read_prompt
-from shardwise.cli.remote import URL, add_url, server
+from shardwise.cli.remote import add_url, server
 from shardwise.cli.show import rates, write
+from shardwise.verify.client import URL
 
 
 def run(argv: Sequence[str]) -> None:

@@ -11,7 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from shardwise.engine.outputs import CompletionOutput, Logprob, Logprobs, Metrics, RequestOutput
-from shardwise.engine.text import Detokenizer, StopStrings, Tokenizer
+from shardwise.engine.stops import StopStrings
+from shardwise.engine.text import Detokenizer, Tokenizer
 from shardwise.sched.events import Emitted, Ended, Event, Finish, Scored
 from shardwise.sched.request import RequestOutputKind, SamplingParams
 from shardwise.sched.step import Chosen

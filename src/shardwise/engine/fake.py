@@ -40,6 +40,7 @@ class _Request:
     until: float
     priority: int
     written: list[int] = field(default_factory=list)
+    tenant: str = ""
 
 
 class FakeEngine:
@@ -109,7 +110,7 @@ class FakeEngine:
             now, n = time.monotonic(), choices_of(params)
             until = math.inf if timeout_s is None else now + timeout_s
             self._open[number] = _Request(
-                tuple(prompt), params, sink, frozenset(ends), limit, list(range(n)), now, until, priority, [0] * n
+                tuple(prompt), params, sink, frozenset(ends), limit, list(range(n)), now, until, priority, [0] * n, tenant
             )
             self._changed.notify_all()
             return number
@@ -216,6 +217,7 @@ class FakeEngine:
                 sum(request.written),
                 now - request.since,
                 request.priority,
+                request.tenant,
             )
             for number, request in self._open.items()
         )

@@ -63,17 +63,30 @@ def conversations(messages: object) -> list[object]:
     return [messages] if isinstance(messages[0], Mapping) else list(messages)
 
 
-def read_prompt(given: object, tokenizer: Tokenizer, name: str = "the prompt") -> Prompt:
-    """One prompt with its ids. RequestError, which calls it `name`, for what is none or is empty."""
+def read_prompt(given: object, tokenizer: Tokenizer, name: str = "the prompt", *, add_special_tokens: bool = True) -> Prompt:
+    """One prompt with its ids; a text that is one by itself begins with what the tokenizer puts first, unless it is told not to
+    `add_special_tokens`. RequestError, which calls it `name`, for what is none or is empty."""
     if isinstance(given, Mapping):
         return _from_dict(given, tokenizer, name)
     if isinstance(given, str):
         check_text(given, name)
-        return _checked(Prompt(str(given), tuple(tokenizer.encode(given))), name)
+        return _checked(Prompt(str(given), tuple(tokenizer.encode(given, add_special_tokens=add_special_tokens))), name)
     ids = _plain(given)
     if not isinstance(ids, list | tuple):
         raise RequestError(f"{name} is {shown(given)}; it takes {WANTED}")
     return _checked(Prompt(None, tuple(whole(f"token id {n} of {name}", each, 0, MOST) for n, each in enumerate(ids))), name)
+
+
+def last_ids(
+    ids: tuple[int, ...], most: int | None, context: int, *, spare: int = 0, name: str = "truncate_prompt_tokens"
+) -> tuple[int, ...]:
+    """The last `most` of the ids of a prompt, all where that is None; where it is -1, as many as leave room for `spare` more in
+    the context. As vLLM's `truncate_prompt_tokens`, whose other values are a RequestError too."""
+    if most is None:
+        return ids
+    if most == 0 or not -1 <= most <= context:
+        raise RequestError(f"{name} is {most}; it takes 1 to {context}, this model's context here, or -1 for what that holds")
+    return ids[-(context - spare if most == -1 else most) :]
 
 
 def read_chat(

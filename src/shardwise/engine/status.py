@@ -20,7 +20,8 @@ State = Literal["waiting", "running"]
 @dataclass(frozen=True, slots=True)
 class Slot:
     """One open request, by the number that its front knows it by. `prompt` tokens were given, `computed` are in the cache (of
-    its first choice), `written` came of all its choices; `age_s` since it was accepted. `front` 0: this process's own."""
+    its first choice), `written` came of all its choices; `age_s` since it was accepted. `front` 0: this process's own.
+    `tenant` is what it was submitted with."""
 
     number: int
     front: int
@@ -30,6 +31,7 @@ class Slot:
     written: int
     age_s: float
     priority: int
+    tenant: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +135,7 @@ def _slots(core: Core, now: float) -> Iterator[Slot]:
             written=sum(len(choice.tokens) for choice in entry.choices),
             age_s=now - entry.since,
             priority=entry.priority,
+            tenant=entry.tenant,
         )
 
 

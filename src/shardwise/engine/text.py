@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import codecs
 import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from shardwise.engine.spelling import read_spelling
+from shardwise.engine.stops import StopStrings
 from shardwise.errors import CheckpointError, ConfigError, RequestError
 from shardwise.sched.checks import check_text
-from shardwise.sched.request import MAX_STOP_CHARS, MAX_STOPS
 from shardwise.spec import checkpoint
 
 if TYPE_CHECKING:
@@ -27,74 +26,11 @@ NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token",
 LONG_CHARS = 4096
 """A longer text takes more than a millisecond to encode: an event loop beside it must not wait for that."""
 
-_BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 # How a Qwen2Tokenizer without tokenizer.json splits text (transformers, tokenization_qwen2.py).
 _QWEN2_SPLIT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-
-
-def _byte_characters() -> dict[str, int]:
-    """The printable character that stands for each byte in a byte-level vocabulary (GPT-2, `bytes_to_unicode`)."""
-    moved = [*range(0x21), *range(0x7F, 0xA1), 0xAD]
-    return {chr(256 + moved.index(byte) if byte in moved else byte): byte for byte in range(256)}
-
-
-_BYTE_OF = _byte_characters()
 # What is not UTF-8 becomes U+FFFD as in the `tokenizers` library: of byte tokens each byte, else each maximal subpart.
 _EACH_BYTE = "shardwise.each_byte"
 codecs.register_error(_EACH_BYTE, lambda error: ("\ufffd" * (error.end - error.start), error.end))  # type: ignore[attr-defined]
-
-
-@dataclass(frozen=True, slots=True)
-class Spelling:
-    """How a vocabulary's entries become bytes of text, read from the tokenizer's decoder."""
-
-    replace: tuple[tuple[str, str], ...] = ()  # (old, new) in every entry
-    byte_level: bool = False  # an entry's characters stand for bytes
-    byte_tokens: bool = False  # `<0xE2>` is a byte
-    lead: tuple[str, int] = ("", 0)  # (character, how many) dropped from the start of the whole text
-    first_drop: str = ""  # a character dropped from the first entry
-    between: str = ""
-
-    def spell(self, entry: str, *, first: bool) -> bytes:
-        """The bytes that `entry` adds to the text; `first` if no entry stands before it."""
-        if first and self.first_drop:
-            entry = entry.replace(self.first_drop, "")
-        for old, new in self.replace:
-            entry = entry.replace(old, new)
-        if self.byte_tokens and (match := _BYTE_TOKEN.fullmatch(entry)):
-            return bytes([int(match[1], 16)])
-        if self.byte_level and all(character in _BYTE_OF for character in entry):
-            return bytes(_BYTE_OF[character] for character in entry)
-        return (entry if first else self.between + entry).encode()
-
-
-def read_spelling(decoder: Mapping[str, Any] | None) -> Spelling:
-    """The spelling of a tokenizer.json `decoder`. Raises CheckpointError for one whose text cannot be given out as it comes."""
-    if decoder is None:
-        return Spelling(between=" ")
-    found: dict[str, Any] = {"replace": ()}
-    fused = False
-    for step in decoder.get("decoders", [decoder]):
-        match step:
-            case {"type": "Replace", "pattern": {"String": str(old)}, "content": str(new)} if not fused:
-                found["replace"] += ((old, new),)
-            case {"type": "ByteFallback"} if not fused:
-                found["byte_tokens"] = True
-            case {"type": "ByteLevel"} if not fused:
-                found["byte_level"] = True
-            case {"type": "Metaspace", "replacement": str(mark)} if not fused:
-                found["replace"] += ((mark, " "),)
-                found["first_drop"] = "" if step.get("prepend_scheme") == "never" else mark
-            case {"type": "Fuse"}:
-                fused = True
-            case {"type": "Strip", "content": str(content), "start": int(start), "stop": 0} if fused:
-                found["lead"] = (content, start)
-            case _:
-                raise CheckpointError(
-                    f"tokenizer.json: decoder step {json.dumps(step)} is not supported here; supported are ByteLevel, "
-                    "Metaspace, and Replace (of a string), ByteFallback, Fuse, Strip (from the start) in this order"
-                )
-    return Spelling(**found)
 
 
 class Tokenizer:
@@ -183,66 +119,6 @@ class Tokenizer:
         if spelled is None and (entry := self._backend.id_to_token(token_id)) is not None:
             spelled = self._spelled[token_id, first] = self.spelling.spell(entry, first=first)
         return spelled
-
-
-class StopStrings:
-    """Cuts a stream of text at the first stop string, holding back only what may yet turn out to be one.
-
-    The stop that is complete first wins, of several the longest: the same however the text is cut into pieces. The cost per
-    character does not grow with the text (Knuth, Morris and Pratt, one state for each stop).
-    """
-
-    def __init__(self, stops: Sequence[str], *, include: bool = False) -> None:
-        """`include`: the stop string itself belongs to the text. Raises RequestError for an empty or unusable stop."""
-        stops = [stops] if isinstance(stops, str) else stops
-        if len(stops) > MAX_STOPS:
-            raise RequestError(f"{len(stops)} stop strings are too many: at most {MAX_STOPS} are taken")
-        for index, stop in enumerate(stops):
-            check_text(stop, f"stop string {index}")
-            if not 0 < len(stop) <= MAX_STOP_CHARS:
-                raise RequestError(f"stop string {index} has {len(stop)} characters; 1 to {MAX_STOP_CHARS} are taken")
-        self.matched: str | None = None
-        self._stops = sorted(dict.fromkeys(stops), key=len, reverse=True)
-        self._falls, self._states = [_falls(stop) for stop in self._stops], [0] * len(self._stops)
-        self._include, self._held = include, ""
-
-    def push(self, text: str) -> str:
-        """The part of the text that is now certain to be wanted. After a match, always empty."""
-        if self.matched is not None:
-            return ""
-        if not self._stops:
-            return text
-        seen = self._held + text
-        for at, character in enumerate(text, start=len(self._held) + 1):
-            for n, stop in enumerate(self._stops):
-                state = self._states[n]
-                while state and stop[state] != character:
-                    state = self._falls[n][state]
-                state += stop[state] == character
-                self._states[n] = state
-                if state == len(stop):
-                    self.matched, self._held = stop, ""
-                    return seen[: at if self._include else at - len(stop)]
-        keep = len(seen) - max(self._states, default=0)
-        self._held = seen[keep:]
-        return seen[:keep]
-
-    def finish(self) -> str:
-        """What was held back, once no more text comes."""
-        held, self._held = self._held, ""
-        return held
-
-
-def _falls(stop: str) -> list[int]:
-    """For each matched length, the length of the longest proper prefix of `stop` that ends there."""
-    falls = [0] * (len(stop) + 1)
-    state = 0
-    for at in range(1, len(stop)):
-        while state and stop[state] != stop[at]:
-            state = falls[state]
-        state += stop[state] == stop[at]
-        falls[at + 1] = state
-    return falls
 
 
 class Detokenizer:

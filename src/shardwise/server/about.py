@@ -1,6 +1,6 @@
 """What the server can tell about itself: `/server_info` (configuration, plan, ranks, counts) and `/slots` (open requests).
 
-No keys, no prompts and no answers are in it.
+No keys, no prompts and no answers are in it; counts are of the whole server, and open requests those of the key that asks.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from shardwise.server.reply import Json, Reply
 from shardwise.server.route import Route
 from shardwise.server.service import Service
 from shardwise.server.settings import Settings
+from shardwise.server.turn import owner
 from shardwise.spec.model import parameters
 
 PACKAGES = ("shardwise", "torch", "tokenizers", "jinja2", "msgspec", "uvicorn", "llguidance")
@@ -65,7 +66,8 @@ class ModelCard(msgspec.Struct, frozen=True):
 
 
 class Counters(msgspec.Struct, frozen=True):
-    """Requests by what they do and what became of them, since the start; tokens written, steps computed."""
+    """Requests by what they do and what became of them, since the start; tokens written, steps computed. Of the server as a
+    whole: all fronts, all keys."""
 
     running: int
     waiting: int
@@ -80,7 +82,7 @@ class Counters(msgspec.Struct, frozen=True):
 
 class ServerInformation(msgspec.Struct, frozen=True):
     """`ranks`: where each runs, and the bytes that it holds. `unknown_fields`: how often a field came that nobody knows, at
-    the process that answers (`pid`)."""
+    the process that answers (`pid`); with several keys without the names, which are words of somebody's."""
 
     versions: dict[str, str]
     pid: int
@@ -124,13 +126,13 @@ async def server_information(service: Service, _call: Call, _body: Any) -> Reply
             ranks=status.ranks,
             pages=status.pages,
             counters=Counters(**counts),
-            unknown_fields=dict(service.unknown.most_common(100)),
+            unknown_fields=unknown(service),
         )
     )
 
 
-async def open_requests(service: Service, _call: Call, _body: Any) -> Reply:
-    """GET /slots."""
+async def open_requests(service: Service, call: Call, _body: Any) -> Reply:
+    """GET /slots: what others ask with keys of their own is not shown."""
     status = await service.engine.status()
     return Json(
         [
@@ -146,8 +148,16 @@ async def open_requests(service: Service, _call: Call, _body: Any) -> Reply:
                 priority=slot.priority,
             )
             for slot in status.slots
+            if owner(slot.tenant) == call.tenant
         ]
     )
+
+
+def unknown(service: Service) -> dict[str, int]:
+    """The fields that nobody knows, those that came most."""
+    if len(service.settings.api_keys) > 1:
+        return {"others": total} if (total := service.unknown.total()) else {}
+    return dict(service.unknown.most_common(100))
 
 
 def planned(setup: Setup) -> Plan:
@@ -193,6 +203,6 @@ def versions() -> dict[str, str]:
 
 ROUTES = (
     Route("GET", ("/server_info", "/get_server_info"), server_information,
-          "Configuration, plan, ranks and counts of this server.", "server", reply=ServerInformation),
-    Route("GET", ("/slots",), open_requests, "Requests that wait or run, without their text.", "server"),
+          "Configuration, plan, ranks and counts of the whole server.", "server", reply=ServerInformation),
+    Route("GET", ("/slots",), open_requests, "Requests that wait or run, of the key that asks, without their text.", "server"),
 )  # fmt: skip

@@ -108,7 +108,7 @@ def read(service: Service, body: ChatBody) -> Turn:
         tools=offer.tools,
         tool_choice=offer.choice,
         parallel=offer.parallel,
-        variables={**switched(body), **variables_of(body.chat_template_kwargs, body.reasoning_effort)},
+        variables=variables_of(body.chat_template_kwargs, body.reasoning_effort, body.thinking.type if body.thinking else None),
         add_generation_prompt=body.add_generation_prompt,
         continue_final_message=body.continue_final_message,
         priority=body.priority,
@@ -133,13 +133,6 @@ def budget(body: ChatBody) -> int | None:
         raise RequestError(f"{' and '.join(found)} are one thing under several names, and differ; give one of them")
     most = next(iter(found.values()), -1)
     return None if most == -1 else most
-
-
-def switched(body: ChatBody) -> dict[str, Any]:
-    """What the template is told of `thinking`; nothing where the model may decide."""
-    if body.thinking is None or body.thinking.type == "adaptive":
-        return {}
-    return dict.fromkeys(("enable_thinking", "thinking"), body.thinking.type == "enabled")
 
 
 def offered(body: ChatBody) -> Offer:

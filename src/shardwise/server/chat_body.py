@@ -8,18 +8,15 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from shardwise.sched.request import MAX_LOGPROBS, MOST
+from shardwise.server.fields import Effort, KeptTokens, ModelName, Priority, RequestId, Salt, Streams, Unused
 from shardwise.server.logprobs import ChatLogprobs, PromptLogprob
 from shardwise.server.sampling import SamplingBody, StreamOptions
 from shardwise.server.usage import UsageReply
-
-Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
-
 
 Messages = Annotated[
     list[dict[str, Any]],
     Meta(description="The conversation: role (system, developer, user, assistant, tool), content, tool_calls, ..."),
 ]
-ModelName = Annotated[str, Meta(description="The model's name; the one there is if absent.")]
 Tools = Annotated[list[dict[str, Any]], Meta(description="Functions that the model may call.")]
 Generation = Annotated[
     bool, Meta(description="End the prompt with the head of the answer; usual unless the last message goes on.")
@@ -71,7 +68,7 @@ class ChatBody(SamplingBody, kw_only=True):
     top_logprobs: (
         Annotated[int, Meta(ge=0, le=MAX_LOGPROBS, description="With so many of the likeliest tokens at each place.")] | None
     ) = None
-    stream: Annotated[bool, Meta(description="Send the answer as it comes, as server-sent events.")] | None = None
+    stream: Streams | None = None
     stream_options: Annotated[StreamOptions | None, Meta(description="What a stream tells besides the answer.")] = None
     reasoning_effort: (
         Annotated[Effort, Meta(description="For templates that know it; none also turns thinking off.")] | None
@@ -83,10 +80,7 @@ class ChatBody(SamplingBody, kw_only=True):
     reasoning_budget_tokens: Annotated[ThinkingBudget, Meta(description="Its other name there.")] | None = None
     thinking: Annotated[Thinking | None, Meta(description="Anthropic's way to say it.")] = None
     echo: Annotated[bool, Meta(description="Begin with the text of the last message where the answer goes on with it.")] = False
-    truncate_prompt_tokens: (
-        Annotated[int, Meta(ge=-1, le=MOST, description="Keep only so many tokens, the last; -1: what the context holds.")]
-        | None
-    ) = None
+    truncate_prompt_tokens: KeptTokens | None = None
     add_special_tokens: Annotated[
         bool,
         Meta(description="Begin with the tokens that the tokenizer puts first; most templates do so themselves."),
@@ -94,15 +88,15 @@ class ChatBody(SamplingBody, kw_only=True):
     logprob_token_ids: Annotated[list[int], Meta(description="Refused: use top_logprobs.")] | None = None
     return_token_ids: Annotated[bool, Meta(description="Give the token ids of prompt and answer.")] | None = None
     return_tokens_as_token_ids: Annotated[bool, Meta(description="Name tokens in logprobs as token_id:N.")] | None = None
-    priority: Annotated[int, Meta(ge=-MOST, le=MOST, description="Lower is sooner.")] = 0
-    cache_salt: Annotated[str, Meta(description="Shares the prompt cache only with the same salt.")] | None = None
-    request_id: Annotated[str, Meta(description="Becomes part of the answer's id.")] | None = None
+    priority: Priority = 0
+    cache_salt: Salt | None = None
+    request_id: RequestId | None = None
     modalities: Annotated[list[str], Meta(description="Only text works.")] | None = None
     service_tier: Annotated[str, Meta(description="There is one tier, default.")] | None = None
-    user: Annotated[str, Meta(description="Changes nothing.")] | None = None
+    user: Unused | None = None
     metadata: Annotated[dict[str, Any], Meta(description="Changes nothing.")] | None = None
     store: Annotated[bool, Meta(description="Changes nothing: no answers are kept.")] | None = None
-    safety_identifier: Annotated[str, Meta(description="Changes nothing.")] | None = None
+    safety_identifier: Unused | None = None
     prompt_cache_key: Annotated[str, Meta(description="Changes nothing: equal prefixes are found by themselves.")] | None = None
 
 

@@ -12,10 +12,10 @@ from shardwise.engine.complete import Prompt
 from shardwise.engine.outputs import CompletionOutput, Logprobs, RequestOutput
 from shardwise.engine.prompts import listed, read_prompt
 from shardwise.engine.text import Detokenizer
-from shardwise.errors import RequestError
 from shardwise.sched.request import SamplingParams
 from shardwise.server.call import Call
 from shardwise.server.completions_body import CompletionBody, CompletionReply, TextChoice
+from shardwise.server.fields import check_count
 from shardwise.server.frames import Frames, begun, fingerprint, new_id, now
 from shardwise.server.job import Job
 from shardwise.server.logprobs import Offsets, Speller, TextLogprobs, joined, prompt_shape
@@ -85,8 +85,7 @@ def read(service: Service, call: Call, body: CompletionBody) -> Asked:
     if body.best_of:
         params = _best_of(body, params)
     given_prompts = listed(body.prompt)
-    if len(given_prompts) > service.settings.max_prompts:
-        raise Refusal(400, f"{len(given_prompts)} prompts are more than the {service.settings.max_prompts} of one request")
+    check_count(len(given_prompts), service.settings.max_prompts, "prompt")
     many = len(given_prompts) > 1
     prompts = []
     for n, one in enumerate(given_prompts):
@@ -119,13 +118,7 @@ def _best_of(body: CompletionBody, params: SamplingParams) -> SamplingParams:
 
 
 def _prompt(service: Service, call: Call, body: CompletionBody, one: object, name: str) -> Prompt:
-    tokenizer = service.front.tokenizer
-    if isinstance(one, str) and not body.add_special_tokens:
-        found = Prompt(one, tuple(tokenizer.encode(one, add_special_tokens=False)))
-        if not found.ids:
-            raise RequestError(f"{name} is empty: it needs at least one token")
-    else:
-        found = read_prompt(one, tokenizer, name)
+    found = read_prompt(one, service.front.tokenizer, name, add_special_tokens=body.add_special_tokens)
     ids = shortened(service, found.ids, body.truncate_prompt_tokens)
     return replace(found, ids=ids, tenant=tenant(call, body.cache_salt))
 

@@ -7,7 +7,8 @@ from typing import Annotated
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from shardwise.sched.request import MAX_CHOICES, MAX_LOGPROBS, MOST
+from shardwise.sched.request import MAX_CHOICES, MAX_LOGPROBS
+from shardwise.server.fields import Begins, KeptTokens, ModelName, Priority, RequestId, Salt, Streams, Unused
 from shardwise.server.logprobs import PromptLogprob, TextLogprobs
 from shardwise.server.sampling import SamplingBody, StreamOptions
 from shardwise.server.usage import UsageReply
@@ -19,7 +20,7 @@ class CompletionBody(SamplingBody, kw_only=True):
     prompt: Annotated[
         str | list[str | int | list[int]], Meta(description="Text, token ids, or a list of either; each is continued apart.")
     ]
-    model: Annotated[str, Meta(description="The model's name; the one there is if absent.")] | None = None
+    model: ModelName | None = None
     echo: Annotated[bool, Meta(description="Give the prompt back before the answer; with logprobs, those of both.")] = False
     logprobs: (
         Annotated[
@@ -39,20 +40,17 @@ class CompletionBody(SamplingBody, kw_only=True):
         | None
     ) = None
     suffix: Annotated[str, Meta(description="Refused: the text behind the gap is for models that fill gaps.")] | None = None
-    stream: Annotated[bool, Meta(description="Send the answer as it comes, as server-sent events.")] | None = None
+    stream: Streams | None = None
     stream_options: Annotated[StreamOptions | None, Meta(description="What a stream tells besides the answer.")] = None
-    add_special_tokens: Annotated[bool, Meta(description="Begin a text prompt with the tokens that the model expects.")] = True
-    truncate_prompt_tokens: (
-        Annotated[int, Meta(ge=-1, le=MOST, description="Keep only so many tokens, the last; -1: what the context holds.")]
-        | None
-    ) = None
+    add_special_tokens: Begins = True
+    truncate_prompt_tokens: KeptTokens | None = None
     logprob_token_ids: Annotated[list[int], Meta(description="Refused: use logprobs.")] | None = None
     return_token_ids: Annotated[bool, Meta(description="Give the token ids of prompt and answer.")] | None = None
     return_tokens_as_token_ids: Annotated[bool, Meta(description="Name tokens in logprobs as token_id:N.")] | None = None
-    priority: Annotated[int, Meta(ge=-MOST, le=MOST, description="Lower is sooner.")] = 0
-    cache_salt: Annotated[str, Meta(description="Shares the prompt cache only with the same salt.")] | None = None
-    request_id: Annotated[str, Meta(description="Becomes part of the answer's id.")] | None = None
-    user: Annotated[str, Meta(description="Changes nothing.")] | None = None
+    priority: Priority = 0
+    cache_salt: Salt | None = None
+    request_id: RequestId | None = None
+    user: Unused | None = None
 
 
 class TextChoice(msgspec.Struct):

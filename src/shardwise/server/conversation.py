@@ -20,9 +20,12 @@ def template_of(service: Service, asked: str | None) -> str | None:
     return asked
 
 
-def variables_of(asked: Mapping[str, Any] | None, effort: str | None = None) -> dict[str, Any]:
-    """The template's variables. `effort` "none" turns the thinking off too, for templates that know only that."""
+def variables_of(asked: Mapping[str, Any] | None, effort: str | None = None, thinking: str | None = None) -> dict[str, Any]:
+    """The template's variables. `effort` "none" turns the thinking off too, for templates that know only that; `thinking` is
+    "enabled" or "disabled", of any other word the model may decide."""
     found: dict[str, Any] = {}
+    if thinking in ("enabled", "disabled"):
+        found = dict.fromkeys(("enable_thinking", "thinking"), thinking == "enabled")
     if effort is not None:
         found["reasoning_effort"] = effort
     if effort == "none":

@@ -16,6 +16,7 @@ from shardwise.server.call import Call
 from shardwise.server.chat import Answers
 from shardwise.server.chat import read as read_turn
 from shardwise.server.chat_body import ChatBody, ChatReply
+from shardwise.server.fields import ModelName
 from shardwise.server.frames import fingerprint, new_id, now
 from shardwise.server.job import Usage
 from shardwise.server.refusal import Refusal
@@ -49,7 +50,7 @@ class DerenderBody(msgspec.Struct, kw_only=True):
     generate_response: Annotated[Generated | None, Meta(description="The continuations, numbered from 0.")]
     chat_request: Annotated[ChatBody | None, Meta(description="What was rendered; it says which tools there are.")] = None
     prompt_tokens: Annotated[int, Meta(ge=0, le=MOST, description="How long the prompt was, for usage.")] = 0
-    model: Annotated[str, Meta(description="The model's name; the one there is if absent.")] | None = None
+    model: ModelName | None = None
 
 
 async def derender(service: Service, _call: Call, body: DerenderBody) -> Reply:

@@ -18,6 +18,9 @@ WIDTH = 90
 UNBOUNDED = 2**31 - 1
 """A bound from here on says nothing to people."""
 
+OPENAPI, DOCS = ("/openapi.json",), ("/docs", "/")
+"""Where the server shows all this: to programs, to people."""
+
 
 @dataclass(frozen=True, slots=True)
 class Row:
@@ -98,6 +101,7 @@ def markdown(routes: Sequence[Route], settings: Settings | None = None) -> str:
     parts = ["# The API", "", "Made from the routes and their structs; do not edit.", "", "## Endpoints", ""]
     parts += ["| method | path | what it does |", "|---|---|---|"]
     parts += [f"| {r.method} | {', '.join(f'`{path}`' for path in r.paths)} | {cell(r.summary)} |" for r in routes]
+    parts += ["", keys(routes)]
     for route in routes:
         if route.body is not None:
             parts += [
@@ -123,6 +127,16 @@ def markdown(routes: Sequence[Route], settings: Settings | None = None) -> str:
     parts += ["", "## Limits", "", "| name | value | what it limits |", "|---|---|---|"]
     parts += [f"| `{name}` | {number(value)} | {cell(text)} |" for name, value, text in settings.limits()]
     return "\n".join(parts) + "\n"
+
+
+def keys(routes: Sequence[Route]) -> str:
+    """What needs a key where there are keys, and where the server shows all this itself."""
+    free = [path for route in routes if route.open for path in route.paths]
+    listed = ", ".join(f"`{path}`" for path in (*free, *OPENAPI, *DOCS))
+    return (
+        "With `--api-key`, each request has to bring a key, as `Authorization: Bearer KEY` or `x-api-key: KEY`. Only GETs of "
+        f"{listed} need none; the last three are this description as the server gives it, to programs and to people."
+    )
 
 
 def body_name(described: dict[str, Any], route: Route) -> str:

@@ -16,17 +16,14 @@ from msgspec import Meta
 from shardwise.engine.admit import admit
 from shardwise.engine.complete import Prompt
 from shardwise.engine.embed import Pooling, check_dimensions
-from shardwise.engine.prompts import read_prompt
+from shardwise.engine.prompts import last_ids, read_prompt
 from shardwise.engine.setup import Setup
 from shardwise.engine.text import Tokenizer
 from shardwise.errors import RequestError
-from shardwise.sched.checks import check_text
 from shardwise.sched.pooling import PoolingParams, packed
 from shardwise.sched.request import MOST
+from shardwise.server.fields import MAX_INPUTS, Begins, KeptTokens, ModelName, Priority, Salt, Unused, check_count
 from shardwise.server.refusal import Refusal
-
-MAX_INPUTS = 2048
-"""Texts of one request, as in OpenAI's API."""
 
 
 class EmbeddingBody(msgspec.Struct, kw_only=True):
@@ -36,7 +33,7 @@ class EmbeddingBody(msgspec.Struct, kw_only=True):
         str | list[str | int | list[int]],
         Meta(description=f"A text, its token ids, or a list of up to {MAX_INPUTS} of either."),
     ]
-    model: Annotated[str, Meta(description="The model's name; the one there is if absent.")] | None = None
+    model: ModelName | None = None
     encoding_format: Annotated[
         Literal["float", "base64"], Meta(description="base64 is of the numbers as float32 in little-endian order.")
     ] = "float"
@@ -47,21 +44,11 @@ class EmbeddingBody(msgspec.Struct, kw_only=True):
         Literal["last", "mean"], Meta(description="The state of the last token, or the mean of all tokens'.")
     ] = "last"
     normalize: Annotated[bool, Meta(description="Divide each vector by its length.")] = True
-    truncate_prompt_tokens: (
-        Annotated[
-            int,
-            Meta(
-                ge=-1,
-                le=MOST,
-                description="Keep only so many tokens, the last; -1: what the context holds. Else too long is 400.",
-            ),
-        ]
-        | None
-    ) = None
-    add_special_tokens: Annotated[bool, Meta(description="Begin a text with the tokens that the model expects.")] = True
-    priority: Annotated[int, Meta(ge=-MOST, le=MOST, description="Lower is sooner.")] = 0
-    cache_salt: Annotated[str, Meta(description="Shares the prompt cache only with the same salt.")] | None = None
-    user: Annotated[str, Meta(description="Changes nothing.")] | None = None
+    truncate_prompt_tokens: KeptTokens | None = None
+    add_special_tokens: Begins = True
+    priority: Priority = 0
+    cache_salt: Salt | None = None
+    user: Unused | None = None
 
 
 class EmbeddingData(msgspec.Struct):
@@ -97,19 +84,23 @@ class Asked:
     params: PoolingParams
 
 
-def read(body: EmbeddingBody, tokenizer: Tokenizer, setup: Setup, *, tenant: str = "") -> Asked:
-    """Checks and tokenises; blocks. RequestError or Refusal for what cannot run: also a prompt that is too long."""
+def read(body: EmbeddingBody, tokenizer: Tokenizer, setup: Setup, *, tenant: str = "", most: int = MAX_INPUTS) -> Asked:
+    """Checks and tokenises; blocks. RequestError or Refusal for what cannot run: also a prompt that is too long, or more than
+    `most` of them."""
     _dimensions(body, setup)
     params = PoolingParams(body.pooling)
     prompts = []
-    for n, given in enumerate(listed_input(body.input)):
+    inputs = listed_input(body.input)
+    check_count(len(inputs), most, "input")
+    for n, given in enumerate(inputs):
         name = "input" if isinstance(body.input, str) else f"input[{n}]"
-        prompt = _truncated(_prompt(given, body, tokenizer, name), body.truncate_prompt_tokens, setup.context)
+        prompt = read_prompt(given, tokenizer, name, add_special_tokens=body.add_special_tokens)
+        ids = last_ids(prompt.ids, body.truncate_prompt_tokens, setup.context)
         try:
-            admit(setup, prompt.ids, params)
+            admit(setup, ids, params)
         except RequestError as error:
             raise Refusal(400, f"{name}: {error}", param="input") from None
-        prompts.append(replace(prompt, tenant=tenant))
+        prompts.append(replace(prompt, ids=ids, tenant=tenant))
     return Asked(tuple(prompts), params)
 
 
@@ -131,7 +122,7 @@ def usage_of(prompts: Sequence[Prompt]) -> PromptUsage:
 
 
 def listed_input(given: str | Sequence[str | int | Sequence[int]]) -> list[str | Sequence[int]]:
-    """The inputs one by one: a list of numbers is one of them. Refusal where there are none, too many, or a mixture."""
+    """The inputs one by one: a list of numbers is one of them. Refusal where there are none, or a mixture."""
     if isinstance(given, str):
         return [given]
     if given and isinstance(given[0], int):
@@ -146,34 +137,7 @@ def listed_input(given: str | Sequence[str | int | Sequence[int]]) -> list[str |
         raise Refusal(400, f"input[{place}] is a token id, but input[0] is not; send one kind in a list", param="input")
     if not found:
         raise Refusal(400, "input is empty; send at least one text", param="input")
-    if len(found) > MAX_INPUTS:
-        raise Refusal(400, f"input has {len(found)} texts; {MAX_INPUTS} are the most, send the others apart", param="input")
     return found
-
-
-def _prompt(given: str | Sequence[int], body: EmbeddingBody, tokenizer: Tokenizer, name: str) -> Prompt:
-    if not isinstance(given, str) or body.add_special_tokens:
-        prompt = read_prompt(given, tokenizer, name)
-    else:
-        check_text(given, name)
-        prompt = Prompt(given, tuple(tokenizer.encode(given, add_special_tokens=False)))
-        if not prompt.ids:
-            raise RequestError(f"{name} is empty: it needs at least one token")
-    return prompt
-
-
-def _truncated(prompt: Prompt, most: int | None, context: int) -> Prompt:
-    """The last `most` tokens, as of vLLM's `SamplingParams.truncate_prompt_tokens`; of -1, as many as the context holds."""
-    if most is None:
-        return prompt
-    if most == 0 or most > context:
-        raise Refusal(
-            400,
-            f"truncate_prompt_tokens is {most}; it takes 1 to {context}, this model's context here, or -1 for that",
-            param="truncate_prompt_tokens",
-        )
-    kept = context if most == -1 else most
-    return prompt if len(prompt.ids) <= kept else Prompt(None, prompt.ids[-kept:])
 
 
 def _dimensions(body: EmbeddingBody, setup: Setup) -> None:

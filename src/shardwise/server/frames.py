@@ -46,9 +46,10 @@ async def begun(frames: AsyncGenerator[bytes, None]) -> Events:
 
 
 def new_id(prefix: str, asked: str | None = None) -> str:
-    """The id of an answer: what the client asked for, or a drawn one. RequestError for one that is no short text."""
+    """The id of an answer, or of a part of one: what the client asked for, or one that nobody guesses. RequestError for one
+    that is no short text."""
     if asked is None:
-        return prefix + secrets.token_hex(16)
+        return prefix + secrets.token_hex(24)
     check_text(asked, "request_id")
     if not 0 < len(asked) <= MAX_ID_CHARS or not asked.isprintable():
         raise RequestError(f"request_id is {shown(asked)}; it takes 1 to {MAX_ID_CHARS} printable characters")

@@ -13,8 +13,9 @@ from shardwise.engine.complete import Prompt
 from shardwise.engine.outputs import CompletionOutput
 from shardwise.engine.prompts import read_prompt
 from shardwise.errors import RequestError
-from shardwise.sched.request import MOST, SamplingParams
+from shardwise.sched.request import SamplingParams
 from shardwise.server.call import Call
+from shardwise.server.fields import ModelName, Priority, RequestId, Salt, Streams
 from shardwise.server.frames import Frames, begun, new_id
 from shardwise.server.job import Job
 from shardwise.server.logprobs import ChatLogprobs, PromptLogprob, Speller, prompt_shape
@@ -31,12 +32,12 @@ class GenerateBody(msgspec.Struct, kw_only=True):
 
     token_ids: Annotated[list[int], Meta(description="The prompt.")]
     sampling_params: Annotated[dict[str, Any], Meta(description="By the names of the other endpoints.")] = {}
-    model: Annotated[str, Meta(description="The model's name; the one there is if absent.")] | None = None
-    stream: Annotated[bool, Meta(description="Send the tokens as they come, as server-sent events.")] | None = None
+    model: ModelName | None = None
+    stream: Streams | None = None
     stream_options: Annotated[StreamOptions | None, Meta(description="What a stream tells besides the answer.")] = None
-    priority: Annotated[int, Meta(ge=-MOST, le=MOST, description="Lower is sooner.")] = 0
-    cache_salt: Annotated[str, Meta(description="Shares the prompt cache only with the same salt.")] | None = None
-    request_id: Annotated[str, Meta(description="Becomes the answer's id.")] | None = None
+    priority: Priority = 0
+    cache_salt: Salt | None = None
+    request_id: RequestId | None = None
 
 
 class TokensChoice(msgspec.Struct):

@@ -10,7 +10,7 @@ from functools import cache
 from typing import Any
 
 from shardwise.server.call import Call
-from shardwise.server.docs import Row, base, body_name, curl, number, rows
+from shardwise.server.docs import DOCS, OPENAPI, Row, base, body_name, curl, number, rows
 from shardwise.server.openapi import openapi
 from shardwise.server.recipes import RECIPES
 from shardwise.server.reply import Json, Reply, Text
@@ -150,7 +150,8 @@ def limits(settings: Settings) -> Iterator[str]:
 
 
 def documents(routes: Sequence[Route], settings: Settings) -> tuple[Route, ...]:
-    """The routes that describe `routes` and themselves; each is made when it is first asked for."""
+    """The routes that describe `routes` and themselves; each is made when it is first asked for. They tell no secrets, and a
+    browser sends no key: they are open, as in vLLM."""
 
     @cache
     def described() -> dict[str, Any]:
@@ -167,8 +168,8 @@ def documents(routes: Sequence[Route], settings: Settings) -> tuple[Route, ...]:
         return Text(written(), "text/html; charset=utf-8", headers=HEADERS)
 
     own = (
-        Route("GET", ("/openapi.json",), openapi_json, "This description of the API, for programs.", "server"),
-        Route("GET", ("/docs", "/"), docs, "This description of the API, for people.", "server", media="text/html"),
+        Route("GET", OPENAPI, openapi_json, "This description of the API, for programs.", "server", open=True),
+        Route("GET", DOCS, docs, "This description of the API, for people.", "server", media="text/html", open=True),
     )
     everything = (*routes, *own)
     return own

@@ -9,6 +9,7 @@ import msgspec
 from msgspec import Meta
 
 from shardwise.engine.admit import admit
+from shardwise.engine.prompts import last_ids
 from shardwise.errors import RequestError
 from shardwise.sched.fields import sampling_fields
 from shardwise.sched.request import MAX_BIAS, MAX_CHOICES, MAX_LOGPROBS, MOST, SEEDS, SamplingParams
@@ -20,17 +21,16 @@ def _says(text: str) -> Meta:
     return Meta(description=text)
 
 
-class SamplingBody(msgspec.Struct, kw_only=True):
-    """Absent or null: the checkpoint's generation_config.json decides, else the default."""
+TopP = Annotated[float, Meta(gt=0, le=1, description="Draw from the likeliest tokens that have this probability in all.")]
 
-    n: Annotated[int, Meta(ge=1, le=MAX_CHOICES, description="How many answers to give; each is drawn apart.")] | None = None
+
+class DrawBody(msgspec.Struct, kw_only=True):
+    """How tokens are drawn. Absent or null: the checkpoint's generation_config.json decides, else the default."""
+
     temperature: (
         Annotated[float, Meta(ge=0, le=100, description="0 takes the likeliest token; higher is more varied.")] | None
     ) = None
-    top_p: (
-        Annotated[float, Meta(gt=0, le=1, description="Draw from the likeliest tokens that have this probability in all.")]
-        | None
-    ) = None
+    top_p: TopP | None = None
     top_k: (
         Annotated[int, Meta(ge=-1, le=MOST, description="Draw from so many of the likeliest tokens; 0 or -1 is all.")] | None
     ) = None
@@ -47,11 +47,17 @@ class SamplingBody(msgspec.Struct, kw_only=True):
         Annotated[float, Meta(gt=0, le=100, description="Above 1, tokens of the prompt and the answer get less likely.")] | None
     ) = None
     seed: Annotated[int, Meta(ge=1 - SEEDS, le=SEEDS - 1, description="The same seed gives the same answer.")] | None = None
+    stop: Annotated[str | list[str], _says("The answer ends before any of these texts.")] | None = None
+    ignore_eos: Annotated[bool, _says("Go on where the model would end.")] | None = None
+
+
+class SamplingBody(DrawBody, kw_only=True):
+    """All that may be said of an answer's tokens."""
+
+    n: Annotated[int, Meta(ge=1, le=MAX_CHOICES, description="How many answers to give; each is drawn apart.")] | None = None
     max_tokens: Annotated[int, Meta(ge=0, le=MOST, description="The most tokens of an answer.")] | None = None
     min_tokens: Annotated[int, Meta(ge=0, le=MOST, description="No end before so many tokens.")] | None = None
-    stop: Annotated[str | list[str], _says("The answer ends before any of these texts.")] | None = None
     stop_token_ids: Annotated[list[int], _says("The answer ends at any of these tokens.")] | None = None
-    ignore_eos: Annotated[bool, _says("Go on where the model would end.")] | None = None
     include_stop_str_in_output: Annotated[bool, _says("Keep the stop text in the answer.")] | None = None
     skip_special_tokens: Annotated[bool, _says("Leave special tokens out of the text.")] | None = None
     spaces_between_special_tokens: Annotated[bool, _says("Changes nothing.")] | None = None
@@ -82,6 +88,7 @@ class SamplingBody(msgspec.Struct, kw_only=True):
 
 
 SHARED = SamplingBody.__struct_fields__
+"""The fields of bodies that say how tokens are chosen, and mean the same in each."""
 
 
 class StreamOptions(msgspec.Struct):
@@ -92,8 +99,8 @@ class StreamOptions(msgspec.Struct):
 
 
 def given(body: msgspec.Struct) -> dict[str, object]:
-    """What a body says of the fields that all share."""
-    found = ((name, getattr(body, name)) for name in SHARED)
+    """What a body says of those of the fields that it has."""
+    found = ((name, getattr(body, name, None)) for name in SHARED)
     return {name: value for name, value in found if value is not None}
 
 
@@ -137,10 +144,8 @@ def check_fits(service: Service, ids: tuple[int, ...], params: SamplingParams, p
         raise Refusal(400, f"{error}. {known} tokens", param=param, code="context_length_exceeded") from None
 
 
-def shortened(service: Service, ids: tuple[int, ...], most: int | None) -> tuple[int, ...]:
-    """The last `most` ids, all where it is None; -1 is what leaves room for one more in the context."""
-    if most is None:
-        return ids
-    if most == 0:
-        raise Refusal(400, "truncate_prompt_tokens is 0; it takes a whole number from 1, or -1", param="truncate_prompt_tokens")
-    return ids[-(service.engine.setup.context - 1 if most == -1 else most) :]
+def shortened(
+    service: Service, ids: tuple[int, ...], most: int | None, name: str = "truncate_prompt_tokens"
+) -> tuple[int, ...]:
+    """The last `most` ids, as `last_ids`, with room for one more."""
+    return last_ids(ids, most, service.engine.setup.context, spare=1, name=name)

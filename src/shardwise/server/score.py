@@ -19,8 +19,8 @@ from shardwise.engine.setup import Setup
 from shardwise.engine.text import Tokenizer
 from shardwise.errors import RequestError
 from shardwise.sched.request import MOST
-from shardwise.server.embeddings import MAX_INPUTS, PromptUsage, usage_of
-from shardwise.server.refusal import Refusal
+from shardwise.server.embeddings import PromptUsage, usage_of
+from shardwise.server.fields import MAX_INPUTS, ModelName, Priority, Salt, Unused, check_count
 
 PASSAGE = "Passage: {document}\n\nPlease write a question based on this passage.\n\nQuestion:"
 """What stands before the query that a document is scored by. The words are of UPR (Sachan et al. 2022, "Improving Passage
@@ -32,10 +32,10 @@ class ScoreBody(msgspec.Struct, kw_only=True):
 
     text_1: Annotated[str | list[str], Meta(description="What stands before: one text for all of text_2, or one for each.")]
     text_2: Annotated[str | list[str], Meta(description="What is scored: the mean log-probability of its tokens.")]
-    model: Annotated[str, Meta(description="The model's name; the one there is if absent.")] | None = None
-    priority: Annotated[int, Meta(ge=-MOST, le=MOST, description="Lower is sooner.")] = 0
-    cache_salt: Annotated[str, Meta(description="Shares the prompt cache only with the same salt.")] | None = None
-    user: Annotated[str, Meta(description="Changes nothing.")] | None = None
+    model: ModelName | None = None
+    priority: Priority = 0
+    cache_salt: Salt | None = None
+    user: Unused | None = None
 
 
 class ScoreData(msgspec.Struct):
@@ -69,14 +69,14 @@ class RerankBody(msgspec.Struct, kw_only=True):
     query: Annotated[str, Meta(min_length=1, description="What is looked for.")]
     documents: Annotated[
         list[str | Document],
-        Meta(min_length=1, max_length=MAX_INPUTS, description="Where it is looked for: texts, or objects with a text."),
+        Meta(min_length=1, description="Where it is looked for: texts, or objects with a text."),
     ]
     top_n: Annotated[int, Meta(ge=0, le=MOST, description="Give only so many, the best; 0 or absent is all.")] = 0
     return_documents: Annotated[bool, Meta(description="Give the texts back beside their scores.")] = True
-    model: Annotated[str, Meta(description="The model's name; the one there is if absent.")] | None = None
-    priority: Annotated[int, Meta(ge=-MOST, le=MOST, description="Lower is sooner.")] = 0
-    cache_salt: Annotated[str, Meta(description="Shares the prompt cache only with the same salt.")] | None = None
-    user: Annotated[str, Meta(description="Changes nothing.")] | None = None
+    model: ModelName | None = None
+    priority: Priority = 0
+    cache_salt: Salt | None = None
+    user: Unused | None = None
 
 
 class Ranked(msgspec.Struct):
@@ -97,12 +97,14 @@ class RerankReply(msgspec.Struct):
     usage: PromptUsage
 
 
-def read_score(body: ScoreBody, tokenizer: Tokenizer, setup: Setup, *, tenant: str = "") -> tuple[Pair, ...]:
-    """Checks and tokenises; blocks. RequestError or Refusal for what cannot run: also a pair that is too long."""
+def read_score(
+    body: ScoreBody, tokenizer: Tokenizer, setup: Setup, *, tenant: str = "", most: int = MAX_INPUTS
+) -> tuple[Pair, ...]:
+    """Checks and tokenises; blocks. RequestError or Refusal for what cannot run: also a pair that is too long, or more than
+    `most` texts."""
     first, second = _many(body.text_1), _many(body.text_2)
     for name, texts in (("text_1", first), ("text_2", second)):
-        if len(texts) > MAX_INPUTS:
-            raise Refusal(400, f"{name} has {len(texts)} texts; {MAX_INPUTS} are the most, send the others apart", param=name)
+        check_count(len(texts), most, name)
     return tuple(
         _pair(tokenizer, setup, before, scored, f"pair {n}", tenant) for n, (before, scored) in enumerate(paired(first, second))
     )
@@ -114,8 +116,11 @@ def score_reply(pairs: Sequence[Pair], outputs: Sequence[RequestOutput], model: 
     return ScoreReply(id=id, created=created, model=model, data=data, usage=usage_of([one.prompt for one in pairs]))
 
 
-def read_rerank(body: RerankBody, tokenizer: Tokenizer, setup: Setup, *, tenant: str = "") -> tuple[Pair, ...]:
+def read_rerank(
+    body: RerankBody, tokenizer: Tokenizer, setup: Setup, *, tenant: str = "", most: int = MAX_INPUTS
+) -> tuple[Pair, ...]:
     """A pair for each document. As `read_score`."""
+    check_count(len(body.documents), most, "documents")
     return tuple(
         _pair(tokenizer, setup, PASSAGE.format(document=text), f" {body.query}", f"documents[{n}] with the query", tenant)
         for n, text in enumerate(map(_text, body.documents))

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from statistics import fmean
 from typing import Any
 
@@ -22,6 +21,7 @@ from shardwise.sched.fields import sampling_fields
 from shardwise.sched.request import MAX_STOPS, SamplingParams
 from shardwise.server.call import Call
 from shardwise.server.frames import begun
+from shardwise.server.health import installed
 from shardwise.server.job import Job
 from shardwise.server.logprobs import finite, likeliest
 from shardwise.server.refusal import Refusal
@@ -125,7 +125,7 @@ def _read(service: Service, call: Call, body: TextBody, *, streams: bool) -> Ask
     wanted = body.parameters or Parameters()
     sampled = _check(wanted, streams=streams)
     found = read_prompt(body.inputs, service.front.tokenizer, "inputs")
-    prompt = replace(found, ids=shortened(service, found.ids, wanted.truncate), tenant=tenant(call, None))
+    prompt = replace(found, ids=shortened(service, found.ids, wanted.truncate, "truncate"), tenant=tenant(call, None))
     room = max(1, service.engine.setup.context - len(prompt.ids))
     values: dict[str, object] = {
         "n": wanted.best_of or 1,
@@ -242,7 +242,7 @@ async def about(service: Service, _call: Call, _parameters: object) -> Reply:
             max_stop_sequences=MAX_STOPS,
             max_input_tokens=setup.context - 1,
             max_total_tokens=setup.context,
-            version=version("shardwise"),
+            version=installed(),
         )
     )
 

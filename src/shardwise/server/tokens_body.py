@@ -7,7 +7,8 @@ from typing import Annotated
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from shardwise.server.chat_body import Documents, Generation, GoesOn, Messages, ModelName, Template, Tools, Variables
+from shardwise.server.chat_body import Documents, Generation, GoesOn, Messages, Template, Tools, Variables
+from shardwise.server.fields import ModelName
 
 
 class TokenizeBody(msgspec.Struct, kw_only=True):
@@ -43,7 +44,7 @@ class DetokenizeBody(msgspec.Struct, kw_only=True):
     """Token ids."""
 
     tokens: Annotated[list[int], Meta(description="The ids.")]
-    model: Annotated[str, Meta(description="The model's name; the one there is if absent.")] | None = None
+    model: ModelName | None = None
 
 
 class DetokenizeReply(msgspec.Struct):

@@ -154,6 +154,11 @@ def rendered(service: Service, turn: Turn) -> Prompt:
     return replace(prompt, ids=shortened(service, prompt.ids, turn.truncate))
 
 
+def counted(service: Service, turn: Turn) -> int:
+    """How many tokens the prompt of a turn has; as `rendered`."""
+    return len(rendered(service, turn).ids)
+
+
 def _template(service: Service, turn: Turn) -> ChatTemplate:
     return service.front.template if turn.template is None else service.front.template.other(turn.template)
 
@@ -171,6 +176,11 @@ def _fitting(service: Service, turn: Turn, prompt: Prompt, params: SamplingParam
 def tenant(call: Call, salt: str | None) -> str:
     """What the cache of a request is shared by. The id of a key has no `|`, so no salt makes it another's."""
     return f"{call.tenant}|{salt}" if salt else call.tenant
+
+
+def owner(tenant: str) -> str:
+    """Whose request it is: the `Call.tenant` of the key, whatever the salt."""
+    return tenant.partition("|")[0]
 
 
 def check_text_only(messages: Sequence[Mapping[str, Any]]) -> None:

@@ -28,7 +28,9 @@ async def embed(service: Service, call: Call, body: EmbeddingBody) -> Reply:
     """A vector for each input."""
     model, front = service.model(body.model), service.front
     shared = tenant(call, body.cache_salt)
-    asked = await service.read(read, body, front.tokenizer, service.engine.setup, tenant=shared)
+    asked = await service.read(
+        read, body, front.tokenizer, service.engine.setup, tenant=shared, most=service.settings.max_prompts
+    )
     async with Vectors(service, call) as vectors:
         await vectors.start(asked.prompts, asked.params, body.priority)
         done = await vectors.ended()
@@ -38,7 +40,9 @@ async def embed(service: Service, call: Call, body: EmbeddingBody) -> Reply:
 async def score(service: Service, call: Call, body: ScoreBody) -> Reply:
     """A number for each pair."""
     model, shared = service.model(body.model), tenant(call, body.cache_salt)
-    pairs = await service.read(read_score, body, service.front.tokenizer, service.engine.setup, tenant=shared)
+    pairs = await service.read(
+        read_score, body, service.front.tokenizer, service.engine.setup, tenant=shared, most=service.settings.max_prompts
+    )
     outputs = await _scored(service, call, pairs, body.priority)
     return Json(await service.read(score_reply, pairs, outputs, model, new_id("score-"), now()))
 
@@ -46,7 +50,9 @@ async def score(service: Service, call: Call, body: ScoreBody) -> Reply:
 async def rerank(service: Service, call: Call, body: RerankBody) -> Reply:
     """Documents in the order of how likely they make the query."""
     model, shared = service.model(body.model), tenant(call, body.cache_salt)
-    pairs = await service.read(read_rerank, body, service.front.tokenizer, service.engine.setup, tenant=shared)
+    pairs = await service.read(
+        read_rerank, body, service.front.tokenizer, service.engine.setup, tenant=shared, most=service.settings.max_prompts
+    )
     outputs = await _scored(service, call, pairs, body.priority)
     return Json(await service.read(rerank_reply, body, pairs, outputs, model, new_id("rerank-")))
 

@@ -18,7 +18,7 @@ import msgspec
 
 from shardwise.engine.setup import Setup
 from shardwise.errors import UserError
-from shardwise.verify.client import Client
+from shardwise.verify.client import Client, complaint
 from shardwise.verify.drive import Advance
 from shardwise.verify.trace import Place, Text, Trace
 
@@ -104,9 +104,9 @@ class Server:
                     return trace
                 refusals.append("it gave no log-probabilities of the prompt, nor of tokens with their ids")
             elif status in UNSUPPORTED:
-                refusals.append(f"{status}: {_message(data)}")
+                refusals.append(f"{status}: {complaint(data) or 'nothing'}")
             else:
-                raise UserError(f"{self.name} answered {status}: {_message(data)}")
+                raise UserError(f"{self.name} answered {status}: {complaint(data) or 'nothing'}")
         raise UserError(f"{self.name} cannot be compared with on {text.name}: {refusals[0]}")
 
     def _ways(self, text: Text) -> Iterator[Way]:
@@ -123,16 +123,16 @@ def open_server(url: str, key: str | None, model: str | None, *, client: Client 
     client = client or Client(url, key)
     status, data = client.ask("models")
     if status in (401, 403):
-        raise UserError(f"{client.address} answered {status}: give its key by --api-key, or in SHARDWISE_API_KEY")
+        raise UserError(f"{client.url} answered {status}: give its key by --api-key, or in SHARDWISE_API_KEY")
     if status != 200:
-        raise UserError(f"{client.address}/v1/models answered {status}: {_message(data)}; is it OpenAI-compatible?")
+        raise UserError(f"{client.url}/v1/models answered {status}: {complaint(data) or 'nothing'}; is it OpenAI-compatible?")
     names = [entry.id for entry in _decoded(data, _Models, "models").data]
     if model is None and len(names) != 1:
-        raise UserError(f"{client.address} serves {len(names)} models; choose one by --served-model: {_some(names)}")
+        raise UserError(f"{client.url} serves {len(names)} models; choose one by --served-model: {_some(names)}")
     if model is not None and model not in names:
-        raise UserError(f"{client.address} does not serve {model!r}, but {_some(names)}")
+        raise UserError(f"{client.url} does not serve {model!r}, but {_some(names)}")
     chosen = names[0] if model is None else model
-    return Server(client, chosen, f"{client.address} ({chosen[:60]})")
+    return Server(client, chosen, f"{client.url} ({chosen[:60]})")
 
 
 def _request(model: str, text: Text, limit: int, way: Way) -> bytes:
@@ -222,18 +222,6 @@ def _decoded(data: bytes, kind: type[Any], path: str) -> Any:
         return msgspec.json.decode(data, type=kind)
     except (msgspec.DecodeError, RecursionError) as error:
         raise UserError(f"what the server answered at /v1/{path} is not what OpenAI's API gives: {error}") from None
-
-
-def _message(data: bytes) -> str:
-    """What the server says is wrong, as one short line of text."""
-    try:
-        found = json.loads(data)
-        error = found.get("error", found.get("detail", found)) if isinstance(found, dict) else found
-        text = error.get("message", error) if isinstance(error, dict) else error
-    except (ValueError, RecursionError):
-        text = data[:400].decode("utf-8", "replace")
-    shown = "".join(c if c.isprintable() else " " for c in str(text))[:200].strip()
-    return shown or "nothing"
 
 
 def _some(names: Sequence[str]) -> str:

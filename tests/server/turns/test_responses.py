@@ -298,7 +298,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"input": [{"type": "function_call", "call_id": "c", "name": "f", "arguments": "{"}]}, "arguments must be an object"),
     ({"input": [{"type": "function_call_output", "output": "x"}]}, "missing required field `call_id`"),
     ({"input": [{"type": "reasoning", "encrypted_content": "plain:%%%"}]}, "input[0].encrypted_content is damaged"),
-    ({"temperature": 2.5}, "temperature is the number 2.5"),
+    ({"temperature": 100.5}, "temperature is the number 100.5"),
     ({"temperature": "hot"}, "temperature is the string"),
     ({"top_p": 0}, "top_p is the number 0"),
     ({"max_output_tokens": 0}, "max_output_tokens is the number 0"),

@@ -7,6 +7,9 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
+from shardwise.server.fields import ModelName
+from shardwise.server.sampling import TopP
+
 MOST_MESSAGES = 100_000  # as Anthropic
 Blocks = list[dict[str, Any]]
 
@@ -48,7 +51,7 @@ class CountBody(msgspec.Struct, kw_only=True):
         list[InputMessage],
         Meta(min_length=1, max_length=MOST_MESSAGES, description="Where the assistant's is the last, it is gone on with."),
     ]
-    model: Annotated[str, Meta(max_length=512, description="A served name; may be left out.")] | None = None
+    model: ModelName | None = None
     system: Annotated[str | Blocks | None, Meta(description="Text, or text blocks.")] = None
     tools: Annotated[list[dict[str, Any]] | None, Meta(description="With name, description and input_schema.")] = None
     tool_choice: Annotated[
@@ -71,10 +74,7 @@ class MessagesBody(CountBody, kw_only=True):
     ]
     stop_sequences: Annotated[list[str], Meta(max_length=16, description="Strings that end the answer.")] | None = None
     temperature: Annotated[float, Meta(ge=0, le=1, description="0 is greedy.")] | None = None
-    top_p: (
-        Annotated[float, Meta(gt=0, le=1, description="Draw from the likeliest tokens that have this probability in all.")]
-        | None
-    ) = None
+    top_p: TopP | None = None
     top_k: Annotated[int, Meta(ge=0, description="Draw from so many of the likeliest tokens; 0 is all.")] | None = None
     stream: Annotated[bool, Meta(description="Events as they happen.")] = False
     metadata: Annotated[dict[str, Any] | None, Meta(description="`user_id` and others; changes nothing.")] = None

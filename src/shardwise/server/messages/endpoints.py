@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
 from collections.abc import AsyncGenerator
 from contextlib import AbstractAsyncContextManager
 
 from shardwise.server.call import Call
-from shardwise.server.frames import begun
+from shardwise.server.frames import begun, new_id
 from shardwise.server.messages.body import CountBody, MessagesBody
 from shardwise.server.messages.output import AssistantMessage, MessageUsage, StopReason, TokensCount, frame
 from shardwise.server.messages.request import ask
@@ -17,7 +16,7 @@ from shardwise.server.refusal import Refusal
 from shardwise.server.reply import Json, Reply
 from shardwise.server.route import Route
 from shardwise.server.service import Service
-from shardwise.server.turn import News, Talk, Turn, rendered, talk
+from shardwise.server.turn import News, Talk, counted, talk
 
 KINDS = {
     401: "authentication_error",
@@ -37,7 +36,7 @@ PINGS = 0.8
 
 async def create(service: Service, call: Call, body: MessagesBody) -> Reply:
     """The assistant's next turn, whole or as a stream."""
-    message = AssistantMessage(id=f"msg_{secrets.token_hex(24)}", model=service.model(body.model), usage=MessageUsage(0, 0))
+    message = AssistantMessage(id=new_id("msg_"), model=service.model(body.model), usage=MessageUsage(0, 0))
     turn = await service.read(ask, service, body)
     talking = await talk(service, call, turn)
     if body.stream:
@@ -117,11 +116,7 @@ async def count_tokens(service: Service, _call: Call, body: CountBody) -> Reply:
     """How many tokens a request's input has; nothing is run."""
     service.model(body.model)
     turn = await service.read(ask, service, body)
-    return Json(TokensCount(await service.read(_count, service, turn)))
-
-
-def _count(service: Service, turn: Turn) -> int:
-    return len(rendered(service, turn).ids)
+    return Json(TokensCount(await service.read(counted, service, turn)))
 
 
 def errors(refusal: Refusal, call: Call) -> dict[str, object]:

@@ -11,11 +11,9 @@ from shardwise.sched.request import SamplingParams
 from shardwise.server.answer.tools import anthropic_offer
 from shardwise.server.conversation import variables_of
 from shardwise.server.messages.body import Blocks, CountBody, InputMessage, MessagesBody
-from shardwise.server.sampling import sampling
+from shardwise.server.sampling import given, sampling
 from shardwise.server.service import Service
 from shardwise.server.turn import Turn
-
-SAMPLING = ("temperature", "top_p", "top_k")
 
 
 def ask(service: Service, body: CountBody) -> Turn:
@@ -33,7 +31,12 @@ def ask(service: Service, body: CountBody) -> Turn:
         tools=offer.tools,
         tool_choice=offer.choice,
         parallel=offer.parallel,
-        variables=_variables(body),
+        # Where the request says nothing of thinking, the model does as it is used to.
+        variables=variables_of(
+            None,
+            effort=body.output_config.effort if body.output_config else None,
+            thinking=body.thinking.type if body.thinking else None,
+        ),
         continue_final_message=body.messages[-1].role == "assistant",
         fit=True,
         budget=body.thinking.budget_tokens if body.thinking and body.thinking.type == "enabled" else None,
@@ -42,24 +45,15 @@ def ask(service: Service, body: CountBody) -> Turn:
 
 
 def _params(service: Service, body: CountBody) -> SamplingParams:
-    given: dict[str, object] = {}
+    values = given(body)
     if body.output_config is not None and body.output_config.format is not None:
-        given["structured_outputs"] = {"json": body.output_config.format.schema}
-    if not isinstance(body, MessagesBody):
-        return sampling(service, given, max_tokens=1)
-    given |= {name: value for name in SAMPLING if (value := getattr(body, name)) is not None}
+        values["structured_outputs"] = {"json": body.output_config.format.schema}
+    if isinstance(body, MessagesBody):
+        values["stop"] = body.stop_sequences or []
     try:
-        return sampling(service, {**given, "stop": body.stop_sequences or []}, max_tokens=body.max_tokens)
+        return sampling(service, values, max_tokens=1)
     except RequestError as error:
         raise RequestError(f"stop_sequences{str(error)[4:]}" if str(error).startswith("stop") else str(error)) from None
-
-
-def _variables(body: CountBody) -> dict[str, Any]:
-    """What the chat template is told; where the request says nothing of thinking, the model does as it is used to."""
-    found = variables_of(None, body.output_config.effort if body.output_config else None)
-    if body.thinking is not None and body.thinking.type in ("enabled", "disabled"):
-        found["enable_thinking"] = found["thinking"] = body.thinking.type == "enabled"
-    return found
 
 
 # --- messages ---------------------------------------------------------------------------------------------------------

@@ -7,6 +7,9 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
+from shardwise.server.fields import Effort, ModelName, Priority, Salt
+from shardwise.server.sampling import DrawBody
+
 MOST_ITEMS = 10_000
 MOST_PAIRS, MOST_KEY, MOST_VALUE = 16, 64, 512
 
@@ -36,14 +39,14 @@ class TextConfig(msgspec.Struct):
 class Reasoning(msgspec.Struct):
     """`effort` goes to the chat template ("none" switches thinking off). `summary` changes nothing: reasoning comes whole."""
 
-    effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
+    effort: Effort | None = None
     summary: str | None = None
 
 
-class ResponsesBody(msgspec.Struct, kw_only=True):
+class ResponsesBody(DrawBody, kw_only=True):
     """A response to be made."""
 
-    model: Annotated[Name | None, Meta(description="A served name; may be left out.")] = None
+    model: ModelName | None = None
     input: Annotated[
         str | Many | None,
         Meta(
@@ -55,8 +58,6 @@ class ResponsesBody(msgspec.Struct, kw_only=True):
     max_output_tokens: (
         Annotated[int, Meta(ge=1, description="Reasoning included; by default to the end of the context.")] | None
     ) = None
-    temperature: Annotated[float, Meta(ge=0, le=2, description="0 is greedy.")] | None = None
-    top_p: Annotated[float, Meta(gt=0, le=1, description="Nucleus sampling.")] | None = None
     top_logprobs: (
         Annotated[int, Meta(ge=0, le=20, description="How many of the likeliest tokens `include` adds to each.")] | None
     ) = None
@@ -99,22 +100,6 @@ class ResponsesBody(msgspec.Struct, kw_only=True):
         None
     )
     prompt: Annotated[Any, Meta(description="Refused: there are no stored prompts.")] = None
-    top_k: Annotated[int, Meta(ge=-1, description="0 or -1 is all.")] | None = None
-    min_p: (
-        Annotated[float, Meta(ge=0, le=1, description="Draw from tokens at least so likely, beside the likeliest one.")] | None
-    ) = None
-    presence_penalty: (
-        Annotated[float, Meta(ge=-2, le=2, description="Taken off the logits of tokens that came up already.")] | None
-    ) = None
-    frequency_penalty: (
-        Annotated[float, Meta(ge=-2, le=2, description="Taken off the logits of tokens as often as they came up.")] | None
-    ) = None
-    repetition_penalty: (
-        Annotated[float, Meta(gt=0, le=100, description="Above 1, tokens of the prompt and the answer get less likely.")] | None
-    ) = None
-    seed: Annotated[int, Meta(ge=1 - 2**63, le=2**63 - 1, description="The same seed gives the same answer.")] | None = None
-    stop: Annotated[str | list[str] | None, Meta(description="Strings that end the answer.")] = None
-    ignore_eos: Annotated[bool | None, Meta(description="Go on where the model would end.")] = None
-    priority: Annotated[int, Meta(ge=-(2**31), le=2**31 - 1, description="Less is sooner.")] | None = None
-    cache_salt: Annotated[Name | None, Meta(description="Keeps the prefix cache apart.")] = None
+    priority: Priority = 0
+    cache_salt: Salt | None = None
     chat_template_kwargs: Annotated[dict[str, Any] | None, Meta(description="Scalars for the chat template.")] = None

@@ -24,7 +24,7 @@ from shardwise.server.responses.writer import Writer, replay, used
 from shardwise.server.route import Route
 from shardwise.server.service import Service
 from shardwise.server.store import Kept, Tape
-from shardwise.server.turn import Talk, Turn, rendered, talk
+from shardwise.server.turn import Talk, counted, talk
 
 Talking = AbstractAsyncContextManager[Talk]
 MOST_LISTED, LISTED = 100, 20
@@ -246,11 +246,7 @@ async def input_items(service: Service, call: Call, given: Mapping[str, str]) ->
 async def count(service: Service, call: Call, body: ResponsesBody) -> Reply:
     """How many tokens a request's input has, with its tools; nothing is run."""
     asked = await _asked(service, call, body, False)
-    return Json(Counted(await service.read(_count, service, asked.turn)))
-
-
-def _count(service: Service, turn: Turn) -> int:
-    return len(rendered(service, turn).ids)
+    return Json(Counted(await service.read(counted, service, asked.turn)))
 
 
 def _word(given: Mapping[str, str], name: str, words: tuple[str, ...]) -> str:

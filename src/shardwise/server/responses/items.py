@@ -11,8 +11,9 @@ import msgspec
 
 from shardwise.errors import RequestError
 from shardwise.sched.checks import shown
+from shardwise.server.frames import new_id
 from shardwise.server.responses.body import MOST_ITEMS
-from shardwise.server.responses.writer import KEPT_THOUGHT, new_id
+from shardwise.server.responses.writer import KEPT_THOUGHT
 
 TEXTS = ("input_text", "output_text", "text", "summary_text", "reasoning_text")
 """Types of parts that hold text. A refusal does too, under another name."""
@@ -75,7 +76,7 @@ def read_items(given: str | Sequence[Item] | None, find: Callable[[str], Item | 
     finds nothing, or an item is of no known kind."""
     if given is None or isinstance(given, str):
         content = [{"type": "input_text", "text": given or ""}]
-        return [{"id": new_id("msg"), "type": "message", "role": "user", "content": content}]
+        return [{"id": new_id("msg_"), "type": "message", "role": "user", "content": content}]
     found = []
     for n, item in enumerate(given):
         kind = item.get("type") or ("message" if "role" in item else "item_reference" if "id" in item else None)
@@ -87,7 +88,7 @@ def read_items(given: str | Sequence[Item] | None, find: Callable[[str], Item | 
             found.append(known)
         elif kind in KINDS:
             id = item.get("id")
-            named = {} if isinstance(id, str) and id else {"id": new_id("msg" if kind == "message" else "item")}
+            named = {} if isinstance(id, str) and id else {"id": new_id("msg_" if kind == "message" else "item_")}
             found.append({**item, "type": kind, **named})
         else:
             works = ", ".join((*KINDS, "item_reference"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,12 +13,13 @@ from shardwise.sched.checks import shown
 from shardwise.sched.request import SamplingParams
 from shardwise.server.answer.tools import responses_offer
 from shardwise.server.conversation import variables_of
+from shardwise.server.frames import new_id, now
 from shardwise.server.refusal import Refusal
 from shardwise.server.responses.body import ResponsesBody, TextConfig
 from shardwise.server.responses.items import Item, conversation, read_items
 from shardwise.server.responses.output import Response
-from shardwise.server.responses.writer import Origin, new_id
-from shardwise.server.sampling import sampling
+from shardwise.server.responses.writer import Origin
+from shardwise.server.sampling import given, sampling
 from shardwise.server.service import Service
 from shardwise.server.turn import Turn
 
@@ -43,10 +43,6 @@ CUSTOM_INPUT = {
     "required": ["input"],
     "additionalProperties": False,
 }
-SAMPLING = (
-    "temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty", "seed", "stop",
-    "ignore_eos",
-)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,12 +80,12 @@ def ask(
         tool_choice=offer.choice,
         parallel=offer.parallel,
         variables=variables_of(body.chat_template_kwargs, body.reasoning.effort if body.reasoning else None),
-        priority=body.priority or 0,
+        priority=body.priority,
         salt=body.cache_salt or "",
     )
     response = Response(
-        id=new_id("resp"),
-        created_at=int(time.time()),
+        id=new_id("resp_"),
+        created_at=now(),
         model=model,
         reasoning={"effort": body.reasoning and body.reasoning.effort, "summary": body.reasoning and body.reasoning.summary},
         text=_text(body.text),
@@ -123,17 +119,17 @@ def check_stores(service: Service) -> None:
 
 
 def _params(service: Service, body: ResponsesBody, top: int | None) -> SamplingParams:
-    given: dict[str, object] = {name: value for name in SAMPLING if (value := getattr(body, name)) is not None}
+    values = given(body)
     form = body.text.format if body.text else None
     if form is not None and form.type == "json_object":
-        given["structured_outputs"] = {"json_object": True}
+        values["structured_outputs"] = {"json_object": True}
     elif form is not None and form.type == "json_schema":
         if form.schema is msgspec.UNSET:
             raise RequestError("text.format.schema is missing; with the type json_schema it is the schema of the answer")
-        given["structured_outputs"] = {"json": form.schema}
+        values["structured_outputs"] = {"json": form.schema}
     if top is not None:
-        given["logprobs"] = top
-    return sampling(service, given, max_tokens=body.max_output_tokens)
+        values["logprobs"] = top
+    return sampling(service, values, max_tokens=body.max_output_tokens)
 
 
 def _text(text: TextConfig | None) -> dict[str, Any]:

@@ -6,8 +6,6 @@ from __future__ import annotations
 
 import base64
 import copy
-import secrets
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -15,6 +13,7 @@ import msgspec
 
 from shardwise.server.answer.pieces import Piece
 from shardwise.server.blocks import Block, Blocks, Change, Closed, Grew, Opened, mended, parsed
+from shardwise.server.frames import new_id, now
 from shardwise.server.job import Usage
 from shardwise.server.logprobs import TokenLogprob
 from shardwise.server.responses.output import (
@@ -62,11 +61,6 @@ class Origin:
     namespace: str | None = None
 
 
-def new_id(kind: str) -> str:
-    """An id that nobody guesses."""
-    return f"{kind}_{secrets.token_hex(24)}"
-
-
 class Writer:
     """Fills `response` with what comes of it. `emit` gets the events as they happen, in their order and numbered.
 
@@ -112,7 +106,7 @@ class Writer:
             self.response.status, self.response.incomplete_details = "incomplete", Incomplete()
             self._whole("response.incomplete")
         else:
-            self.response.status, self.response.completed_at = "completed", int(time.time())
+            self.response.status, self.response.completed_at = "completed", now()
             self._whole("response.completed")
 
     def fail(self, message: str) -> None:
@@ -191,10 +185,10 @@ class Writer:
 
     def _item(self, block: Block) -> OutputItem:
         if block.call is None:
-            return OutputMessage(id=new_id("msg")) if block.kind == "text" else ReasoningItem(id=new_id("rs"))
+            return OutputMessage(id=new_id("msg_")) if block.kind == "text" else ReasoningItem(id=new_id("rs_"))
         origin = self._origins.get(block.call.name, Origin(block.call.name))
         made = (CustomCall if origin.custom else FunctionCall)(
-            id=new_id("ctc" if origin.custom else "fc"), call_id=block.call.id, name=origin.name
+            id=new_id("ctc_" if origin.custom else "fc_"), call_id=block.call.id, name=origin.name
         )
         if origin.namespace is not None:
             made.namespace = origin.namespace
