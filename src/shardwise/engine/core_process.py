@@ -13,7 +13,8 @@ from types import TracebackType
 from typing import Self
 
 from shardwise.engine import bridge
-from shardwise.engine.ranks import STOP_S, Progress
+from shardwise.engine.rank_processes import STOP_S
+from shardwise.engine.ranks import Progress
 from shardwise.engine.setup import Setup
 from shardwise.errors import ShardwiseError, Unavailable, UserError
 
@@ -38,7 +39,8 @@ class CoreProcess:
         tokens = queue_tokens if queue_tokens is not None else max(QUEUE_TOKENS, 4 * setup.context)
         ours, theirs = socket.socketpair()
         with theirs:
-            command = [sys.executable, "-m", "shardwise.engine.host", "--fd", str(theirs.fileno())]
+            own = ["--fd", str(theirs.fileno()), "--ranks", str(setup.layout.mesh.size)]
+            command = [sys.executable, "-m", "shardwise.engine.host", *own]
             # Its own process group: a Ctrl-C at the terminal is for this process alone to act on.
             self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], process_group=0, stdin=subprocess.DEVNULL)
         self._control = ours
