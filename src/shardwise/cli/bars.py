@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
-from shardwise.engine.ranks import Progress
-from shardwise.engine.setup import Setup
+if TYPE_CHECKING:
+    from shardwise.engine.ranks import Progress
+    from shardwise.engine.setup import Setup
 
 
 @contextmanager
