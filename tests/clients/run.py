@@ -1,19 +1,21 @@
 """Real clients, unmodified and pinned, against `shardwise serve`: a table of what worked; the exit code says whether all did.
 
-`python -m tests.clients.run [NAME ...]` (make clients) makes the clients' environments under .clients the first time.
+`python -m tests.clients.run [NAME ...] [--json FILE]` (make clients) makes their environments under .clients the first time.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from bench.about import commit, machine
 from tests.clients import places, suite
 from tests.server.live import Live, serving
 
@@ -28,7 +30,6 @@ class Row:
 
     name: str
     done: str
-    began: float = field(default_factory=time.monotonic)
     wrong: list[str] = field(default_factory=list)
     known: dict[str, list[str]] = field(default_factory=dict)
     took_s: float = 0.0
@@ -112,17 +113,25 @@ GROUPS: tuple[tuple[tuple[str, ...], dict[str, Client]], ...] = (
 """The flags of each server, and which clients it gets."""
 
 
-def main(names: Sequence[str]) -> int:
+def main() -> int:
     known = [name for _, clients in GROUPS for name in clients]
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"only these; there are {', '.join(known)}")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write what came of it there, too")
+    given = parser.parse_args()
+    names: list[str] = given.names
     if strange := [name for name in names if name not in known]:
-        sys.stderr.write(f"no client is called {strange[0]!r}; there are {', '.join(known)}\n")
-        return 2
+        parser.error(f"no client is called {strange[0]!r}; there are {', '.join(known)}")
+    about = {"command": " ".join(["make clients", *names]), "commit": commit(), "machine": machine()}
     rows: list[Row] = []
     for flags, clients in GROUPS:
         wanted = {name: client for name, client in clients.items() if not names or name in names}
         if wanted:
             rows += asked(flags, wanted)
     table(rows)
+    if given.json:
+        result = {**about, "clients": [asdict(row) for row in rows]}
+        given.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     return 1 if any(row.wrong for row in rows) else 0
 
 
@@ -138,7 +147,7 @@ def asked(flags: Sequence[str], clients: dict[str, Client]) -> list[Row]:
                 row = client(live)
             except (places.Missing, subprocess.TimeoutExpired) as error:
                 row = Row(name, "not run", wrong=[str(error)])
-            row.took_s = time.monotonic() - began
+            row.took_s = round(time.monotonic() - began, 1)
             rows.append(row)
         rows[-1].wrong += left(live)
     return rows
@@ -167,4 +176,4 @@ def table(rows: Sequence[Row]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

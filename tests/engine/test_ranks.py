@@ -17,6 +17,7 @@ import psutil
 import pytest
 
 from shardwise.engine.engine import Engine
+from shardwise.engine.rank_processes import RankProcesses
 from shardwise.engine.ranks import ProcessRanks
 from shardwise.engine.setup import Options, Setup, resolve
 from shardwise.errors import RankLost, UserError
@@ -128,6 +129,20 @@ def test_killed_while_loading(setup: Setup, rank: int) -> None:
     with pytest.raises(RankLost, match=rf"rank {rank} was lost during load: .* was killed by SIGKILL"):
         ProcessRanks(setup, kill)
     assert time.monotonic() - killed[0] < OUT_S
+
+
+@pytest.mark.parametrize("started", [0, 1, 3])
+def test_those_that_run_already_are_taken_and_the_others_started(setup: Setup, started: int) -> None:
+    processes = RankProcesses()
+    processes.reach(started)
+    before = [process.pid for process in processes.processes]
+    ranks = ProcessRanks(setup, None, processes)
+    try:
+        pids = [process.pid for process in ranks.processes]
+        assert pids[:started] == before and len(pids) == 3
+        assert [ready.pid for ready in ranks.ready] == pids
+    finally:
+        ranks.close()
 
 
 def test_interrupted_while_loading(setup: Setup) -> None:

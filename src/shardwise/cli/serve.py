@@ -31,7 +31,7 @@ def run(argv: Sequence[str]) -> int:
     if env.torchrun() is not None:
         raise UserError("`serve` starts its ranks itself; call it without torchrun")
     given = {option.name: getattr(args, option.name) for option in OPTIONS}
-    from shardwise.cli.start import bars
+    from shardwise.cli.bars import bars
     from shardwise.server.serve import Wanted, serve
 
     wanted = Wanted(

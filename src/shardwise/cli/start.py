@@ -1,4 +1,4 @@
-"""From flags to an engine that waits for prompts: the ranks of this host or torchrun's, with a bar a rank while they load."""
+"""From flags to an engine that waits for prompts: the ranks of this host or torchrun's."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from shardwise import env
+from shardwise.cli.bars import bars
 from shardwise.engine.contract import TokenEngine
 from shardwise.engine.engine import Engine
 from shardwise.engine.ranks import ProcessRanks, Progress, Ranks
@@ -47,17 +48,3 @@ def loaded(setup: Setup) -> Ranks:
         return start_ranks(setup, None)
     with bars(setup) as progress:
         return start_ranks(setup, progress)
-
-
-@contextmanager
-def bars(setup: Setup) -> Iterator[Progress]:
-    """A bar of loaded bytes for each rank on standard error, gone when all are ready."""
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, TextColumn
-    from rich.progress import Progress as Bars
-
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(binary_units=True))
-    with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
-        ranks = range(setup.layout.mesh.size)
-        tasks = [bars.add_task(f"rank {rank}", total=setup.layout.weight_bytes(rank)) for rank in ranks]
-        yield lambda rank, size: bars.advance(tasks[rank], size)

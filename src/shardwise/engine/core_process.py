@@ -6,14 +6,15 @@ import contextlib
 import signal
 import socket
 import subprocess
-import sys
 import threading
 from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
 from shardwise.engine import bridge
-from shardwise.engine.ranks import STOP_S, Progress
+from shardwise.engine.host_process import HostProcess
+from shardwise.engine.rank_processes import STOP_S
+from shardwise.engine.ranks import Progress
 from shardwise.engine.setup import Setup
 from shardwise.errors import ShardwiseError, Unavailable, UserError
 
@@ -27,21 +28,24 @@ QUEUE_TOKENS = 2**20
 class CoreProcess:
     """An engine that is ready, in a process of its own with ranks of its own; they end with this process, whatever ends it.
 
-    A context manager. Raises what kept the engine from starting: UserError where the user can mend it.
+    A context manager. `host` is the process, where it was started before. Raises what kept the engine from starting: UserError
+    where the user can mend it.
     """
 
     def __init__(
-        self, setup: Setup, progress: Progress | None = None, *, queue: int | None = None, queue_tokens: int | None = None
+        self,
+        setup: Setup,
+        progress: Progress | None = None,
+        *,
+        host: HostProcess | None = None,
+        queue: int | None = None,
+        queue_tokens: int | None = None,
     ) -> None:
         self.setup = setup
         self.queue = queue if queue is not None else QUEUE * setup.limits.sequences
         tokens = queue_tokens if queue_tokens is not None else max(QUEUE_TOKENS, 4 * setup.context)
-        ours, theirs = socket.socketpair()
-        with theirs:
-            command = [sys.executable, "-m", "shardwise.engine.host", "--fd", str(theirs.fileno())]
-            # Its own process group: a Ctrl-C at the terminal is for this process alone to act on.
-            self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], process_group=0, stdin=subprocess.DEVNULL)
-        self._control = ours
+        self._host = host or HostProcess(setup.layout.mesh.size)
+        self._process, self._control = self._host.process, self._host.control
         self._closing = False
         self._reason: str | None = None
         self._ended = threading.Event()
@@ -51,7 +55,7 @@ class CoreProcess:
         try:
             self._load(bridge.Boot.of(setup, self.queue, tokens), progress)
         except BaseException:
-            self._finish()
+            self._host.close()
             raise
         self._watch = threading.Thread(target=self._listen, daemon=True, name="engine-process")
         self._watch.start()
@@ -162,16 +166,5 @@ class CoreProcess:
         with contextlib.suppress(OSError):
             self._control.shutdown(socket.SHUT_WR)
         self._ended.wait(3 * STOP_S)
-        self._finish()
+        self._host.close()
         self._watch.join(STOP_S)
-
-    def _finish(self) -> None:
-        """Nothing is left of it. It has closed its ranks' channels, or they close as it is killed."""
-        with contextlib.suppress(OSError):
-            self._control.shutdown(socket.SHUT_RDWR)
-        try:
-            self._process.wait(STOP_S)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        self._control.close()

@@ -1,7 +1,7 @@
-"""The engine as a process: `python -m shardwise.engine.host --fd N`, on one end of a socket pair, started by `CoreProcess`.
+"""The engine as a process: `python -m shardwise.engine.host --fd N --ranks N`, on one end of a socket pair.
 
-It gets a Boot, starts the ranks, and serves the fronts whose sockets it is handed. When the other end closes, it ends its ranks
-and itself. It never imports torch.
+`CoreProcess` starts it. It starts the ranks before it knows what they are to compute, as their imports take longest; when the
+other end closes, it ends them and itself.
 """
 
 from __future__ import annotations
@@ -11,105 +11,28 @@ import os
 import resource
 import signal
 import socket
-import sys
-import threading
-import traceback
 from contextlib import suppress
 
-from shardwise import env
-from shardwise.engine import bridge
-from shardwise.engine.desk import Desk
-from shardwise.engine.engine import Engine
-from shardwise.errors import ShardwiseError, UserError
-
-SWITCH_S = 0.0005
-"""How long one thread may keep the others from running: reading a long prompt is not to hold the engine up."""
-
-
-class Control:
-    """The connection to whoever started this process."""
-
-    def __init__(self, sock: socket.socket) -> None:
-        self._sock = sock
-        self._lock = threading.Lock()
-        self.desk: Desk | None = None
-
-    def boot(self) -> bridge.Boot:
-        """The first message. It is read to its last byte and no further: sockets may come right behind it."""
-        size = int.from_bytes(self._exactly(4), "little")
-        if size > bridge.LIMIT_BYTES:
-            raise bridge.BridgeError(f"a message of {size} bytes is announced; the limit is {bridge.LIMIT_BYTES}")
-        message = bridge.decode(self._exactly(size))
-        if not isinstance(message, bridge.Boot):
-            raise bridge.BridgeError(f"a {type(message).__name__} message where a Boot was expected")
-        return message
-
-    def _exactly(self, count: int) -> bytes:
-        found = self._sock.recv(count, socket.MSG_WAITALL)
-        if len(found) < count:
-            raise bridge.BridgeError("the connection closed before anything was asked for")
-        return found
-
-    def tell(self, message: bridge.Message) -> None:
-        """Nothing happens where nobody listens any more: that is noticed elsewhere."""
-        with self._lock, suppress(OSError):
-            self._sock.sendall(bridge.frame(message))
-
-    def listen(self) -> None:
-        """Takes fronts in until the other end is gone, then has this process end, whatever its other threads do."""
-        with suppress(OSError):
-            while True:
-                data, descriptors, _, _ = socket.recv_fds(self._sock, 1, 1)
-                if not data:
-                    break
-                for descriptor in descriptors:
-                    if self.desk is None:
-                        os.close(descriptor)
-                    else:
-                        self.desk.join(socket.socket(fileno=descriptor))
-        if self.desk is None:
-            # The ranks are still loading; they end as soon as their channels close.
-            os._exit(0)
-        self.desk.stop()
+from shardwise.engine.rank_processes import RankProcesses
 
 
 def main() -> None:
     """Serves until the other end of `--fd` closes, or a rank is lost: exit code 1."""
     parser = argparse.ArgumentParser(description="a shardwise engine without a front; started by one, not by hand")
     parser.add_argument("--fd", type=int, required=True)
+    parser.add_argument("--ranks", type=int, required=True)
     args = parser.parse_args()
     # Whoever started it decides when it ends, and says so by closing the connection; its ranks inherit this.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    sys.setswitchinterval(SWITCH_S)
-    control = Control(socket.socket(fileno=args.fd))
-    try:
-        lost = run(control)
-    except BaseException as error:
-        if env.debug():
-            traceback.print_exc()
-        message = str(error) if isinstance(error, ShardwiseError) else f"{type(error).__name__}: {error}"
-        control.tell(bridge.Failed(message, isinstance(error, UserError)))
-        os._exit(1)
-    if lost is not None:
-        control.tell(bridge.Gone(lost))
-    os._exit(0 if lost is None else 1)
+    started = RankProcesses()
+    with suppress(OSError):  # the engine asks for those that are missing again, and says what is wrong
+        started.reach(args.ranks)
+    # Only now, while the ranks import what they need.
+    from shardwise.engine.hosted import serve
 
-
-def run(control: Control) -> str | None:
-    """Serves until the engine is lost: why; or until nobody wants it any more: None."""
-    boot = control.boot()
-    setup = boot.setup()
-    threading.Thread(target=control.listen, daemon=True, name="control").start()
-
-    def progress(rank: int, count: int) -> None:
-        control.tell(bridge.Loading(rank, count))
-
-    with Engine(setup, "processes", progress, queue=boot.queue, queue_tokens=boot.queue_tokens) as engine:
-        control.desk = Desk(engine)
-        control.tell(bridge.Ready())
-        return control.desk.serve()
+    os._exit(serve(socket.socket(fileno=args.fd), started))
 
 
 if __name__ == "__main__":

@@ -6,29 +6,20 @@ Processes on this host (the rule, here), threads in this process (`thread_ranks`
 from __future__ import annotations
 
 import json
-import os
 import select
 import selectors
-import shutil
-import signal
-import socket
 import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
-from shardwise import env
 from shardwise.comm.protocol import DEADLINE_S
+from shardwise.engine.rank_processes import RankProcesses
 from shardwise.engine.setup import Setup
 from shardwise.errors import RankLost, ShardwiseError, UserError
 from shardwise.runtime import wire
 from shardwise.runtime.limits import Limits
 from shardwise.sched.step import Draw, Result, Step
-
-STOP_S = 1.5
-"""How long a rank may take to end before it is killed."""
 
 SETTLE_S = 0.3
 """After a first failure, how long the others' reports are awaited: the cause often arrives after its consequences."""
@@ -105,43 +96,33 @@ def start_message(setup: Setup, rank: int) -> wire.Start:
 
 
 class ProcessRanks:
-    """One process a rank, on this host. They end with this process, whatever ends it. `busy_s` is how long the lead rank has
-    worked on steps so far."""
+    """One process a rank, on this host. They end with this process, whatever ends it. `started` are those that run already.
+    `busy_s` is how long the lead rank has worked on steps so far."""
 
-    def __init__(self, setup: Setup, progress: Progress | None = None) -> None:
+    def __init__(self, setup: Setup, progress: Progress | None = None, started: RankProcesses | None = None) -> None:
         self._phase = "start"
         self.busy_s = 0.0
-        self.processes: list[subprocess.Popen[bytes]] = []
+        self._started = started or RankProcesses()
         self._channels: list[wire.Channel] = []
         self._early: tuple[Result, ...] = ()
-        self._folder = tempfile.mkdtemp(prefix=f"shardwise-{os.getpid()}-")  # 0700, as mkdtemp makes it
         self._selector = selectors.DefaultSelector()
         try:
-            for rank in range(setup.layout.mesh.size):
-                self._spawn(rank)
+            self._started.reach(setup.layout.mesh.size)
+            self._channels = [wire.Channel(each) for each in self._started.sockets]
             for rank, channel in enumerate(self._channels):
+                self._selector.register(channel, selectors.EVENT_READ, rank)
                 self._send(rank, channel, start_message(setup, rank))
             self.ready: Sequence[wire.Ready] = self._all_ready(progress)
         except BaseException:
             self.close()
             raise
         finally:
-            # Once all have met, or none will any more, no name of the group is left on the file system.
-            shutil.rmtree(self._folder, ignore_errors=True)
+            self._started.met()
 
-    def _spawn(self, rank: int) -> None:
-        ours, theirs = socket.socketpair()
-        with theirs:
-            own = ["--fd", str(theirs.fileno()), "--rendezvous", self._folder]
-            command = [sys.executable, "-m", "shardwise.runtime.worker", *own]
-            # Its own process group: a Ctrl-C at the terminal is for this process alone to act on.
-            self.processes.append(
-                subprocess.Popen(
-                    command, pass_fds=[theirs.fileno()], process_group=0, stdin=subprocess.DEVNULL, env=env.of_a_rank()
-                )
-            )
-        self._channels.append(wire.Channel(ours))
-        self._selector.register(ours, selectors.EVENT_READ, rank)
+    @property
+    def processes(self) -> list[subprocess.Popen[bytes]]:
+        """In rank order; none once they are closed."""
+        return self._started.processes
 
     def _all_ready(self, progress: Progress | None) -> list[wire.Ready]:
         ready: dict[int, wire.Ready] = {}
@@ -238,7 +219,7 @@ class ProcessRanks:
                         reports[key.data] = message
         for rank, report in sorted(reports.items()):
             if report is None:
-                return RankLost(rank, self._phase, self._death(rank))
+                return RankLost(rank, self._phase, self._started.death(rank))
         failed = {rank: report for rank, report in sorted(reports.items()) if report is not None}
         rank = next((r for r, report in failed.items() if not report.secondary), next(iter(failed)))
         report = failed[rank]
@@ -248,30 +229,7 @@ class ProcessRanks:
             return RankLost(report.culprit, self._phase, report.message)
         return RankLost(rank, self._phase, report.message)
 
-    def _death(self, rank: int) -> str:
-        """How a process whose stream has ended came to its end."""
-        process = self.processes[rank]
-        try:
-            code = process.wait(STOP_S)
-        except subprocess.TimeoutExpired:
-            return f"process {process.pid} closed its channel but still runs"
-        if code >= 0:
-            return f"process {process.pid} ended with exit code {code}"
-        name = signal.Signals(-code).name
-        hint = " (the kernel does that when memory runs out)" if name == "SIGKILL" else ""
-        return f"process {process.pid} was killed by {name}{hint}"
-
     def close(self) -> None:
-        # Closing its channel ends a rank; what has not ended in time, because it is stopped or stuck, is killed.
-        for channel in self._channels:
-            channel.close()
-        until = time.monotonic() + STOP_S
-        for process in self.processes:
-            try:
-                process.wait(max(0.0, until - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+        self._started.close()
         self._selector.close()
-        self._channels, self.processes = [], []
-        shutil.rmtree(self._folder, ignore_errors=True)
+        self._channels = []

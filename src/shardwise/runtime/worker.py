@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import os
 import queue
 import resource
@@ -62,6 +63,7 @@ def _listen(channel: wire.Channel, inbox: queue.SimpleQueue[wire.Message], rende
 
 
 def _work(channel: wire.Channel, inbox: queue.SimpleQueue[wire.Message], rendezvous: Path) -> None:
+    import_torch()
     start = inbox.get()
     assert isinstance(start, wire.Start)
     runner = build(start, rendezvous, lambda count: channel.send(wire.Loading(count)))
@@ -105,8 +107,18 @@ def peak_bytes() -> int:
     return int(fields["VmHWM"].split()[0]) * 1024
 
 
+def import_torch() -> None:
+    """And what needs it. That takes longer than all else of a start, and so goes before it is known what to compute."""
+    # Nothing that an import makes is garbage: to look for it is a tenth of the time.
+    gc.disable()
+    import shardwise.runtime.opening  # noqa: F401
+
+    gc.freeze()
+    gc.enable()
+
+
 def build(start: wire.Start, rendezvous: Path, progress: Progress) -> Runner:
-    """Joins the group, then loads. Imports torch, which takes longer than all that comes before."""
+    """Joins the group, then loads."""
     import torch
 
     from shardwise.runtime.opening import join, open_runner

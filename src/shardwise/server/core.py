@@ -5,9 +5,11 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 
 from shardwise.engine.core_process import CoreProcess
+from shardwise.engine.host_process import HostProcess
 from shardwise.engine.ranks import Progress
 from shardwise.engine.setup import Setup
 
@@ -16,15 +18,15 @@ Bars = Callable[[Setup], AbstractContextManager[Progress]]
 
 
 class CoreStart:
-    """An engine that starts from the moment that this is made. `result` waits for it."""
+    """An engine that starts in `host` from the moment that this is made. `result` waits for it."""
 
-    def __init__(self, setup: Setup, queue: int | None, bars: Bars | None) -> None:
+    def __init__(self, setup: Setup, host: HostProcess, queue: int | None, bars: Bars | None) -> None:
         self.setup = setup
         self.begun_s = time.monotonic()
         self.loading_s: tuple[float, float] | None = None
         """When the first weights and when the last ones were in place. Before that, ranks import torch and meet."""
         self.ready_s = 0.0
-        self._queue, self._bars = queue, bars
+        self._host, self._queue, self._bars = host, queue, bars
         self._core: CoreProcess | None = None
         self._error: BaseException | None = None
         # A daemon, so that an interrupted start need not wait for it: the processes end with the connection to them.
@@ -47,16 +49,13 @@ class CoreStart:
 
     def _run(self) -> None:
         try:
-            if self._bars is None:
-                self._core = CoreProcess(self.setup, self._note, queue=self._queue)
-            else:
-                with self._bars(self.setup) as shown:
-                    self._core = CoreProcess(self.setup, lambda rank, count: self._note(rank, count, shown), queue=self._queue)
+            with nullcontext() if self._bars is None else self._bars(self.setup) as shown:
+                self._core = CoreProcess(self.setup, partial(self._note, shown), host=self._host, queue=self._queue)
             self.ready_s = time.monotonic()
         except BaseException as error:
             self._error = error
 
-    def _note(self, rank: int, count: int, shown: Progress | None = None) -> None:
+    def _note(self, shown: Progress | None, rank: int, count: int) -> None:
         now = time.monotonic()
         self.loading_s = (self.loading_s[0] if self.loading_s else now, now)
         if shown is not None:

@@ -8,13 +8,17 @@ from __future__ import annotations
 import logging
 import sys
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
+from shardwise.engine.host_process import HostProcess
 from shardwise.engine.setup import Options, resolve
 from shardwise.errors import UserError
 from shardwise.server import banner
-from shardwise.server.core import Bars, CoreStart
 from shardwise.server.listener import listen, others_reach
 from shardwise.server.settings import Settings
+
+if TYPE_CHECKING:
+    from shardwise.server.core import Bars
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,10 +43,12 @@ def serve(options: Options, settings: Settings, wanted: Wanted) -> int:
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
     logging.getLogger("shardwise").setLevel(logging.DEBUG if wanted.verbose else logging.WARNING)
     setup = resolve(options)
-    with listen(settings.host, settings.port) as listener:
-        core = CoreStart(setup, wanted.queue, wanted.bars)
+    with listen(settings.host, settings.port) as listener, HostProcess(setup.layout.mesh.size) as host:
+        # Only now, while the ranks import what they need: these take long, too.
+        from shardwise.server.core import CoreStart
+
+        core = CoreStart(setup, host, wanted.queue, wanted.bars)
         say(banner.plan(setup))
-        # Only now, while the ranks load: these imports take as long as theirs.
         from shardwise.server.run import Run
 
         return Run(core, replace(settings, port=listener.getsockname()[1]), wanted.fronts, listener).to_end()
