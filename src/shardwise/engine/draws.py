@@ -69,6 +69,7 @@ class Draws:
             min_p=params.min_p,
             logprobs=params.logprobs,
             edit=None if edit == PLAIN else edit,
+            named=tuple(params.logprob_token_ids or ()),
         )
 
     def _after(self, choice: int, edit: Edit, early: bool) -> Edit:

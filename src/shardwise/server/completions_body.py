@@ -46,7 +46,6 @@ class CompletionBody(SamplingBody, kw_only=True):
         Annotated[int, Meta(ge=-1, le=MOST, description="Keep only so many tokens, the last; -1: what the context holds.")]
         | None
     ) = None
-    logprob_token_ids: Annotated[list[int], Meta(description="Refused: use logprobs.")] | None = None
     return_token_ids: Annotated[bool, Meta(description="Give the token ids of prompt and answer.")] | None = None
     return_tokens_as_token_ids: Annotated[bool, Meta(description="Name tokens in logprobs as token_id:N.")] | None = None
     priority: Annotated[int, Meta(ge=-MOST, le=MOST, description="Lower is sooner.")] = 0

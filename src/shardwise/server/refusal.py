@@ -31,7 +31,7 @@ KINDS = {
 RETRY_S = 5
 """When to come back where nobody knows better: after a restart, or to another replica."""
 
-FIELD = re.compile(r"[a-z]+[a-z_0-9]*(?=\[|\.[a-z]| is | has | takes | asks )")
+FIELD = re.compile(r"[a-z]+[a-z_0-9]*(?=\[|\.[a-z]| is | has | are | takes | asks | says |: )")
 """A field's name, or its first part, where a message of `sched.checks` begins with it."""
 
 BROKEN = "the server failed on this request; its log says more under the request id"
