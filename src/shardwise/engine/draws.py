@@ -47,7 +47,9 @@ class Draws:
     @property
     def failed(self) -> str | None:
         """Why the grammar cannot be followed, where that is so."""
-        return next((matcher.failed for matcher in self._matchers if matcher.failed), None)
+        reason = next((matcher.failed for matcher in self._matchers if matcher.failed), None)
+        form = self._params.structured_outputs
+        return f"{form.said}: {reason}" if form and reason else None
 
     def complete(self, choice: int, token: int) -> bool:
         """Whether nothing can be added to a choice once `token` is, and it has no ends that could say so."""

@@ -139,7 +139,9 @@ class SamplingParams:
         if self.allowed_token_ids is not None and not self.allowed_token_ids:
             raise RequestError("allowed_token_ids is empty; name at least one id, or leave it None to allow all")
         if self.structured_outputs is not None and self.max_tokens == 0:
-            raise RequestError("structured_outputs is set, but with max_tokens 0 there is no answer; leave one of them out")
+            raise RequestError(
+                f"{self.structured_outputs.said} is set, but with max_tokens 0 there is no answer; leave one of them out"
+            )
 
     def check_vocabulary(self, vocab: int) -> None:
         """RequestError for an id that a model of `vocab` ids does not have."""

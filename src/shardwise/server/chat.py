@@ -106,6 +106,7 @@ def read(service: Service, body: ChatBody) -> Turn:
         messages=newer(body.messages),
         params=params,
         tools=offer.tools,
+        offered="tools" if body.functions is None else "functions",
         tool_choice=offer.choice,
         parallel=offer.parallel,
         variables={**switched(body), **variables_of(body.chat_template_kwargs, body.reasoning_effort)},

@@ -8,6 +8,7 @@ from typing import Any
 from shardwise.errors import RequestError
 from shardwise.sched.checks import shown
 from shardwise.sched.request import SamplingParams
+from shardwise.sched.structured import StructuredOutputs
 from shardwise.server.answer.tools import anthropic_offer
 from shardwise.server.conversation import variables_of
 from shardwise.server.messages.body import Blocks, CountBody, InputMessage, MessagesBody
@@ -44,7 +45,8 @@ def ask(service: Service, body: CountBody) -> Turn:
 def _params(service: Service, body: CountBody) -> SamplingParams:
     given: dict[str, object] = {}
     if body.output_config is not None and body.output_config.format is not None:
-        given["structured_outputs"] = {"json": body.output_config.format.schema}
+        schema = body.output_config.format.schema
+        given["structured_outputs"] = StructuredOutputs(json=schema, name="output_config.format.schema")
     if not isinstance(body, MessagesBody):
         return sampling(service, given, max_tokens=1)
     given |= {name: value for name in SAMPLING if (value := getattr(body, name)) is not None}

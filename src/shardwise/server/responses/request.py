@@ -12,6 +12,7 @@ import msgspec
 from shardwise.errors import RequestError
 from shardwise.sched.checks import shown
 from shardwise.sched.request import SamplingParams
+from shardwise.sched.structured import StructuredOutputs
 from shardwise.server.answer.tools import responses_offer
 from shardwise.server.conversation import variables_of
 from shardwise.server.refusal import Refusal
@@ -126,11 +127,11 @@ def _params(service: Service, body: ResponsesBody, top: int | None) -> SamplingP
     given: dict[str, object] = {name: value for name in SAMPLING if (value := getattr(body, name)) is not None}
     form = body.text.format if body.text else None
     if form is not None and form.type == "json_object":
-        given["structured_outputs"] = {"json_object": True}
+        given["structured_outputs"] = StructuredOutputs(json_object=True, name="text.format")
     elif form is not None and form.type == "json_schema":
         if form.schema is msgspec.UNSET:
             raise RequestError("text.format.schema is missing; with the type json_schema it is the schema of the answer")
-        given["structured_outputs"] = {"json": form.schema}
+        given["structured_outputs"] = StructuredOutputs(json=form.schema, name="text.format.schema")
     if top is not None:
         given["logprobs"] = top
     return sampling(service, given, max_tokens=body.max_output_tokens)
