@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from shardwise.engine.grammar import DEAD_END, PACE_S, START_S, TOO_SLOW, Grammars, Matcher, plain
+from shardwise.engine.grammar import BROKEN, DEAD_END, KEPT, PACE_S, START_S, TOO_SLOW, Grammars, Matcher, plain
 from shardwise.engine.grammar_check import GrammarCheck
 from shardwise.engine.hub import bundled
 from shardwise.engine.text import Tokenizer, open_tokenizer
@@ -316,6 +316,87 @@ def test_a_lost_process_is_started_anew(tmp_path: Path):
         check(StructuredOutputs(regex="(b"))
     with pytest.raises(CheckpointError, match=r"has no tokenizer\.json"):
         GrammarCheck(tmp_path, VOCAB)(StructuredOutputs(regex="a"))
+
+
+STOPS = [
+    'start: a\na[stop="x"]: /.*/',
+    'start: a\na [ capture, stop\t= "x"]: /.*/',
+    'start: a "\\"" /[\\/"]+/ // "\na[stop=/x/]: /.*/',
+    'start: y\ny: %lark {\nstart: a\na[stop=""]: /b/\n}',
+]
+NO_STOPS = [
+    'start: "[stop=]" /[a-z][stop=\\/]/ # a[stop="x"]',
+    'start: a // [stop="x"]\na[suffix="stop=", stop_capture="s"]: /stop="x"/',
+    'start: %json {"const": {"stop=": "\\"stop="}}',
+]
+
+
+def test_rules_on_which_the_library_fails_are_refused(check: GrammarCheck):
+    """By what they say, and not by what they quote. (As GBNF none can be said.)"""
+    for text in STOPS:
+        with pytest.raises(RequestError, match=r"^structured_outputs\.grammar has a rule with stop=.*; use suffix="):
+            check(StructuredOutputs(grammar=text))
+    for text in (*NO_STOPS, 'root ::= "stop=" [stop=]'):
+        check(StructuredOutputs(grammar=text))
+    begun = time.thread_time()
+    for text in ("/" + "\\/" * 60_000, '"' + '\\"' * 60_000 + "\\", "stop" + " " * 120_000, '"\n' * 60_000):
+        with pytest.raises(RequestError, match="does not compile"):
+            Grammars(bundled(), VOCAB).compile(StructuredOutputs(grammar="start: " + text))
+    assert time.thread_time() - begun < 20  # and not hours: nothing is read twice
+
+
+FAILS = StructuredOutputs(regex="q", opening='opening: a{3}\na[stop="foo"]: "foo"')
+"""The library fails on some ways to write this. Openings are the server's own, and have no such rules."""
+
+
+def fails(grammars: Grammars) -> Matcher:
+    """One that the library failed on."""
+    for seed in range(200):
+        one, tokens, chance = grammars.compile(FAILS).matcher(ENDS), list[int](), random.Random(seed)
+        while some := sorted(ids(one.mask())):
+            tokens.append(chance.choice(some))
+            one.follow(tokens)
+        if one.failed == BROKEN:
+            return one
+    raise AssertionError("it does not fail any more")
+
+
+def test_a_failure_of_the_library_is_not_passed_on(check: GrammarCheck):
+    """All that follow one grammar share what is lost then: it is compiled anew for who comes later, and others never know."""
+    grammars = Grammars(bundled(), VOCAB)
+    other = grammars.compile(StructuredOutputs(regex="[ab]+"))
+    first = fails(grammars)
+    assert not any(first.mask()) and not first.finished()
+    assert any(grammars.compile(FAILS).matcher(ENDS).mask()) and fails(grammars) is not first
+    assert grammars.compile(StructuredOutputs(regex="[ab]+")) is other and any(other.matcher(ENDS).mask())
+    with pytest.raises(RequestError, match=re.escape(f"structured_outputs.regex cannot be written: {BROKEN}")):
+        check(FAILS)
+    check(StructuredOutputs(regex="q"))
+
+
+def test_grammars_are_kept_as_far_as_memory_goes():
+    """The last one in any case. Some that take 10 MiB each and more do not add up, and are not thought to take much less."""
+    large = [StructuredOutputs(regex="x*y?" * 1500 + str(n)) for n in range(12)]
+    grammars = Grammars(bundled(), VOCAB, most_bytes=1)
+    first = grammars.compile(large[0])
+    assert grammars.compile(large[0]) is first and grammars.kept_bytes == first.bytes > 1 << 20
+    grammars.compile(large[1])
+    assert grammars.compile(large[0]) is not first
+    few = Grammars(bundled(), VOCAB, most_bytes=4 * first.bytes)
+    for wanted in large:
+        few.compile(wanted)
+        assert few.kept_bytes <= max(4 * first.bytes, few.compile(wanted).bytes)
+    small = [few.compile(StructuredOutputs(regex=f"a{n}")) for n in range(KEPT // 2)]
+    assert [few.compile(StructuredOutputs(regex=f"a{n}")) for n in range(KEPT // 2)] == small
+    every = Grammars(bundled(), VOCAB)
+    every.open()
+    opened = resident_bytes()
+    held = [every.compile(wanted) for wanted in large[:4]]
+    assert resident_bytes() - opened < 2 * sum(each.bytes for each in held)
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def test_messages_are_short_and_ours():

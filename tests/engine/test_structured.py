@@ -22,7 +22,7 @@ from shardwise.engine.grammar import DEAD_END, Grammars
 from shardwise.engine.hub import bundled
 from shardwise.engine.setup import Options, Setup, resolve
 from shardwise.engine.text import Tokenizer, open_tokenizer
-from shardwise.errors import RequestError, ShardwiseError
+from shardwise.errors import TIME_UP, RequestError, ShardwiseError
 from shardwise.llm import LLM
 from shardwise.sched.events import Emitted, Ended
 from shardwise.sched.request import SamplingParams
@@ -268,6 +268,30 @@ def test_nothing_is_compiled_for_who_has_gone(front: Front):
     assert ended == [Ended(gone)]
     assert text(front, params(WANTED["choice"]))[0] in CHOICES  # which is compiled after both
     assert first in engine.grammars._kept and second not in engine.grammars._kept
+
+
+def test_time_passes_while_a_grammar_is_compiled(front: Front):
+    """One's own or another's, for nobody else does anything."""
+    engine = front.core
+    assert isinstance(engine, Engine)
+    told: list[tuple[str, Ended]] = []
+
+    def ends(name: str) -> Callable[[Any], None]:
+        return lambda event: told.append((name, event)) if isinstance(event, Ended) else None
+
+    with engine.grammars._lock:  # the compiling thread stops at the first
+        engine.submit((9, 10), params(StructuredOutputs(regex="late 0")), ends("none"))
+        engine.submit((9, 10), params(StructuredOutputs(regex="late 1")), ends("late"), timeout_s=0.2)
+        engine.submit((9, 10), params(StructuredOutputs(regex="late 2")), ends("later"), timeout_s=0.4)
+        engine.submit((9, 10), params(StructuredOutputs(regex="late 3"), seed=1), ends("long"), timeout_s=600)
+        until = time.monotonic() + 60
+        while len(told) < 2 and time.monotonic() < until:
+            time.sleep(0.005)
+        assert [(name, ended.error) for name, ended in told] == [("late", TIME_UP), ("later", TIME_UP)]
+    assert text(front, params(WANTED["choice"]))[0] in CHOICES  # which is compiled after all of them
+    while len(told) < 4 and time.monotonic() < until:
+        time.sleep(0.005)
+    assert sorted((name, ended.error) for name, ended in told[2:]) == [("long", None), ("none", None)]
 
 
 def test_through_the_library(folder: Path):

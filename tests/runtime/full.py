@@ -87,8 +87,8 @@ def choose(row: torch.Tensor, draw: Draw, position: int) -> int:
     return min(noisy, key=lambda i: (-noisy[i], i))
 
 
-def scored(row: torch.Tensor, token: int, top: int) -> Chosen:
-    """What is to be said of one id."""
+def scored(row: torch.Tensor, token: int, top: int, named: Sequence[int] = ()) -> Chosen:
+    """What is to be said of one id, and beside it of the likeliest, or of those that are named."""
     logprobs = row.double().log_softmax(0).tolist()
     order = sorted(range(len(logprobs)), key=lambda i: (-row[i].item(), i))
-    return Chosen(token, logprobs[token], order.index(token) + 1, tuple((i, logprobs[i]) for i in order[:top]))
+    return Chosen(token, logprobs[token], order.index(token) + 1, tuple((i, logprobs[i]) for i in named or order[:top]))

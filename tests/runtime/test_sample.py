@@ -64,6 +64,7 @@ def draws(draw: st.DrawFn, vocabulary: int, sequence: int) -> Draw:
         draw(st.sampled_from([0.0, 0.0, 0.05, 0.5, 1.0])),
         draw(st.sampled_from([None, None, 0, 3])),
         draw(st.none() | edits(vocabulary)),
+        draw(st.just(()) | st.lists(st.integers(0, vocabulary - 1), unique=True, max_size=5).map(tuple)),
     )
 
 
@@ -87,7 +88,7 @@ def test_every_row_is_drawn_as_defined_in_any_company_at_any_degree(data: st.Dat
         if draw.logprobs is None:
             assert (chosen.rank, chosen.logprob, chosen.top) == (0, 0.0, ())
         else:
-            wanted = full.scored(row, chosen.token, draw.logprobs)
+            wanted = full.scored(row, chosen.token, draw.logprobs, draw.named)
             assert chosen.rank == wanted.rank and chosen.logprob == pytest.approx(wanted.logprob, abs=1e-5)
             assert [i for i, _ in chosen.top] == [i for i, _ in wanted.top]
             assert [x for _, x in chosen.top] == pytest.approx([x for _, x in wanted.top], abs=1e-5)
@@ -105,6 +106,8 @@ MIXED = [
     replace(FREE, top_k=200, top_p=0.99, temperature=3.0),
     replace(FREE, temperature=0.0, logprobs=2, edit=Edit(repetition=1.5, seen=(3, 4, 5), allowed=(3, 4, 5, 6))),
     replace(FREE, top_k=MANY + 7, temperature=2.0),
+    replace(FREE, logprobs=0, named=(7, 0, 3), edit=Edit(barred=(7,))),
+    replace(FREE, logprobs=0, named=(8,), temperature=0.0),
 ]
 MIXED = [replace(draw, sequence=i) for i, draw in enumerate(MIXED)]
 
@@ -257,6 +260,16 @@ def test_a_top_k_beyond_the_candidates_gathers_at_once() -> None:
     logits = random_logits(20, MANY * 2)
     calls_of(logits, [replace(FREE, top_k=MANY + 1, logprobs=0, seed=i) for i in range(20)], uncertain=())
     calls_of(logits[:3], [replace(FREE, top_k=MANY, top_p=0.999, temperature=9.0, seed=i) for i in range(3)], uncertain=(0,))
+
+
+def test_named_ids_travel_with_the_likeliest() -> None:
+    """As many of either as the most that a row wants, in one call."""
+    logits = random_logits(70, 300)
+    kinds = [replace(FREE, logprobs=4), replace(FREE, logprobs=0, named=(5, 299)), replace(FREE, logprobs=9, named=(1,)), FREE]
+    asked = [kinds[i % 4] for i in range(70)]
+    calls_of(logits, asked, uncertain=())
+    items = [item(draw) for draw in asked]
+    assert traffic_rows(items, asked, 300).asked == (((53, 4 + 2)),)
 
 
 def test_greedy_rows_gather_two_numbers_a_rank() -> None:

@@ -20,6 +20,7 @@ from shardwise.sched.request import (
     MAX_BIAS,
     MAX_BIASES,
     MAX_CHOICES,
+    MAX_LOGPROB_IDS,
     MAX_LOGPROBS,
     MAX_STOP_CHARS,
     MAX_STOP_IDS,
@@ -172,7 +173,10 @@ def test_lists_of_strings(name, most):
 # --- ids --------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("name", "most"), [("stop_token_ids", MAX_STOP_IDS), ("allowed_token_ids", MAX_ALLOWED_IDS)])
+LISTS = [("stop_token_ids", MAX_STOP_IDS), ("allowed_token_ids", MAX_ALLOWED_IDS), ("logprob_token_ids", MAX_LOGPROB_IDS)]
+
+
+@pytest.mark.parametrize(("name", "most"), LISTS)
 def test_lists_of_ids(name, most):
     assert getattr(SamplingParams(**{name: [3, 1, 3, np.int64(2)]}), name) == (3, 1, 2)
     refuse(f"{name} has {most + 1} token ids; it takes at most {most}", **{name: range_list(most + 1)})
@@ -203,7 +207,15 @@ def test_biases():
     refuse(f"logit_bias has {MAX_BIASES + 1} token ids", logit_bias=dict.fromkeys(range(MAX_BIASES + 1), 0))
 
 
-@pytest.mark.parametrize("name", ["stop_token_ids", "allowed_token_ids", "logit_bias"])
+def test_ids_that_are_named_need_an_answer():
+    assert SamplingParams(logprob_token_ids=[]).logprob_token_ids is None and SamplingParams().logprobs is None
+    assert (
+        SamplingParams(logprob_token_ids=[4]).logprobs == 0 and SamplingParams(logprob_token_ids=[4], logprobs=3).logprobs == 3
+    )
+    refuse("logprob_token_ids are of the tokens of an answer", logprob_token_ids=[4], max_tokens=0, prompt_logprobs=0)
+
+
+@pytest.mark.parametrize("name", ["stop_token_ids", "allowed_token_ids", "logprob_token_ids", "logit_bias"])
 def test_ids_are_checked_against_the_vocabulary(name):
     params = SamplingParams(**{name: {9: 1.0} if name == "logit_bias" else [9]})
     params.check_vocabulary(10)
@@ -259,4 +271,4 @@ def test_it_is_a_value():
     with pytest.raises(AttributeError):
         params.n = 2
     assert params == SamplingParams(stop=("a",), logit_bias={1: 2.0})
-    assert len(FIELDS) == 25
+    assert len(FIELDS) == 26

@@ -134,17 +134,17 @@ REFUSED = [
     ({"response_format": {"type": "json_schema", "json_schema": {"name": "n"}}}, "response_format.json_schema has no schema"),
     (
         {"response_format": {"type": "json_schema", "json_schema": {"schema": 5}}},
-        "response_format: structured_outputs.json is 5",
+        "response_format.json_schema.schema is 5",
     ),
-    ({"response_format": {"type": "regex"}}, "response_format of type regex has no pattern"),
+    ({"response_format": {"type": "regex"}}, "response_format.pattern is missing; with the type regex"),
     ({"grammar": {"type": "lark", "value": "x"}}, "grammar.type is 'lark'; it takes json, json_schema or regex"),
-    ({"grammar": {"type": "regex"}}, "grammar: structured_outputs says nothing"),
+    ({"grammar": {"type": "regex"}}, "grammar has no value; it takes an object with type and value"),
     ({"guided_regex": "a", "guided_choice": ["a"]}, "guided_regex and guided_choice ask for different forms of the answer"),
     ({"response_format": {"type": "json_object"}, "json_schema": SCHEMA}, "response_format and json_schema ask for different"),
     ({"guided_jsn": {}}, "unknown field 'guided_jsn', nearest: guided_json"),
     (
         {"regex": "a", "max_tokens": 0, "prompt_logprobs": 0},
-        "structured_outputs is set, but with max_tokens 0 there is no answer",
+        "regex is set, but with max_tokens 0 there is no answer",
     ),
 ]
 

@@ -206,6 +206,21 @@ def test_what_others_do_not_take(served: Served):
             assert answer.status == 400 and set(answer.json) == {"error", "error_type"}, answer.body
 
 
+@pytest.mark.parametrize("path", BASES)
+def test_ids_that_are_named(served: Served, path: str):
+    asked = {**BASES[path], "logprobs": True if path == CHAT else 0}
+    for bad in ([4096], [-1], [1.5], ["1"], [True], "1", {}, list(range(129))):
+        error = refused(served.post(path, {**asked, "logprob_token_ids": bad}), "logprob_token_ids")
+        assert error["param"].startswith("logprob_token_ids")
+    assert (
+        refused(served.post(path, {**BASES[path], "logprob_token_ids": [1]}), "needs logprobs")["param"] == "logprob_token_ids"
+    )
+    echoed = {"prompt": "a", "echo": True, "max_tokens": 0, "logprobs": 1, "logprob_token_ids": [1]}
+    assert refused(served.post(TEXT, echoed), "of an answer")["param"] == "logprob_token_ids"
+    for good in (None, [], [4095], list(range(128))):
+        assert served.post(path, {**asked, "logprob_token_ids": good}).status == 200, good
+
+
 def test_nothing_of_all_this_ran(served: Served):
     engine = served.service.engine
     assert isinstance(engine, ServingFake) and engine.running == 0

@@ -161,12 +161,6 @@ def test_budgets_under_all_names(served: Served, engine: ServingFake):
     assert two.status == 400 and "thinking_token_budget and thinking_budget are one thing" in two.json["error"]["message"]
 
 
-def test_scores_of_given_tokens_are_refused(served: Served):
-    for path, body in ((PATH, {"messages": HI}), ("/v1/completions", {"prompt": "a"})):
-        refused = served.post(path, {**body, "logprob_token_ids": [1]})
-        assert refused.status == 400 and refused.json["error"]["param"] == "logprob_token_ids"
-
-
 def test_special_tokens_before_the_template_s_text(served: Served):
     plain, special = (
         served.post(f"{PATH}/render", {"messages": HI, "chat_template": "hi", "add_special_tokens": given}).json["token_ids"]

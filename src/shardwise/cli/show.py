@@ -28,12 +28,13 @@ def write(text: str) -> None:
 
 
 def shown_logprobs(place: Logprobs, top: int) -> dict[str, object]:
-    """The log-probabilities at one place as JSON: the token's own, and the `top` likeliest."""
+    """The log-probabilities at one place as JSON: the token's own, and the `top` likeliest, or those of ids that were named."""
     named = {
         token: {"token_id": token, "token": found.decoded_token, "logprob": found.logprob} for token, found in place.items()
     }
-    likeliest = sorted((found.rank, n, token) for n, (token, found) in enumerate(place.items()) if found.rank <= top)
-    return {**next(iter(named.values())), "top": [named[token] for _, _, token in likeliest[:top]]}
+    ranked = sorted((found.rank, token) for token, found in place.items() if found.rank is not None and found.rank <= top)
+    others = [named[token] for token, found in place.items() if found.rank is None]
+    return {**next(iter(named.values())), "top": [named[token] for _, token in ranked[:top]] + others}
 
 
 def show_cut(setup: Setup) -> None:

@@ -62,7 +62,7 @@ class Transcript:
         """Takes one event. Returns the choice that its text has just ended, which the engine cannot know."""
         if isinstance(event, Scored):
             if self._scores is not None:
-                self._scores = [*self._scores, *(named(self._tokenizer, chosen) for chosen in event.scores)]
+                self._scores = [*self._scores, *(told(self._tokenizer, chosen) for chosen in event.scores)]
             return None
         if isinstance(event, Ended):
             self.ended = event
@@ -109,7 +109,7 @@ class _Choice:
             return False
         whole.token_ids.append(chosen.token)
         if whole.logprobs is not None and whole.cumulative_logprob is not None:
-            whole.logprobs.append(named(self._tokenizer, chosen))
+            whole.logprobs.append(told(self._tokenizer, chosen, ranked=self._params.logprob_token_ids is None))
             whole.cumulative_logprob += chosen.logprob
         if self._params.detokenize:
             self._read(chosen.token, finish)
@@ -170,8 +170,11 @@ class _Choice:
         return self.since(tokens, characters)
 
 
-def named(tokenizer: Tokenizer, chosen: Chosen) -> Logprobs:
-    """The log-probabilities at one place, with texts: the token itself first, then the likeliest ones."""
-    places = [(chosen.token, chosen.logprob, chosen.rank)]
-    places += [(token, logprob, rank) for rank, (token, logprob) in enumerate(chosen.top, start=1) if token != chosen.token]
-    return {token: Logprob(logprob, rank, tokenizer.token_text(token)) for token, logprob, rank in places}
+def told(tokenizer: Tokenizer, chosen: Chosen, *, ranked: bool = True) -> Logprobs:
+    """The log-probabilities at one place, with texts: the token itself first, then the likeliest ones; where they are not
+    `ranked`, those that were named."""
+    found = {chosen.token: Logprob(chosen.logprob, chosen.rank, tokenizer.token_text(chosen.token))}
+    for rank, (token, logprob) in enumerate(chosen.top, start=1):
+        if token != chosen.token:
+            found[token] = Logprob(logprob, rank if ranked else None, tokenizer.token_text(token))
+    return found

@@ -13,7 +13,7 @@ from shardwise.engine.draws import Draws
 from shardwise.engine.journal import Entry, Journal
 from shardwise.engine.ranks import Ranks
 from shardwise.engine.setup import Setup
-from shardwise.errors import ALL_BARRED
+from shardwise.errors import ALL_BARRED, TIME_UP
 from shardwise.sched.events import Emitted, Ended, Event
 from shardwise.sched.pooling import PoolingParams
 from shardwise.sched.request import SamplingParams
@@ -90,6 +90,11 @@ class Core:
         if isinstance(entry.params, SamplingParams):
             self._draws[entry.number] = Draws(entry, entry.params)
         self._note(self.scheduler.add(self.request(entry)))
+
+    def expire(self, request: int) -> None:
+        """Ends a request whose time is up and that is expected still; of those that have begun the scheduler knows it."""
+        if request in self.journal.entries and request not in self._draws:
+            self._note((Ended(request, TIME_UP),))
 
     def abort(self, request: int, error: str | None = None, *, asked: bool = False) -> None:
         """Ends a request, if it is open. One that is expected may end with an error; `asked` as `Ended` has it."""

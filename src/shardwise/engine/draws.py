@@ -5,6 +5,7 @@ Most draws are the same at every step. Those that depend on the tokens before th
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from shardwise.engine.journal import Entry
@@ -17,7 +18,7 @@ PLAIN = Edit()
 class Draws:
     """The draws of one request."""
 
-    __slots__ = ("_bias", "_entry", "_fixed", "_matchers", "_params", "_single", "_waits", "_words")
+    __slots__ = ("_bias", "_entry", "_fixed", "_matchers", "_params", "_seen", "_single", "_waits", "_words")
 
     def __init__(self, entry: Entry, params: SamplingParams) -> None:
         """`params` are those of the entry, which may ask for something else than draws."""
@@ -26,6 +27,8 @@ class Draws:
         self._single = tuple(sorted({word[0] for word in entry.bad if len(word) == 1}))
         self._words = tuple(word for word in entry.bad if len(word) > 1)
         self._matchers = [entry.grammar.matcher(entry.ends) for _ in entry.choices] if entry.grammar else []
+        prompt = dict.fromkeys(entry.prompt) if params.repetition_penalty != 1 else {}
+        self._seen = [_Seen(prompt) for _ in entry.choices] if params.repetition_penalty != 1 else []
         self._waits = bool(self._words or self._matchers) or _penalises(params)
         self._fixed: dict[tuple[int, bool], Draw] = {}
 
@@ -44,7 +47,9 @@ class Draws:
     @property
     def failed(self) -> str | None:
         """Why the grammar cannot be followed, where that is so."""
-        return next((matcher.failed for matcher in self._matchers if matcher.failed), None)
+        reason = next((matcher.failed for matcher in self._matchers if matcher.failed), None)
+        form = self._params.structured_outputs
+        return f"{form.said}: {reason}" if form and reason else None
 
     def complete(self, choice: int, token: int) -> bool:
         """Whether nothing can be added to a choice once `token` is, and it has no ends that could say so."""
@@ -69,6 +74,7 @@ class Draws:
             min_p=params.min_p,
             logprobs=params.logprobs,
             edit=None if edit == PLAIN else edit,
+            named=tuple(params.logprob_token_ids or ()),
         )
 
     def _after(self, choice: int, edit: Edit, early: bool) -> Edit:
@@ -79,7 +85,7 @@ class Draws:
             if tuple(own.tokens[1 - len(word) :]) == word[:-1]:
                 barred.add(word[-1])
         written = tuple(own.counts.items()) if params.presence_penalty or params.frequency_penalty else ()
-        seen = tuple({*self._entry.prompt, *own.counts}) if params.repetition_penalty != 1 else ()
+        seen = self._seen[choice].after(own.tokens) if self._seen else ()
         mask = None
         if self._matchers:
             self._matchers[choice].follow(own.tokens)
@@ -94,6 +100,27 @@ class Draws:
             barred=tuple(sorted(barred)),
             mask=mask,
         )
+
+
+class _Seen:
+    """The ids of a prompt, all choices' own, and of one choice's answer. Each token is looked at once: prompts are long, and
+    this is asked before each token."""
+
+    __slots__ = ("_all", "_ids", "_prompt", "_used")
+
+    def __init__(self, prompt: Mapping[int, None]) -> None:
+        self._prompt, self._used = prompt, 0
+        self._ids: dict[int, None] = {}
+        self._all = tuple(prompt)
+
+    def after(self, tokens: Sequence[int]) -> tuple[int, ...]:
+        """The ids once `tokens`, all so far, are written."""
+        new = [token for token in tokens[self._used :] if token not in self._prompt and token not in self._ids]
+        self._used = len(tokens)
+        if new:
+            self._all += tuple(dict.fromkeys(new))
+            self._ids.update(dict.fromkeys(new))
+        return self._all
 
 
 def _penalises(params: SamplingParams) -> bool:

@@ -18,6 +18,7 @@ from typing import Literal, Self
 
 from shardwise import env
 from shardwise.engine.admit import admit
+from shardwise.engine.alarm import Alarm
 from shardwise.engine.core import Core
 from shardwise.engine.gate import Gate
 from shardwise.engine.grammar import Grammars
@@ -65,6 +66,7 @@ class Engine:
         self.core = Core(setup, self.ranks, time.monotonic, self._begun, self._gone)
         self.grammars = Grammars(setup.folder, setup.layout.model.vocab)
         self._compiler = ThreadPoolExecutor(1, "grammars")  # which starts its thread when it has something to do
+        self._alarm = Alarm()
         self._statuses = rank_statuses(setup, self.ranks.ready)
         self._numbers = count(1)
         self._orders: deque[Callable[[], None]] = deque()
@@ -96,7 +98,7 @@ class Engine:
         key: str = "",
     ) -> int:
         """The number of a request that now runs, or waits to. `ends` are the ids that end it (none with `ignore_eos`), `bad`
-        the sequences of ids that it must not write; `tenant` keeps its cache apart. After `timeout_s` it fails with TIME_UP.
+        the sequences of ids that it must not write; `tenant` keeps its cache apart. `timeout_s` from now it fails with TIME_UP.
         `key` is what it is known by when it comes again after QueueFull. With PoolingParams nothing is drawn: the prompt's
         hidden states are wanted. Structured outputs are compiled on a thread of their own, in limits of their own, and what
         does not compile fails the request; to have strangers' grammars refused, and tried where they do no harm, is the front's
@@ -124,6 +126,8 @@ class Engine:
             self._orders.append(lambda: take(entry))
             os.eventfd_write(self._wake, 1)
         if entry.structured is not None:
+            if until is not None:  # which passes while its grammar, or another's, is compiled
+                self._alarm.at(until, lambda: self._order(lambda: self.core.expire(entry.number), late=True))
             with suppress(RuntimeError):  # closed meanwhile, which ends what is expected
                 self._compiler.submit(self._compile, entry)
         return entry.number
@@ -136,8 +140,8 @@ class Engine:
             return
         try:
             entry.grammar = self.grammars.compile(wanted)
-        except Exception as failure:  # whatever it is, it is this request's alone
-            error = str(failure) if isinstance(failure, ShardwiseError) else f"structured_outputs failed: {failure!r}"
+        except BaseException as failure:  # whatever it is, a panic of the library too, it is this request's alone
+            error = str(failure) if isinstance(failure, ShardwiseError) else f"{wanted.said} failed: {failure!r}"
             asked = isinstance(failure, RequestError)
             self._order(lambda: self.core.abort(entry.number, error, asked=asked), late=True)
         else:
@@ -198,6 +202,7 @@ class Engine:
         """Ends every open request with an error, then all ranks. Twice is once."""
         self._end(ShardwiseError(CLOSED))
         self._compiler.shutdown(wait=False, cancel_futures=True)
+        self._alarm.close()
         if threading.current_thread() is not self._thread:
             self._thread.join()
 

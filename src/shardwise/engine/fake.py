@@ -9,7 +9,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Self
 
@@ -259,7 +259,7 @@ class FakeEngine:
             finish: Finish | None = "stop" if token in request.ends else "length" if place + 1 == request.limit else None
             if finish:
                 request.open.remove(choice)
-            request.sink(Emitted(number, choice, self._chosen(token, params.logprobs), finish))
+            request.sink(Emitted(number, choice, self._drawn(token, params), finish))
         self._end_if_done(number, request)
 
     def _end_if_done(self, number: int, request: _Request) -> None:
@@ -275,6 +275,13 @@ class FakeEngine:
             total[0] += 1.0
             total[token % hidden] += 1.0
         return Pooled(number, packed(total), len(tokens))
+
+    def _drawn(self, token: int, params: SamplingParams) -> Chosen:
+        """With ids that are named less likely by one for each."""
+        chosen = self._chosen(token, params.logprobs)
+        if params.logprob_token_ids is None:
+            return chosen
+        return replace(chosen, top=tuple((each, -0.5 - (each - token) % 100) for each in params.logprob_token_ids))
 
     def _chosen(self, token: int, logprobs: int | None) -> Chosen:
         """The token as the likeliest, the next ids behind it."""

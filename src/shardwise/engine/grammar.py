@@ -11,7 +11,7 @@ import re
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,8 +23,8 @@ from shardwise.sched.structured import StructuredOutputs
 if TYPE_CHECKING:
     import llguidance
 
-KEPT = 64
-"""Compiled grammars that are kept for requests to come."""
+KEPT, KEPT_BYTES = 64, 128 << 20
+"""Compiled grammars that are kept for requests to come, and the memory that they may take together, as `estimate` has it."""
 
 MESSAGE_CHARS = 300
 WHITESPACE = r"( |\n[ \t]{0,20})?"
@@ -34,18 +34,23 @@ WHITESPACE = r"( |\n[ \t]{0,20})?"
 # memory there is (seen with llguidance 1.9.1).
 _NO_FORCING = '%llguidance { "no_forcing": true }\n'
 
+PANIC = "panic: "
+"""How the library's own failures begin."""
+
 START_S, PACE_S = 0.5, 0.005
 """CPU time that one answer may take to follow: to begin with, and for each token. The engine's other requests wait for it."""
 
-TOO_SLOW = f"structured_outputs became too complex to follow: it takes more than {PACE_S * 1000:g} ms for each token"
-DEAD_END = "nothing in this model's vocabulary goes on with the answer that structured_outputs asks for"
+BROKEN = "the grammar library failed on it, which is not the answer's fault; ask for the same in another way"
+TOO_SLOW = f"the answer became too complex to follow: it takes more than {PACE_S * 1000:g} ms for each token"
+DEAD_END = "nothing in this model's vocabulary goes on with the answer that is asked for"
 
 
 class Matcher:
-    """One answer as it is written. `ends` are the ids that may end it, once it is complete."""
+    """One answer as it is written. `ends` are the ids that may end it, once it is complete; `broke` is called if the library
+    fails on it."""
 
-    def __init__(self, core: llguidance.LLMatcher, vocab: int, ends: Sequence[int]) -> None:
-        self._core, self._vocab, self._ends = core, vocab, ends
+    def __init__(self, core: llguidance.LLMatcher, vocab: int, ends: Sequence[int], broke: Callable[[], None]) -> None:
+        self._core, self._vocab, self._ends, self._broke = core, vocab, ends, broke
         self._used = 0
         self._open = b""
         self._complete = False
@@ -114,8 +119,12 @@ class Matcher:
 
     def _fail(self) -> None:
         reason = self._core.get_error()
+        if reason.startswith(PANIC):
+            self.failed = BROKEN
+            self._broke()
+            return
         dead = "NoExtension" in reason or not reason
-        self.failed = DEAD_END if dead else f"structured_outputs became too complex to follow: {plain(reason)}"
+        self.failed = DEAD_END if dead else f"the answer became too complex to follow: {plain(reason)}"
 
 
 def _some(mask: bytes | bytearray) -> bool:
@@ -124,22 +133,39 @@ def _some(mask: bytes | bytearray) -> bool:
 
 
 class Grammar:
-    """A compiled grammar. It stays as it is: each answer has a matcher of its own."""
+    """A compiled grammar of about so many `bytes`. It stays as it is: each answer has a matcher of its own. But what matchers
+    share is lost if the library fails in one of them; it is `broken` then."""
 
-    def __init__(self, core: llguidance.LLMatcher, vocab: int) -> None:
+    def __init__(self, core: llguidance.LLMatcher, vocab: int, bytes: int) -> None:
         self._core, self._vocab = core, vocab
+        self.bytes, self.broken = bytes, False
 
     def matcher(self, ends: Sequence[int]) -> Matcher:
         """One at the beginning of an answer; `ends` as there, all of them ids of the model."""
-        return Matcher(self._core.deep_copy(), self._vocab, ends)
+        return Matcher(self._core.deep_copy(), self._vocab, ends, self._break)
+
+    def _break(self) -> None:
+        self.broken = True
+
+
+SOURCE_COST, TIME_COST = 64, 256 << 20
+"""Bytes of memory for each byte of a grammar's source, and for each second that it took to compile."""
+
+
+def estimate(source_bytes: int, compile_s: float) -> int:
+    """About how many bytes a compiled grammar takes; the library does not say. Its source alone tells little: schemas take 30
+    to 220 bytes for each of theirs, but three thousand `a*` 3 000, since what stands in a row is multiplied. What is built
+    takes time to build, though: never more than 250 KiB were found for a millisecond of CPU, and usually a quarter of that
+    (schemas, rules and regular expressions of 50 bytes to 75 KB, llguidance 1.9.1, 2.5 GHz)."""
+    return SOURCE_COST * source_bytes + int(TIME_COST * compile_s)
 
 
 class Grammars:
-    """Compiles for one model: `vocab` logits, and the tokenizer in `folder`, which is opened with the first grammar. Safe to
-    share between threads."""
+    """Compiles for one model: `vocab` logits, and the tokenizer in `folder`, which is opened with the first grammar. What was
+    used last is kept, as far as it fits into `most_bytes`. Safe to share between threads."""
 
-    def __init__(self, folder: Path, vocab: int) -> None:
-        self._folder, self._vocab = folder, vocab
+    def __init__(self, folder: Path, vocab: int, most_bytes: int = KEPT_BYTES) -> None:
+        self._folder, self._vocab, self._most = folder, vocab, most_bytes
         self._tokenizer: llguidance.LLTokenizer | None = None
         self._kept: OrderedDict[StructuredOutputs, Grammar] = OrderedDict()
         self._lock = threading.Lock()
@@ -152,15 +178,23 @@ class Grammars:
     def compile(self, wanted: StructuredOutputs) -> Grammar:
         """RequestError, which says why, for what does not compile."""
         with self._lock:
-            if (found := self._kept.get(wanted)) is None:
-                found = self._kept[wanted] = Grammar(self._compiled(wanted), self._vocab)
-                if len(self._kept) > KEPT:
-                    self._kept.popitem(last=False)
+            found = self._kept.get(wanted)
+            if found is None or found.broken:
+                found = self._kept[wanted] = self._compiled(wanted)
             self._kept.move_to_end(wanted)
+            while len(self._kept) > 1 and (len(self._kept) > KEPT or self.kept_bytes > self._most):
+                self._kept.popitem(last=False)
             return found
 
-    def _compiled(self, wanted: StructuredOutputs) -> llguidance.LLMatcher:
+    @property
+    def kept_bytes(self) -> int:
+        """What the grammars that are kept take, by the estimate."""
+        return sum(each.bytes for each in self._kept.values())
+
+    def _compiled(self, wanted: StructuredOutputs) -> Grammar:
         from llguidance import LLMatcher, LLParserLimits
+
+        tokenizer, begun, text = self._opened(), time.thread_time(), source(wanted)
 
         # About a fifth of the defaults in time and memory; a schema of 300 properties is far below.
         limits = LLParserLimits(
@@ -172,10 +206,10 @@ class Grammars:
             precompute_large_lexemes=False,
             verbose_errors=False,
         )
-        found = LLMatcher(self._opened(), source(wanted), log_level=0, limits=limits)
+        found = LLMatcher(tokenizer, text, log_level=0, limits=limits)
         if found.is_error():
-            raise RequestError(f"structured_outputs.{wanted.kind} does not compile: {plain(found.get_error())}")
-        return found
+            raise RequestError(f"{wanted.said} does not compile: {plain(found.get_error())}")
+        return Grammar(found, self._vocab, estimate(len(text.encode()), time.thread_time() - begun))
 
     def _opened(self) -> llguidance.LLTokenizer:
         if self._tokenizer is None:
@@ -233,23 +267,33 @@ def _form(wanted: StructuredOutputs) -> str:
 
         # Line by line nothing else ends a regular expression in Lark.
         return f"{_NO_FORCING}start: /{regex_to_lark(wanted.regex)}/"
-    return _NO_FORCING + _lark(wanted.grammar or "")
+    return _NO_FORCING + _lark(wanted.grammar or "", wanted.said)
 
 
-def _lark(text: str) -> str:
-    """Lark out of Lark or GBNF."""
+# What may hold any characters in Lark: strings, JSON's among them, comments, regular expressions, special tokens. Also where
+# one has no end, so that nothing is read twice.
+_LITERALS = re.compile(r'"(?:\\.?|[^"\\\n])*(?:"|\Z|(?=\n))|//[^\n]*|#[^\n]*|/(?:\\.?|[^/\\])+(?:/|\Z)|<[^<>\s]+>', re.DOTALL)
+# llguidance 1.9.1 panics on some answers of such rules, and then on all others that follow the same grammar (seen with
+# `start: a{3}` and `a[stop="foo"]: "foo"`).
+_STOPS = re.compile(r"\bstop\s*=")
+
+
+def _lark(text: str, name: str) -> str:
+    """Lark out of Lark or GBNF. RequestError, which calls it `name`, for what it must not have."""
     if "%llguidance" in text:
-        raise RequestError("structured_outputs.grammar sets %llguidance, which is not the request's to set; leave it out")
+        raise RequestError(f"{name} sets %llguidance, which is not the request's to set; leave it out")
     if not re.search(r"::=", text) or re.search(r"(?m)^\s*start\s*:(?!:=)", text):
+        if _STOPS.search(_LITERALS.sub(" ", text)):
+            raise RequestError(f"{name} has a rule with stop=, on which the grammar library can fail; use suffix=, or [lazy]")
         return text
     from llguidance.gbnf_to_lark import gbnf_to_lark
 
     try:
         return gbnf_to_lark(text).replace("%llguidance {}", "", 1)
     except RecursionError:
-        raise RequestError("structured_outputs.grammar is nested too deep") from None
+        raise RequestError(f"{name} is nested too deep") from None
     except Exception as error:  # the converter's own, plain ones among them
-        raise RequestError(f"structured_outputs.grammar is not valid GBNF: {str(error)[:MESSAGE_CHARS]}") from None
+        raise RequestError(f"{name} is not valid GBNF: {str(error)[:MESSAGE_CHARS]}") from None
 
 
 def plain(message: str) -> str:

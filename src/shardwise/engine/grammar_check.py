@@ -21,7 +21,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from subprocess import DEVNULL, PIPE, Popen
 
-from shardwise.engine.grammar import Grammars
+from shardwise.engine.grammar import BROKEN, Grammars
 from shardwise.errors import CheckpointError, RequestError, ShardwiseError
 from shardwise.sched.structured import StructuredOutputs
 
@@ -81,7 +81,7 @@ class GrammarCheck:
             _end(process)
             if time.monotonic() - begun >= WALL_S:
                 break
-        return f"structured_outputs.{wanted.kind} {TOO_DEAR}"
+        return f"{wanted.said} {TOO_DEAR}"
 
     def _started(self) -> Popen[bytes]:
         """The process, its tokenizer open."""
@@ -160,7 +160,7 @@ def _guarded(grammars: Grammars, wanted: StructuredOutputs) -> str:
     with os.fdopen(reading, "rb") as pipe:
         said = pipe.read()
     _, status = os.waitpid(child, 0)
-    return said.decode() if status == 0 else f"structured_outputs.{wanted.kind} {TOO_DEAR}"
+    return said.decode() if status == 0 else f"{wanted.said} {TOO_DEAR}"
 
 
 def _bound() -> None:
@@ -185,18 +185,18 @@ def _judged(grammars: Grammars, wanted: StructuredOutputs) -> str:
         mask = matcher.mask()
         took = time.process_time() - begun
         slowest, spent = max(slowest, took), spent + took
-        if matcher.failed and not tokens:
-            return f"structured_outputs.{wanted.kind} cannot be written: {matcher.failed}"
+        if matcher.failed == BROKEN or (matcher.failed and not tokens):
+            return f"{wanted.said} cannot be written: {matcher.failed}"
         if not any(mask):
             break
         tokens.append(_drawn(mask, chance))
         matcher.follow(tokens)
     if slowest > STEP_S:
-        return f"structured_outputs.{wanted.kind} takes more than {STEP_S} s for each token; send a smaller one"
+        return f"{wanted.said} takes more than {STEP_S} s for each token; send a smaller one"
     if spent >= WRITE_S:
-        return f"structured_outputs.{wanted.kind} takes longer the longer the answer is; send one that is less ambiguous"
+        return f"{wanted.said} takes longer the longer the answer is; send one that is less ambiguous"
     grown = _resident_bytes() - before
-    return f"structured_outputs.{wanted.kind} {TOO_DEAR}" if grown > GROWTH_BYTES else ""
+    return f"{wanted.said} {TOO_DEAR}" if grown > GROWTH_BYTES else ""
 
 
 def _drawn(mask: bytes, chance: random.Random) -> int:

@@ -9,18 +9,19 @@ from shardwise.sched.events import Finish
 
 @dataclass(frozen=True, slots=True)
 class Logprob:
-    """The log-probability of one token at one place, before temperature and edits. `rank` 1 is the likeliest.
+    """The log-probability of one token at one place, before temperature and edits. `rank` 1 is the likeliest; None is not
+    known, of ids that were named (`logprob_token_ids`): their log-probabilities alone are looked up.
 
     `decoded_token` is its text by itself: U+FFFD where it is only a part of a character.
     """
 
     logprob: float
-    rank: int
+    rank: int | None
     decoded_token: str
 
 
 Logprobs = dict[int, Logprob]
-"""By token id: first the token that is there, then the likeliest ones."""
+"""By token id: first the token that is there, then the likeliest ones, or those that were named."""
 
 
 @dataclass(slots=True)

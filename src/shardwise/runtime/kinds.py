@@ -78,6 +78,24 @@ def offers(draws: Sequence[Draw], vocabulary: int) -> tuple[int, ...]:
     return tuple(dict.fromkeys(min(vocabulary, offered) for offered in found))
 
 
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """What is told beside the scores of some draws' tokens: so many of the likeliest ids, then so many that are named."""
+
+    top: int
+    named: int
+
+    def of(self, draw: Draw) -> slice:
+        """What one of the draws wants of it."""
+        return slice(self.top, self.top + len(draw.named)) if draw.named else slice(draw.logprobs)
+
+
+def beside(draws: Sequence[Draw], vocabulary: int) -> Beside:
+    """As much as the most that any of the draws, all with scores, wants."""
+    top = max((draw.logprobs or 0 for draw in draws if not draw.named), default=0)
+    return Beside(min(top, vocabulary), max((len(draw.named) for draw in draws), default=0))
+
+
 def pieces(rows: int, size: int = PIECE) -> list[range]:
     """The rows, at most `size` at a time."""
     return [range(start, min(start + size, rows)) for start in range(0, rows, size)]
@@ -89,7 +107,8 @@ def traffic_rows(items: Sequence[Item], draws: Sequence[Draw], vocabulary: int, 
     chosen = [place for each in places(items, draws) for place in each]
     kinds = [kind(place.draw, vocabulary) for place in chosen]
     few = [place.draw for place, one in zip(chosen, kinds, strict=True) if one == "candidates"]
-    asked = [place.draw.logprobs for place in chosen if place.draw.logprobs is not None]
+    asked = [place.draw for place in chosen if place.draw.logprobs is not None]
+    told = beside(asked, vocabulary)
     targets = sum(len(item.targets) for item in items)
     top = max((item.top for item in items if item.targets), default=0)
     left = [len(few), *uncertain]
@@ -100,5 +119,5 @@ def traffic_rows(items: Sequence[Item], draws: Sequence[Draw], vocabulary: int, 
         best=sum(one in ("greedy", "noisy", "floor") for one in kinds),
         candidates=tuple(candidates),
         whole=tuple(len(piece) for piece in pieces(kinds.count("whole") + sum(uncertain[-1:]), PIECE // 8)),
-        asked=tuple((len(piece), min(max(asked), vocabulary)) for piece in pieces(len(asked))),
+        asked=tuple((len(piece), told.top + told.named) for piece in pieces(len(asked))),
     )

@@ -12,7 +12,7 @@ from shardwise.errors import ALL_BARRED
 from shardwise.nn.batch import Batch
 from shardwise.runtime.choose import Chooser, Drawn
 from shardwise.runtime.edits import edited
-from shardwise.runtime.kinds import Place, pieces, places
+from shardwise.runtime.kinds import Place, beside, pieces, places
 from shardwise.runtime.parts import Parts
 from shardwise.runtime.pool import Final, pool, told
 from shardwise.runtime.recent import Recent
@@ -73,7 +73,7 @@ class Sampler:
             drawn = self._choose(waiting.logits, flat)
             self._keep(number, wanted, drawn)
             asked = self._asked(waiting.logits, flat, drawn)
-            chosen = iter(_chosen(flat, drawn, asked)) if self._parts.lead else chosen
+            chosen = iter(_chosen(flat, drawn, asked, self._parts.vocabulary)) if self._parts.lead else chosen
         return tuple(_results(waiting, wanted, chosen)) if self._parts.lead else ()
 
     def _choose(self, logits: torch.Tensor, flat: list[Place]) -> Drawn:
@@ -96,18 +96,21 @@ class Sampler:
     def _asked(self, logits: torch.Tensor, flat: list[Place], drawn: Drawn) -> tuple[Scores, ...]:
         """The scores of those chosen tokens whose draws ask for them."""
         asked = [i for i, place in enumerate(flat) if place.draw.logprobs is not None]
-        top = min(max((flat[i].draw.logprobs or 0 for i in asked), default=0), self._parts.vocabulary)
+        wanted = beside([flat[i].draw for i in asked], self._parts.vocabulary)
         found = []
         for piece in pieces(len(asked)):
             part = asked[piece.start : piece.stop]
-            found.append(score(logits[[flat[i].row for i in part]], drawn.tokens[part], top, self._parts))
+            named = torch.tensor([_padded(flat[i].draw.named, wanted.named) for i in part], dtype=torch.int64)
+            named = named.to(logits.device, non_blocking=True)
+            found.append(score(logits[[flat[i].row for i in part]], drawn.tokens[part], wanted.top, self._parts, named))
         return tuple(found)
 
 
-def _chosen(flat: list[Place], drawn: Drawn, asked: tuple[Scores, ...]) -> list[Chosen | str]:
+def _chosen(flat: list[Place], drawn: Drawn, asked: tuple[Scores, ...], vocabulary: int) -> list[Chosen | str]:
     """On the host: what was chosen at each place, or why there is nothing."""
-    tops = [place.draw.logprobs for place in flat if place.draw.logprobs is not None]
-    scored = iter(_listed(asked, tops))
+    asking = [place.draw for place in flat if place.draw.logprobs is not None]
+    wanted = beside(asking, vocabulary)
+    scored = iter(_listed(asked, [wanted.of(draw) for draw in asking]))
     found: list[Chosen | str] = []
     for place, token, top in zip(flat, drawn.tokens.tolist(), drawn.tops.tolist(), strict=True):
         chosen = Chosen(token) if place.draw.logprobs is None else next(scored)
@@ -115,11 +118,16 @@ def _chosen(flat: list[Place], drawn: Drawn, asked: tuple[Scores, ...]) -> list[
     return found
 
 
-def _listed(scores: tuple[Scores, ...], tops: list[int]) -> list[Chosen]:
-    """All pieces of scores, one after another; row i with tops[i] of the likeliest."""
+def _padded(ids: tuple[int, ...], size: int) -> tuple[int, ...]:
+    """With any id for those that are missing: nobody looks at it."""
+    return ids + (0,) * (size - len(ids))
+
+
+def _listed(scores: tuple[Scores, ...], wanted: list[slice]) -> list[Chosen]:
+    """All pieces of scores, one after another; row i with wanted[i] of what is beside it."""
     found: list[Chosen] = []
     for piece in scores:
-        found += piece.chosen(tops[len(found) : len(found) + len(piece.ids)])
+        found += piece.chosen(wanted[len(found) : len(found) + len(piece.ids)])
     return found
 
 
@@ -127,7 +135,7 @@ def _results(waiting: _Forwarded, wanted: list[list[Place]], chosen: Iterator[Ch
     """In the order of the items: the scores of its targets, then each sequence that it draws for; or its hidden states, pooled.
     One result where the sequence is the item's own."""
     items = waiting.step.items
-    scored = iter(_listed(waiting.scores, [item.top for item in items for _ in item.targets]))
+    scored = iter(_listed(waiting.scores, [slice(item.top) for item in items for _ in item.targets]))
     places, pooled = iter(wanted), told(waiting.pooled)
     for item in items:
         if item.pool:

@@ -14,40 +14,44 @@ from shardwise.sched.step import Chosen
 @dataclass(frozen=True, slots=True)
 class Scores:
     """Of N ids: [N] log-probabilities (NaN where a row's logits are not finite) and ranks among all ids, 1 being the likeliest;
-    and the likeliest ids [N, top] with their log-probabilities."""
+    beside them, first the likeliest ids [N, top], then those that were named [N, named], with their log-probabilities."""
 
     ids: torch.Tensor
     logprobs: torch.Tensor
     ranks: torch.Tensor
-    top_ids: torch.Tensor
-    top_logprobs: torch.Tensor
+    beside: torch.Tensor
+    beside_logprobs: torch.Tensor
 
-    def chosen(self, tops: list[int]) -> list[Chosen]:
-        """On the host, row i with the first tops[i] of the likeliest."""
-        rows = (self.ids, self.logprobs, self.ranks, self.top_ids, self.top_logprobs)
+    def chosen(self, wanted: list[slice]) -> list[Chosen]:
+        """On the host, row i with wanted[i] of what is beside it."""
+        rows = (self.ids, self.logprobs, self.ranks, self.beside, self.beside_logprobs)
         return [
-            Chosen(token, logprob, rank, tuple(zip(ids[:top], logprobs[:top], strict=True)))
-            for top, (token, logprob, rank, ids, logprobs) in zip(
-                tops, zip(*(x.tolist() for x in rows), strict=True), strict=True
+            Chosen(token, logprob, rank, tuple(zip(ids[part], logprobs[part], strict=True)))
+            for part, (token, logprob, rank, ids, logprobs) in zip(
+                wanted, zip(*(x.tolist() for x in rows), strict=True), strict=True
             )
         ]
 
 
-def score(logits: torch.Tensor, ids: torch.Tensor, top: int, parts: Parts) -> Scores:
-    """logits [N, own ids] and ids [N], of the whole vocabulary. Every rank takes part, and gets the same."""
+def score(logits: torch.Tensor, ids: torch.Tensor, top: int, parts: Parts, named: torch.Tensor | None = None) -> Scores:
+    """logits [N, own ids], ids [N] and `named` [N, any number], of the whole vocabulary. Every rank takes part, and gets the
+    same."""
     own = torch.arange(parts.own.start, parts.own.stop, device=logits.device)
-    values = _held(logits, ids, parts)
+    named = ids[:, None][:, :0] if named is None else named
     sent = (
         _masses(logits).view(torch.int64)[:, None],
-        values.view(torch.int32).long()[:, None],
+        _held(logits, torch.cat((ids[:, None], named), -1), parts).view(torch.int32).long(),
         order.likeliest(logits, own, top),
     )
-    found = parts.gather(torch.cat(sent, -1), "logprobs")  # [rows, parts, 2 + top]
-    mass = found[:, :, 0].contiguous().view(torch.float64).logsumexp(-1)
-    values = found[:, :, 1].int().view(torch.float32).amax(-1)
-    likeliest, top_ids = order.unpack(order.largest(found[:, :, 2:].flatten(1), top))
-    ranks = parts.sum(_ahead(logits, own, values[:, None], ids[:, None]), "ranks") + 1
-    return Scores(ids, values.double() - mass, ranks, top_ids, likeliest.double() - mass[:, None])
+    found = parts.gather(torch.cat(sent, -1), "logprobs")  # [rows, parts, 2 + named + top]
+    given = slice(1, 2 + named.shape[1])
+    mass = found[:, :, 0].contiguous().view(torch.float64).logsumexp(-1)[:, None]
+    values = found[:, :, given].int().view(torch.float32).amax(1)
+    likeliest, top_ids = order.unpack(order.largest(found[:, :, given.stop :].flatten(1), top))
+    ranks = parts.sum(_ahead(logits, own, values[:, :1], ids[:, None]), "ranks") + 1
+    logprobs = values.double() - mass
+    beside = torch.cat((likeliest.double() - mass, logprobs[:, 1:]), -1)
+    return Scores(ids, logprobs[:, 0], ranks, torch.cat((top_ids, named), -1), beside)
 
 
 def finite(logits: torch.Tensor) -> torch.Tensor:
@@ -58,11 +62,11 @@ def finite(logits: torch.Tensor) -> torch.Tensor:
 
 
 def _held(logits: torch.Tensor, ids: torch.Tensor, parts: Parts) -> torch.Tensor:
-    """The logits [N] of the ids that this rank has, minus infinity for the others."""
+    """The logits [N, M] of those of the ids [N, M] that this rank has, minus infinity for the others."""
     if not parts.own:
-        return logits.new_full((len(ids),), -torch.inf)
+        return logits.new_full(ids.shape, -torch.inf)
     own = ids - parts.own.start
-    found = logits.gather(1, own.clamp(0, len(parts.own) - 1)[:, None])[:, 0]
+    found = logits.gather(1, own.clamp(0, len(parts.own) - 1))
     return torch.where((own >= 0) & (own < len(parts.own)), found, -torch.inf)
 
 

@@ -14,6 +14,7 @@ SEEDS = 2**63
 MOST = 2**31 - 1
 MAX_CHOICES = 128
 MAX_LOGPROBS = 20
+MAX_LOGPROB_IDS = 128
 MAX_STOPS = 16
 MAX_STOP_CHARS = 1024
 MAX_STOP_IDS = 1024
@@ -52,6 +53,8 @@ class SamplingParams:
     `stop`: one string or several; the text ends before it, or behind it with `include_stop_str_in_output`.
     `stop_token_ids` end it as the model's own end tokens do; `ignore_eos` leaves only these.
     `logprobs` n returns the n most likely tokens of each position beside the chosen one, `prompt_logprobs` those of the prompt.
+    `logprob_token_ids`: of each position their log-probabilities instead, and that of the chosen token all the same; no more
+    than 128 of them, and `logprobs` changes nothing then.
     `logit_bias` is added to the logits of its ids; only `allowed_token_ids` are drawn; `bad_words` never
     come up as the tokenizer writes them, at the beginning of a text or behind a space.
     `seed` None gets one at admission, kept with the request, so that a replay gives the same tokens.
@@ -80,6 +83,7 @@ class SamplingParams:
     include_stop_str_in_output: bool = False
     logprobs: int | None = None
     prompt_logprobs: int | None = None
+    logprob_token_ids: Sequence[int] | None = None
     logit_bias: Mapping[int, float] | None = None
     bad_words: Sequence[str] = ()
     allowed_token_ids: Sequence[int] | None = None
@@ -103,6 +107,9 @@ class SamplingParams:
         for name, most in (("seed", SEEDS - 1), ("logprobs", MAX_LOGPROBS), ("prompt_logprobs", MAX_LOGPROBS)):
             value = getattr(self, name)
             plain[name] = None if value is None else whole(name, value, 0, most)
+        if (named := token_ids("logprob_token_ids", _or_none(self.logprob_token_ids), MAX_LOGPROB_IDS)) != ():
+            plain["logprobs"] = plain["logprobs"] or 0
+        plain["logprob_token_ids"] = named or None
         if self.max_tokens is not None:
             scoring = "; 0 only scores the prompt, and needs prompt_logprobs" if self.max_tokens == 0 else ""
             least = 1 if self.prompt_logprobs is None else 0
@@ -125,17 +132,22 @@ class SamplingParams:
             raise RequestError(f"min_tokens {self.min_tokens} is above max_tokens {self.max_tokens}")
         if self.max_tokens == 0 and self.n > 1:
             raise RequestError(f"n is {self.n}, but with max_tokens 0 there is nothing to continue; leave n at 1")
+        if self.logprob_token_ids is not None and self.max_tokens == 0:
+            raise RequestError("logprob_token_ids are of the tokens of an answer, and with max_tokens 0 there is none")
         if self.stop and not self.detokenize:
             raise RequestError("stop strings are looked for in the text, and detokenize is False; use stop_token_ids")
         if self.allowed_token_ids is not None and not self.allowed_token_ids:
             raise RequestError("allowed_token_ids is empty; name at least one id, or leave it None to allow all")
         if self.structured_outputs is not None and self.max_tokens == 0:
-            raise RequestError("structured_outputs is set, but with max_tokens 0 there is no answer; leave one of them out")
+            raise RequestError(
+                f"{self.structured_outputs.said} is set, but with max_tokens 0 there is no answer; leave one of them out"
+            )
 
     def check_vocabulary(self, vocab: int) -> None:
         """RequestError for an id that a model of `vocab` ids does not have."""
         in_vocabulary("stop_token_ids", self.stop_token_ids, vocab)
         in_vocabulary("allowed_token_ids", self.allowed_token_ids or (), vocab)
+        in_vocabulary("logprob_token_ids", self.logprob_token_ids or (), vocab)
         in_vocabulary("logit_bias", self.logit_bias or (), vocab)
 
 

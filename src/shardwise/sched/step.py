@@ -100,7 +100,8 @@ class Edit:
 class Draw:
     """How to choose the next token of `sequence`: numbers only, seed resolved. `choice` tells the n continuations apart.
 
-    `temperature` 0 is greedy; `top_k` 0 or less is all. `logprobs` n: the n likeliest ids come with the chosen one.
+    `temperature` 0 is greedy; `top_k` 0 or less is all. `logprobs` n: the n likeliest ids come with the chosen one; or the ids
+    that are `named`, where there are some.
     """
 
     sequence: int
@@ -112,12 +113,14 @@ class Draw:
     min_p: float = 0.0
     logprobs: int | None = None
     edit: Edit | None = None
+    named: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
     """One token at its place: its log-probability before temperature and edits, its rank among all ids (1 is the
-    likeliest), and the likeliest ids where they were asked for. `rank` 0 and `logprob` 0 where nobody asked."""
+    likeliest), and in `top` the likeliest ids, or those that were named, where they were asked for. `rank` 0 and `logprob` 0
+    where nobody asked."""
 
     token: int
     logprob: float = 0.0

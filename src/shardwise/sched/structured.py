@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import NoReturn
 
 from shardwise.errors import RequestError
@@ -32,6 +32,7 @@ class StructuredOutputs:
     `choice`: the answer is one of these. `grammar`: Lark as llguidance has it, or GBNF as llama.cpp (`root ::= ...`).
 
     `opening` is not for requests to set: Lark with a rule of this name, for what stands before all that, such as reasoning.
+    Nor is `name`: the field that the client sent where it is not one of these, for messages; it makes no difference else.
 
     RequestError for none, for several, and for what is too large: `MAX_...` above.
     """
@@ -42,29 +43,35 @@ class StructuredOutputs:
     grammar: str | None = None
     json_object: bool = False
     opening: str | None = None
+    name: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
         given = [name for name in KINDS if getattr(self, name) not in (None, False)]
-        flag("structured_outputs.json_object", getattr(self, KINDS[-1]))
+        flag(self.name or f"structured_outputs.{KINDS[-1]}", getattr(self, KINDS[-1]))
         if len(given) != 1:
             found = "says nothing" if not given else f"has {' and '.join(given)}"
-            raise RequestError(f"structured_outputs {found}; it takes exactly one of {', '.join(KINDS)}")
+            raise RequestError(f"{self.name or 'structured_outputs'} {found}; it takes exactly one of {', '.join(KINDS)}")
         if self.json is not None:
-            object.__setattr__(self, "json", _schema(self.json))
+            object.__setattr__(self, "json", _schema(self.said, self.json))
         if self.regex is not None:
-            _check_size("structured_outputs.regex", self.regex, MAX_REGEX_BYTES)
+            _check_size(self.said, self.regex, MAX_REGEX_BYTES)
         if self.grammar is not None:
-            _check_size("structured_outputs.grammar", self.grammar, MAX_GRAMMAR_BYTES)
+            _check_size(self.said, self.grammar, MAX_GRAMMAR_BYTES)
         if self.choice is not None:
-            object.__setattr__(self, "choice", _choices(self.choice))
+            object.__setattr__(self, "choice", _choices(self.said, self.choice))
 
     @property
     def kind(self) -> str:
         """The name of the field that is set."""
         return next(name for name in KINDS if getattr(self, name) not in (None, False))
 
+    @property
+    def said(self) -> str:
+        """What messages call it."""
+        return self.name or f"structured_outputs.{self.kind}"
 
-KINDS = tuple(field.name for field in fields(StructuredOutputs) if field.name != "opening")
+
+KINDS = tuple(each.name for each in fields(StructuredOutputs) if each.name not in ("opening", "name"))
 
 
 def structured(value: object, name: str = "structured_outputs") -> StructuredOutputs | None:
@@ -91,8 +98,7 @@ def _check_size(name: str, text: object, most: int) -> None:
         raise RequestError(f"{name} has {size} bytes; it takes at most {most}")
 
 
-def _choices(value: object) -> tuple[str, ...]:
-    name = "structured_outputs.choice"
+def _choices(name: str, value: object) -> tuple[str, ...]:
     found = tuple(dict.fromkeys(strings(name, value, MAX_CHOICES, MAX_CHOICE_CHARS)))
     if not found:
         raise RequestError(f"{name} is empty; name at least one text")
@@ -101,9 +107,8 @@ def _choices(value: object) -> tuple[str, ...]:
     return found
 
 
-def _schema(value: object) -> str:
+def _schema(name: str, value: object) -> str:
     """The schema as JSON text; of a text its meaning, so that what two parsers may read in two ways does not get in."""
-    name = "structured_outputs.json"
     if isinstance(value, str):
         _check_size(name, value, MAX_SCHEMA_BYTES)
         try:

@@ -18,7 +18,7 @@ Read = Callable[[object, str], StructuredOutputs | None]
 
 def _as(kind: str) -> Read:
     """Reads what one field of StructuredOutputs takes."""
-    return lambda value, _: StructuredOutputs(**{kind: value})  # type: ignore[arg-type]  # it says itself what it takes
+    return lambda value, name: StructuredOutputs(**{kind: value}, name=name)  # type: ignore[arg-type]  # it says itself what it takes
 
 
 _json, _regex = _as("json"), _as("regex")
@@ -27,14 +27,16 @@ _json, _regex = _as("json"), _as("regex")
 def _grammar(value: object, name: str) -> StructuredOutputs | None:
     """A text is a grammar (vLLM, llama.cpp), an object says what it is of (TGI)."""
     if not isinstance(value, Mapping):
-        return StructuredOutputs(grammar=value)  # type: ignore[arg-type]
+        return StructuredOutputs(grammar=value, name=name)  # type: ignore[arg-type]
     kind, inner = value.get("type"), value.get("value")
+    if kind in ("regex", "json") and inner is None:
+        raise RequestError(f"{name} has no value; it takes an object with type and value")
     if kind == "regex":
-        return _regex(inner, name)
+        return _regex(inner, f"{name}.value")
     if kind == "json":
-        return _json(inner, name)
+        return _json(inner, f"{name}.value")
     if kind == "json_schema":
-        return _json(_schema_in(inner, f"{name}.value"), name)
+        return _json(*_schema_in(inner, f"{name}.value"))
     raise RequestError(f"{name}.type is {shown(kind)}; it takes json, json_schema or regex, or the whole is a text")
 
 
@@ -46,25 +48,31 @@ def _response_format(value: object, name: str) -> StructuredOutputs | None:
             return None
         case "json_object":
             # With a schema beside it, as llama.cpp has it.
-            return StructuredOutputs(json_object=True) if value.get("schema") is None else _json(value["schema"], name)
+            if (schema := value.get("schema")) is not None:
+                return _json(schema, f"{name}.schema")
+            return StructuredOutputs(json_object=True, name=name)
         case "json_schema":
             # Flat as in OpenAI's Responses, or one level down as in its chat.
             named = value.get("json_schema")
-            return _json(_schema_in(value if named is None else named, f"{name}.json_schema"), name)
+            flat = named is None and value.get("schema") is not None
+            return _json(*_schema_in(value if named is None else named, name if flat else f"{name}.json_schema"))
         case "regex":
             pattern = value.get("pattern", value.get("regex", value.get("value")))
             if pattern is None:
-                raise RequestError(f"{name} of type regex has no pattern")
-            return _regex(pattern, name)
+                raise RequestError(
+                    f"{name}.pattern is missing; with the type regex it is the expression that the answer matches"
+                )
+            return _regex(pattern, f"{name}.pattern")
         case kind:
             raise RequestError(f"{name}.type is {shown(kind)}, which is not supported; it takes one of {', '.join(FORMATS)}")
 
 
-def _schema_in(value: object, name: str) -> object:
-    """The schema out of OpenAI's {name, schema, strict}. Every schema is held to strictly, whatever `strict` says."""
+def _schema_in(value: object, name: str) -> tuple[object, str]:
+    """The schema, and what messages call it, out of OpenAI's {name, schema, strict}. Every schema is held to strictly, whatever
+    `strict` says."""
     if not isinstance(value, Mapping) or value.get("schema") is None:
         raise RequestError(f"{name} has no schema; it takes an object with name and schema")
-    return value["schema"]
+    return value["schema"], f"{name}.schema"
 
 
 SPELLINGS: dict[str, Read] = {
@@ -85,7 +93,7 @@ def structured_field(given: Mapping[str, object]) -> StructuredOutputs | None:
         try:
             one = read(value, name)
         except RequestError as error:
-            raise RequestError(str(error) if str(error).startswith(name) else f"{name}: {error}") from None
+            raise RequestError(str(error) if name in str(error) else f"{name}: {error}") from None
         if one is not None:
             found[name] = one
     different = list(dict.fromkeys(map(_meaning, found.values())))

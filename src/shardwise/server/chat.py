@@ -29,11 +29,11 @@ from shardwise.server.chat_body import (
 )
 from shardwise.server.conversation import template_of, variables_of
 from shardwise.server.frames import Frames, begun, fingerprint, new_id, now
-from shardwise.server.logprobs import ChatLogprobs, Speller, TokenLogprob, prompt_shape
+from shardwise.server.logprobs import ChatLogprobs, Speller, TokenLogprob, prompt_shape, wanted_beside
 from shardwise.server.refusal import Refusal
 from shardwise.server.reply import DONE, Json, Reply
 from shardwise.server.route import Route
-from shardwise.server.sampling import check_no_scores, given, sampling
+from shardwise.server.sampling import check_names_scores, given, sampling
 from shardwise.server.service import Service
 from shardwise.server.turn import News, Talk, Turn, talk
 from shardwise.server.usage import told
@@ -91,9 +91,9 @@ def read(service: Service, body: ChatBody) -> Turn:
     """Checks a body; RequestError or Refusal for what cannot run."""
     if body.stream and body.prompt_logprobs is not None:
         raise Refusal(400, "prompt_logprobs are told all at once; leave out stream", param="prompt_logprobs")
-    check_no_scores(body.logprob_token_ids)
     if body.modalities is not None and body.modalities != ["text"]:
         raise Refusal(400, f'modalities is {shown(body.modalities)}; this model writes text: ["text"]', param="modalities")
+    check_names_scores(body.logprob_token_ids, asked=body.logprobs is True)
     values = given(body)
     for name in ("logprobs", "top_logprobs", "max_completion_tokens"):
         if (value := getattr(body, name)) is not None:
@@ -106,6 +106,7 @@ def read(service: Service, body: ChatBody) -> Turn:
         messages=newer(body.messages),
         params=params,
         tools=offer.tools,
+        offered="tools" if body.functions is None else "functions",
         tool_choice=offer.choice,
         parallel=offer.parallel,
         variables=variables_of(body.chat_template_kwargs, body.reasoning_effort, body.thinking.type if body.thinking else None),
@@ -174,7 +175,7 @@ class Answers:
     def __init__(self, service: Service, body: ChatBody, turn: Turn) -> None:
         self.body = body
         self._speller = Speller(service.front.tokenizer, by_id=bool(body.return_tokens_as_token_ids))
-        self._top = turn.params.logprobs or 0
+        self._top = wanted_beside(turn.params)
         self._named = isinstance(turn.tool_choice, Named)
         self._older = body.functions is not None
         self._echo = _echoed(body) if body.echo else ""

@@ -85,7 +85,6 @@ class ChatBody(SamplingBody, kw_only=True):
         bool,
         Meta(description="Begin with the tokens that the tokenizer puts first; most templates do so themselves."),
     ] = False
-    logprob_token_ids: Annotated[list[int], Meta(description="Refused: use top_logprobs.")] | None = None
     return_token_ids: Annotated[bool, Meta(description="Give the token ids of prompt and answer.")] | None = None
     return_tokens_as_token_ids: Annotated[bool, Meta(description="Name tokens in logprobs as token_id:N.")] | None = None
     priority: Priority = 0

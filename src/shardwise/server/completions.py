@@ -18,11 +18,11 @@ from shardwise.server.completions_body import CompletionBody, CompletionReply, T
 from shardwise.server.fields import check_count
 from shardwise.server.frames import Frames, begun, fingerprint, new_id, now
 from shardwise.server.job import Job
-from shardwise.server.logprobs import Offsets, Speller, TextLogprobs, joined, prompt_shape
+from shardwise.server.logprobs import Offsets, Speller, TextLogprobs, joined, prompt_shape, wanted_beside
 from shardwise.server.refusal import Refusal
 from shardwise.server.reply import DONE, Json, Reply
 from shardwise.server.route import Route
-from shardwise.server.sampling import check_fits, check_no_scores, given, sampling, shortened
+from shardwise.server.sampling import check_fits, check_names_scores, given, sampling, shortened
 from shardwise.server.service import Service
 from shardwise.server.turn import started, tenant
 from shardwise.server.usage import told
@@ -79,7 +79,7 @@ def read(service: Service, call: Call, body: CompletionBody) -> Asked:
         )  # fmt: skip
     if body.stream and body.prompt_logprobs is not None:
         raise Refusal(400, "prompt_logprobs are told all at once; leave out stream, or use echo with logprobs")
-    check_no_scores(body.logprob_token_ids)
+    check_names_scores(body.logprob_token_ids, asked=body.logprobs is not None)
     params = sampling(service, _values(body))
     keep = params.n
     if body.best_of:
@@ -160,7 +160,7 @@ class Texts:
                 logprobs = self._prompt_logprobs(prompt, scores) if body.echo else None
                 skip = self._asked.params.skip_special_tokens
                 after = Detokenizer(self._tokenizer, skip_special_tokens=skip, after=prompt.ids)
-                self._open[index] = Offsets(self._speller, after, body.logprobs, len(echoed))
+                self._open[index] = Offsets(self._speller, after, wanted_beside(self._asked.params), len(echoed))
             if body.return_token_ids:
                 new.prompt_token_ids = list(prompt.ids)
             if body.prompt_logprobs is not None:
@@ -180,7 +180,8 @@ class Texts:
 
     def _prompt_logprobs(self, prompt: Prompt, scores: Sequence[Logprobs | None] | None) -> TextLogprobs:
         assert scores is not None and self._asked.body.logprobs is not None
-        return Offsets(self._speller, Detokenizer(self._tokenizer), self._asked.body.logprobs).read(prompt.ids, scores)
+        top = None if wanted_beside(self._asked.params) is None else self._asked.body.logprobs
+        return Offsets(self._speller, Detokenizer(self._tokenizer), top).read(prompt.ids, scores)
 
     def take(self, prompt: int, output: RequestOutput) -> None:
         """Adds what is new of one prompt to the whole."""

@@ -44,7 +44,6 @@ class CompletionBody(SamplingBody, kw_only=True):
     stream_options: Annotated[StreamOptions | None, Meta(description="What a stream tells besides the answer.")] = None
     add_special_tokens: Begins = True
     truncate_prompt_tokens: KeptTokens | None = None
-    logprob_token_ids: Annotated[list[int], Meta(description="Refused: use logprobs.")] | None = None
     return_token_ids: Annotated[bool, Meta(description="Give the token ids of prompt and answer.")] | None = None
     return_tokens_as_token_ids: Annotated[bool, Meta(description="Name tokens in logprobs as token_id:N.")] | None = None
     priority: Priority = 0

@@ -18,7 +18,7 @@ from shardwise.server.call import Call
 from shardwise.server.fields import ModelName, Priority, RequestId, Salt, Streams
 from shardwise.server.frames import Frames, begun, new_id
 from shardwise.server.job import Job
-from shardwise.server.logprobs import ChatLogprobs, PromptLogprob, Speller, prompt_shape
+from shardwise.server.logprobs import ChatLogprobs, PromptLogprob, Speller, prompt_shape, wanted_beside
 from shardwise.server.reply import DONE, Json, Reply
 from shardwise.server.route import Route
 from shardwise.server.sampling import StreamOptions, check_fits, sampling
@@ -107,7 +107,7 @@ class _Tokens:
 
     def __init__(self, service: Service, params: SamplingParams) -> None:
         self.whole = [TokensChoice(n, [], None if params.logprobs is None else ChatLogprobs([])) for n in range(params.n)]
-        self._speller, self._top = Speller(service.front.tokenizer), params.logprobs or 0
+        self._speller, self._top = Speller(service.front.tokenizer), wanted_beside(params)
         self._ended = [False] * params.n
 
     def news(self, output: CompletionOutput) -> TokensChoice | None:

@@ -53,7 +53,7 @@ def _text(body: CompletionBody) -> Iterator[str]:
         body.suffix = None
         yield "suffix"
     if body.echo and body.logprobs is not None:
-        body.logprobs = None
+        body.logprobs = body.logprob_token_ids = None
         yield "logprobs"
 
 

@@ -8,6 +8,7 @@ import msgspec
 
 from shardwise.engine.outputs import Logprob, Logprobs
 from shardwise.engine.text import Detokenizer, Tokenizer
+from shardwise.sched.request import SamplingParams
 
 LEAST = -9999.0
 """In place of minus infinity, which JSON does not have (as in vLLM)."""
@@ -22,7 +23,7 @@ class TopLogprob(msgspec.Struct):
 
 
 class TokenLogprob(msgspec.Struct):
-    """A token of the answer, and the likeliest ones at its place."""
+    """A token of the answer, and the likeliest ones at its place; with `logprob_token_ids` itself and those."""
 
     token: str
     logprob: float
@@ -49,7 +50,7 @@ class PromptLogprob(msgspec.Struct):
     """vLLM's shape, by token id."""
 
     logprob: float
-    rank: int
+    rank: int | None
     decoded_token: str
 
 
@@ -70,17 +71,17 @@ class Speller:
             found = self._known[token] = (f"token_id:{token}" if self._by_id else _named(data), list(data))
         return found
 
-    def chat(self, places: Sequence[Logprobs], top: int) -> list[TokenLogprob]:
-        """The tokens of some places, each with the `top` likeliest."""
+    def chat(self, places: Sequence[Logprobs], top: int | None) -> list[TokenLogprob]:
+        """The tokens of some places, each with what `likeliest` gives of `top`."""
         found = []
         for place in places:
             token = next(iter(place))
-            likely = []
+            beside = []
             for each, one in likeliest(place, top):
                 name, data = self.spelled(each)
-                likely.append(TopLogprob(name, finite(one), data))
+                beside.append(TopLogprob(name, finite(one), data))
             name, data = self.spelled(token)
-            found.append(TokenLogprob(name, finite(place[token]), data, likely))
+            found.append(TokenLogprob(name, finite(place[token]), data, beside))
         return found
 
 
@@ -92,14 +93,14 @@ def _named(data: bytes) -> str:
 
 
 class Offsets:
-    """The older shape for one text as it comes: knows where it is."""
+    """The older shape for one text as it comes: knows where it is. `top` is as `likeliest` has it."""
 
-    def __init__(self, speller: Speller, characters: Detokenizer, top: int, begin: int = 0) -> None:
+    def __init__(self, speller: Speller, characters: Detokenizer, top: int | None, begin: int = 0) -> None:
         self._speller, self._characters, self._top, self._at = speller, characters, top, begin
 
     def read(self, ids: Sequence[int], places: Sequence[Logprobs | None]) -> TextLogprobs:
         """Some more tokens; None for the first of a prompt, which has no log-probability."""
-        found = TextLogprobs([], [], [] if self._top else None, [])
+        found = TextLogprobs([], [], None if self._top == 0 else [], [])
         for token, place in zip(ids, places, strict=True):
             found.tokens.append(self._speller.name(token))
             found.text_offset.append(self._at)
@@ -127,9 +128,18 @@ def joined(first: TextLogprobs | None, then: TextLogprobs | None) -> TextLogprob
     return first
 
 
-def likeliest(place: Logprobs, top: int) -> list[tuple[int, Logprob]]:
-    """The `top` likeliest tokens of a place in their order; the one that is there only if it is among them."""
-    return sorted(((token, one) for token, one in place.items() if one.rank <= top), key=lambda found: found[1].rank)[:top]
+def likeliest(place: Logprobs, top: int | None) -> list[tuple[int, Logprob]]:
+    """The `top` likeliest tokens of a place in their order; the one that is there only if it is among them. None: all that are
+    told of the place, the one that is there first (as in vLLM, where ids are named)."""
+    if top is None:
+        return list(place.items())
+    ranked = sorted((one.rank, token) for token, one in place.items() if one.rank is not None and one.rank <= top)
+    return [(token, place[token]) for _, token in ranked[:top]]
+
+
+def wanted_beside(params: SamplingParams) -> int | None:
+    """How many of the likeliest tokens an answer tells at each place; None where other ids are named."""
+    return None if params.logprob_token_ids is not None else params.logprobs or 0
 
 
 def finite(one: Logprob) -> float:

@@ -31,8 +31,11 @@ KINDS = {
 RETRY_S = 5
 """When to come back where nobody knows better: after a restart, or to another replica."""
 
-FIELD = re.compile(r"[a-z]+[a-z_0-9]*(?=\[|\.[a-z]| is | has | takes | asks )")
-"""A field's name, or its first part, where a message of `sched.checks` begins with it."""
+FIELD = re.compile(
+    r"(?:a (?:text in|key of) )?([a-z]+[a-z_0-9]*(?:\.[a-z_0-9]+)*)"
+    r"(?=\[| is | has | are | takes | asks | says | does | cannot | must | needs | holds | sets |: )"
+)
+"""A field's name, up to a place in a list, where a message of `sched.checks` begins with it."""
 
 BROKEN = "the server failed on this request; its log says more under the request id"
 
@@ -78,7 +81,7 @@ class Refusal(ShardwiseError):
         if isinstance(error, RequestError):
             # Such a message begins with what it is about: the field, or a part of it.
             field = FIELD.match(str(error))
-            return Refusal(400, str(error), param=field[0] if field else None)
+            return Refusal(400, str(error), param=field[1] if field else None)
         if isinstance(error, QueueFull):
             return Refusal(429, str(error), code="queue_full", retry_after_s=error.retry_after_s)
         if isinstance(error, Unavailable):

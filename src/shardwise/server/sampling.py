@@ -12,7 +12,7 @@ from shardwise.engine.admit import admit
 from shardwise.engine.prompts import last_ids
 from shardwise.errors import RequestError
 from shardwise.sched.fields import sampling_fields
-from shardwise.sched.request import MAX_BIAS, MAX_CHOICES, MAX_LOGPROBS, MOST, SEEDS, SamplingParams
+from shardwise.sched.request import MAX_BIAS, MAX_CHOICES, MAX_LOGPROB_IDS, MAX_LOGPROBS, MOST, SEEDS, SamplingParams
 from shardwise.server.refusal import Refusal
 from shardwise.server.service import Service
 
@@ -69,6 +69,16 @@ class SamplingBody(DrawBody, kw_only=True):
     prompt_logprobs: (
         Annotated[int, Meta(ge=0, le=MAX_LOGPROBS, description="Log-probabilities of the prompt, with so many others.")] | None
     ) = None
+    logprob_token_ids: (
+        Annotated[
+            list[int],
+            _says(
+                f"Log-probabilities of these up to {MAX_LOGPROB_IDS} token ids at each place of the answer, in place of the "
+                "likeliest ones; with logprobs."
+            ),
+        ]
+        | None
+    ) = None
     response_format: (
         Annotated[dict[str, Any], _says("The form of the answer: {type: text | json_object | json_schema, ...}.")] | None
     ) = None
@@ -118,14 +128,14 @@ def sampling(service: Service, asked: Mapping[str, object], **usual: object) -> 
     return params
 
 
-def check_no_scores(ids: list[int] | None) -> None:
-    """Refusal for vLLM's `logprob_token_ids`: only the likeliest tokens are scored, beside the one that is there."""
-    if ids is not None:
+def check_names_scores(ids: list[int] | None, *, asked: bool) -> None:
+    """Refusal for ids whose log-probabilities are wanted where none are `asked` for (as in vLLM): nothing would tell them."""
+    if ids and not asked:
         raise Refusal(
-            400, "logprob_token_ids is not served: scores are told of the token that is there and of up to "
-            f"{MAX_LOGPROBS} of the likeliest (top_logprobs in chat, logprobs in completions); leave it out",
+            400,
+            "logprob_token_ids says of which tokens, and needs logprobs to say that they are told",
             param="logprob_token_ids",
-        )  # fmt: skip
+        )
 
 
 def check_fits(service: Service, ids: tuple[int, ...], params: SamplingParams, param: str) -> None:
@@ -136,7 +146,7 @@ def check_fits(service: Service, ids: tuple[int, ...], params: SamplingParams, p
         least = 1 if params.max_tokens is None else params.max_tokens
         context = service.engine.setup.context
         if len(ids) + least <= context:
-            raise Refusal(400, str(error)) from None
+            raise
         # In the words of OpenAI's and of Anthropic's API, by which clients (litellm, Claude Code) know what to do about it.
         known = (
             f"{'The prompt is too long: this' if len(ids) >= context else 'This'} model's maximum context length is {context}"

@@ -25,6 +25,8 @@ class Turn(Protocol):
     @property
     def tools(self) -> Sequence[Tool]: ...
     @property
+    def offered(self) -> str: ...
+    @property
     def tool_choice(self) -> ToolChoice: ...
     @property
     def parallel(self) -> bool: ...
@@ -57,10 +59,10 @@ def shaped(turn: Turn, style: Style, tokenizer: Tokenizer) -> tuple[SamplingPara
     if called:
         written = style if thinks else replace(style, think=None)
         grammar = tool_grammar(written, turn.tools, turn.tool_choice, turn.parallel, specials, budget)
-        return replace(params, structured_outputs=StructuredOutputs(grammar=grammar)), style
+        return replace(params, structured_outputs=StructuredOutputs(grammar=grammar, name=turn.offered)), style
     if form is None:
         if budget is not None:
-            form = StructuredOutputs(grammar=free(style, specials, budget))
+            form = StructuredOutputs(grammar=free(style, specials, budget), name="thinking_token_budget")
         return replace(params, structured_outputs=form), style
     if thinks:
         form = replace(form, opening=before(style, marked(specials), budget))

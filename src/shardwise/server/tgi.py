@@ -19,6 +19,7 @@ from shardwise.engine.text import Detokenizer
 from shardwise.errors import ShardwiseError
 from shardwise.sched.fields import sampling_fields
 from shardwise.sched.request import MAX_STOPS, SamplingParams
+from shardwise.sched.structured_fields import SPELLINGS
 from shardwise.server.call import Call
 from shardwise.server.frames import begun
 from shardwise.server.health import installed
@@ -135,9 +136,11 @@ def _read(service: Service, call: Call, body: TextBody, *, streams: bool) -> Ask
         "prompt_logprobs": 0 if wanted.decoder_input_details else None,
         "include_stop_str_in_output": True,
     }
-    for name in ("top_k", "top_p", "repetition_penalty", "frequency_penalty", "seed", "stop", "grammar"):
+    for name in ("top_k", "top_p", "repetition_penalty", "frequency_penalty", "seed", "stop"):
         if (value := getattr(wanted, name)) is not None:
             values[name] = value
+    if wanted.grammar is not None:
+        values["structured_outputs"] = SPELLINGS["grammar"](wanted.grammar, "parameters.grammar")
     params = SamplingParams(**sampling_fields(values))  # type: ignore[arg-type]  # they are checked there
     check_fits(service, prompt.ids, params, "inputs")
     return Asked(wanted, body.inputs, prompt, params)

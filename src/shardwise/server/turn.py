@@ -38,15 +38,17 @@ TAIL_CHARS = 64
 @dataclass(frozen=True, slots=True)
 class Turn:
     """`messages` are in the form of OpenAI's chat API, checked by the template's checks. `tools` and `tool_choice` are as in
-    `answer.tools`. `variables` go to the template; `salt` keeps the cache apart within a tenant. `template` is used instead
-    of the model's own; whether a client may give one is the endpoint's to check. `truncate` keeps so many tokens of the
-    prompt, the last. `budget` bounds the tokens of the reasoning; where that cannot be done, the turn is refused unless it is
-    `lenient`. `special`: the prompt begins with the tokens that the tokenizer puts first, which most templates write
-    themselves. `fit`: where less of the context is left than `max_tokens`, that is the limit."""
+    `answer.tools`. `variables` go to the template; `salt` keeps the cache apart within a tenant. `template` is used instead of
+    the model's own; whether a client may give one is the endpoint's to check. `truncate` keeps so many tokens of the prompt,
+    the last. `offered` is the field that the tools came in, for messages. `budget` bounds the tokens of the reasoning; where
+    that cannot be done, the turn is refused unless it is `lenient`. `special`: the prompt begins with the tokens that the
+    tokenizer puts first, which most templates write themselves. `fit`: where less of the context is left than `max_tokens`,
+    that is the limit."""
 
     messages: Sequence[Mapping[str, Any]]
     params: SamplingParams
     tools: Sequence[Tool] = ()
+    offered: str = "tools"
     tool_choice: ToolChoice = "auto"
     parallel: bool = True
     variables: Mapping[str, Any] = field(default_factory=dict)

@@ -50,7 +50,8 @@ class Rows:
 
     `targets`: pieces of (rows, likeliest ids wanted) whose next token is given. `peaks`: rows whose largest logit is asked for
     first. `best`: rows whose token is the largest of all. `candidates`: offers of (rows, largest ids that each rank offers).
-    `whole`: pieces of rows whose logits are gathered. `asked`: as `targets`, of tokens drawn.
+    `whole`: pieces of rows whose logits are gathered. `asked`: as `targets`, of tokens drawn, with likeliest and
+    named ids together.
     """
 
     targets: tuple[tuple[int, int], ...] = ()

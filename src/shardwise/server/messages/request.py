@@ -8,6 +8,7 @@ from typing import Any
 from shardwise.errors import RequestError
 from shardwise.sched.checks import shown
 from shardwise.sched.request import SamplingParams
+from shardwise.sched.structured import StructuredOutputs
 from shardwise.server.answer.tools import anthropic_offer
 from shardwise.server.conversation import variables_of
 from shardwise.server.messages.body import Blocks, CountBody, InputMessage, MessagesBody
@@ -47,7 +48,8 @@ def ask(service: Service, body: CountBody) -> Turn:
 def _params(service: Service, body: CountBody) -> SamplingParams:
     values = given(body)
     if body.output_config is not None and body.output_config.format is not None:
-        values["structured_outputs"] = {"json": body.output_config.format.schema}
+        schema = body.output_config.format.schema
+        values["structured_outputs"] = StructuredOutputs(json=schema, name="output_config.format.schema")
     if isinstance(body, MessagesBody):
         values["stop"] = body.stop_sequences or []
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 
@@ -168,7 +169,8 @@ async def _run(service: Service, call: Call, asked: Asked, talking: Talking, kep
     limit_s = service.settings.request_timeout_s
     try:
         with service.drain.open():
-            async with talking as talked, asyncio.timeout(limit_s):
+            # It began with the request, of which reading and checking it took some already.
+            async with talking as talked, asyncio.timeout(limit_s - (time.monotonic() - call.began)):
                 async for _ in _answer(service, asked, talked, writer):
                     pass
     except asyncio.CancelledError:

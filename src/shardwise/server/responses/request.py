@@ -11,6 +11,7 @@ import msgspec
 from shardwise.errors import RequestError
 from shardwise.sched.checks import shown
 from shardwise.sched.request import SamplingParams
+from shardwise.sched.structured import StructuredOutputs
 from shardwise.server.answer.tools import responses_offer
 from shardwise.server.conversation import variables_of
 from shardwise.server.frames import new_id, now
@@ -122,11 +123,11 @@ def _params(service: Service, body: ResponsesBody, top: int | None) -> SamplingP
     values = given(body)
     form = body.text.format if body.text else None
     if form is not None and form.type == "json_object":
-        values["structured_outputs"] = {"json_object": True}
+        values["structured_outputs"] = StructuredOutputs(json_object=True, name="text.format")
     elif form is not None and form.type == "json_schema":
         if form.schema is msgspec.UNSET:
             raise RequestError("text.format.schema is missing; with the type json_schema it is the schema of the answer")
-        values["structured_outputs"] = {"json": form.schema}
+        values["structured_outputs"] = StructuredOutputs(json=form.schema, name="text.format.schema")
     if top is not None:
         values["logprobs"] = top
     return sampling(service, values, max_tokens=body.max_output_tokens)
