@@ -145,11 +145,11 @@ def test_what_chat_does_not_take(served: Served):
 
 
 TEXTS: list[tuple[dict[str, Any], tuple[str, ...]]] = [
-    ({"prompt": None}, ("prompt",)), ({"prompt": 5}, ("prompt",)), ({"prompt": []}, ("prompts is empty",)),
+    ({"prompt": None}, ("prompt",)), ({"prompt": 5}, ("prompt",)), ({"prompt": []}, ("prompt is an empty list",)),
     ({"prompt": [""], "add_special_tokens": False}, ("empty",)), ({"prompt": [[]]}, ("empty",)),
     ({"prompt": [9, "a"]}, ("prompt",)),
     ({"prompt": [9.5]}, ("prompt",)), ({"prompt": [4096]}, ("4096", "4095")), ({"prompt": [-1]}, ("-1",)),
-    ({"prompt": ["a", 5]}, ("prompt 1", "5")), ({"prompt": ["a"] * 2049}, ("2049", "2048")),
+    ({"prompt": ["a", 5]}, ("prompt[1]", "5")), ({"prompt": ["a"] * 2049}, ("2049", "2048")),
     ({"prompt": {"prompt": "a"}}, ("prompt",)),
     ({"suffix": "b"}, ("suffix",)), ({"logprobs": True}, ("logprobs",)), ({"logprobs": 21}, ("logprobs", "20")),
     ({"max_tokens": 0}, ("max_tokens", "0")), ({"best_of": -1}, ("best_of",)), ({"best_of": 2, "n": 3}, ("best_of", "n")),

@@ -31,7 +31,7 @@ def _grammar(value: object, name: str) -> StructuredOutputs | None:
     kind, inner = value.get("type"), value.get("value")
     if kind == "regex":
         return _regex(inner, name)
-    if kind == "json":
+    if kind in ("json", "json_object"):
         return _json(inner, name)
     if kind == "json_schema":
         return _json(_schema_in(inner, f"{name}.value"), name)
@@ -44,9 +44,10 @@ def _response_format(value: object, name: str) -> StructuredOutputs | None:
     match value.get("type"):
         case "text":
             return None
-        case "json_object":
-            # With a schema beside it, as llama.cpp has it.
-            return StructuredOutputs(json_object=True) if value.get("schema") is None else _json(value["schema"], name)
+        case "json_object" | "json":
+            # With a schema beside it: `schema` as llama.cpp has it, `value` as TGI does, which calls the type json as well.
+            beside = value.get("schema") if value.get("value") is None else value["value"]
+            return StructuredOutputs(json_object=True) if beside is None else _json(beside, name)
         case "json_schema":
             # Flat as in OpenAI's Responses, or one level down as in its chat.
             named = value.get("json_schema")

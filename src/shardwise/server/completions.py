@@ -84,13 +84,14 @@ def read(service: Service, call: Call, body: CompletionBody) -> Asked:
     keep = params.n
     if body.best_of:
         params = _best_of(body, params)
+    if body.prompt == []:
+        raise RequestError("prompt is an empty list; give at least one text, or token ids")
     given_prompts = listed(body.prompt)
-    if len(given_prompts) > service.settings.max_prompts:
-        raise Refusal(400, f"{len(given_prompts)} prompts are more than the {service.settings.max_prompts} of one request")
-    many = len(given_prompts) > 1
+    if (count := len(given_prompts)) > (most := service.settings.max_prompts):
+        raise Refusal(400, f"{count} prompts are more than the {most} of one request", param="prompt")
     prompts = []
     for n, one in enumerate(given_prompts):
-        prompt = _prompt(service, call, body, one, f"prompt {n}" if many else "the prompt")
+        prompt = _prompt(service, call, body, one, f"prompt[{n}]" if count > 1 else "prompt")
         check_fits(service, prompt.ids, params, "prompt")
         prompts.append(prompt)
     return Asked(body, prompts, params, keep)

@@ -31,8 +31,8 @@ KINDS = {
 RETRY_S = 5
 """When to come back where nobody knows better: after a restart, or to another replica."""
 
-FIELD = re.compile(r"[a-z]+[a-z_0-9]*(?=\[|\.[a-z]| is | has | takes | asks )")
-"""A field's name, or its first part, where a message of `sched.checks` begins with it."""
+FIELD = re.compile(r"(?:the conversation: )?([a-z]+[a-z_0-9]*)(?=\[|\.[a-z]|: | is | has | takes | asks | says )")
+"""A field's name, or its first part, where a message of `sched.checks`, or of what calls it, begins with it."""
 
 BROKEN = "the server failed on this request; its log says more under the request id"
 
@@ -78,7 +78,7 @@ class Refusal(ShardwiseError):
         if isinstance(error, RequestError):
             # Such a message begins with what it is about: the field, or a part of it.
             field = FIELD.match(str(error))
-            return Refusal(400, str(error), param=field[0] if field else None)
+            return Refusal(400, str(error), param=field[1] if field else None)
         if isinstance(error, QueueFull):
             return Refusal(429, str(error), code="queue_full", retry_after_s=error.retry_after_s)
         if isinstance(error, Unavailable):
