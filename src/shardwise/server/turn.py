@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 
 Finish = Literal["stop", "length", "tool_calls", "abort"]
 
+GRAMMAR = "structured_outputs.grammar "
+"""What is said of a grammar that is refused begins with this."""
+
 TAIL_CHARS = 64
 """Of the prompt, to see whether it opens the reasoning."""
 
@@ -42,7 +45,8 @@ class Turn:
     of the model's own; whether a client may give one is the endpoint's to check. `truncate` keeps so many tokens of the
     prompt, the last. `budget` bounds the tokens of the reasoning; where that cannot be done, the turn is refused unless it is
     `lenient`. `special`: the prompt begins with the tokens that the tokenizer puts first, which most templates write
-    themselves. `fit`: where less of the context is left than `max_tokens`, that is the limit."""
+    themselves. `fit`: where less of the context is left than `max_tokens`, that is the limit. `source` is the field of the body
+    that the conversation came in."""
 
     messages: Sequence[Mapping[str, Any]]
     params: SamplingParams
@@ -62,6 +66,7 @@ class Turn:
     lenient: bool = False
     special: bool = False
     fit: bool = False
+    source: str = "messages"
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +100,14 @@ class Talk(Protocol):
 async def talk(service: Service, call: Call, turn: Turn) -> AbstractAsyncContextManager[Talk]:
     """Renders, tokenises, and hands a turn to the engine. RequestError, QueueFull or Unavailable before anything runs."""
     prepared = await service.read(prepare, service, call, turn)
-    return _Talk(service, await started(service, [prepared.prompt], [prepared.params], turn.priority), prepared)
+    try:
+        job = await started(service, [prepared.prompt], [prepared.params], turn.priority)
+    except RequestError as error:
+        # A client that sent tools has sent no grammar.
+        if turn.params.structured_outputs is None and (reason := str(error)).startswith(GRAMMAR):
+            raise RequestError(f"tools: the grammar of their parameters {reason.removeprefix(GRAMMAR)}") from None
+        raise
+    return _Talk(service, job, prepared)
 
 
 async def started(service: Service, prompts: Sequence[Prompt], params: Sequence[SamplingParams], priority: int) -> Job:
@@ -125,7 +137,7 @@ def prepare(service: Service, call: Call, turn: Turn) -> Prepared:
     prompt = replace(rendered(service, turn), tenant=tenant(call, turn.salt))
     params, style = shaped(turn, style_of(service, turn, prompt.text or ""), service.front.tokenizer)
     params = _fitting(service, turn, prompt, params)
-    check_fits(service, prompt.ids, params, "messages")
+    check_fits(service, prompt.ids, params, turn.source)
     return Prepared(prompt, params, [reader(style, turn.tools, turn.tool_choice, turn.parallel) for _ in range(params.n)])
 
 

@@ -86,6 +86,7 @@ def ask(
         variables=variables_of(body.chat_template_kwargs, body.reasoning.effort if body.reasoning else None),
         priority=body.priority or 0,
         salt=body.cache_salt or "",
+        source="input",
     )
     response = Response(
         id=new_id("resp"),
