@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 from shardwise.engine.complete import Prompt
 from shardwise.engine.outputs import CompletionOutput, Logprobs
 from shardwise.engine.prompts import read_chat
-from shardwise.errors import RequestError
+from shardwise.errors import CheckpointError, RequestError
 from shardwise.sched.request import SamplingParams
 from shardwise.server.answer.choice import Tool, ToolChoice
 from shardwise.server.answer.pieces import Called, Piece, Thought
@@ -149,16 +149,21 @@ def style_of(service: Service, turn: Turn, prompt: str) -> Style:
 def rendered(service: Service, turn: Turn) -> Prompt:
     """The prompt that a turn makes; blocks. RequestError for what the model cannot be asked."""
     check_text_only(turn.messages)
-    prompt = read_chat(
-        turn.messages,
-        service.front.tokenizer,
-        _template(service, turn),
-        tools=_shown(turn) or None,
-        add_generation_prompt=turn.add_generation_prompt,
-        continue_final_message=turn.continue_final_message,
-        variables=turn.variables,
-        documents=turn.documents,
-    )
+    try:
+        prompt = read_chat(
+            turn.messages,
+            service.front.tokenizer,
+            _template(service, turn),
+            tools=_shown(turn) or None,
+            add_generation_prompt=turn.add_generation_prompt,
+            continue_final_message=turn.continue_final_message,
+            variables=turn.variables,
+            documents=turn.documents,
+        )
+    except CheckpointError as error:
+        if turn.template is None:
+            raise
+        raise RequestError(f"chat_template: {error}") from None  # the client's own
     if turn.special and prompt.text is not None:
         prompt = replace(prompt, ids=tuple(service.front.tokenizer.encode(prompt.text)))
     return replace(prompt, ids=shortened(service, prompt.ids, turn.truncate))

@@ -117,8 +117,8 @@ def check_stores(service: Service) -> None:
     if not service.settings.stores:
         raise Refusal(
             404,
-            "responses are not kept by this server: it runs several API workers, which do not share them; start it with "
-            "--api-workers 1, or send the whole conversation each time",
+            "responses are not kept by this server: it was started with --no-response-store, or with several --api-workers, "
+            "which do not share them; send the whole conversation each time",
             code="responses_not_stored",
         )
 
