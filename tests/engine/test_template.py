@@ -219,12 +219,14 @@ def test_the_template_s_own_message_is_given() -> None:
         ([], "messages is empty"),
         ("hello", "messages must be a list"),
         (["hello"], r"messages\[0\] must be an object"),
-        ([*HELLO, {"content": "x"}], r"messages\[1\]\.role is None"),
+        ([*HELLO, {"content": "x"}], r"messages\[1\]\.role is missing"),
         ([{"role": "root", "content": "x"}], r"messages\[0\]\.role is 'root'.*user"),
         ([{"role": ["user"], "content": "x"}], r"messages\[0\]\.role"),
         ([{"role": "user"}], r"messages\[0\]\.content is missing"),
         ([{"role": "user", "content": None}], r"messages\[0\]\.content is missing"),
-        ([{"role": "user", "content": 7}], r"messages\[0\]\.content is a int"),
+        ([{"role": "user", "content": 7}], r"messages\[0\]\.content is a number"),
+        ([{"role": "user", "content": {"type": "text"}}], r"messages\[0\]\.content is an object"),
+        ([{"role": "user", "content": None, "reasoning": "x"}], r"messages\[0\]\.content is missing"),
         ([{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}], r"messages\[0\]\.content\[0\] is not text"),
         ([{"role": "user", "content": ["x"]}], r"messages\[0\]\.content\[0\]"),
         ([{"role": "user", "content": "\ud800"}], r"messages\[0\]\.content has half a surrogate"),
@@ -239,6 +241,14 @@ def test_the_template_s_own_message_is_given() -> None:
 def test_wrong_messages_are_refused_with_their_place(messages: Any, place: str) -> None:
     with pytest.raises(RequestError, match=place):
         ChatTemplate({}, {}).render(messages)
+
+
+def test_an_answer_that_was_cut_in_its_reasoning_can_be_sent_back() -> None:
+    """As it came: chat completions answer it with no content."""
+    for name in ("reasoning", "reasoning_content"):
+        cut = {"role": "assistant", "content": None, name: "Let me see"}
+        source = "{% for m in messages %}[{{ m.reasoning_content }}|{{ m.content }}]{% endfor %}"
+        assert made(source).render([*HELLO, cut, *HELLO]).count("[Let me see|]") == 1
 
 
 def test_depth_and_tools_are_checked() -> None:

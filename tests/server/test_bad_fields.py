@@ -145,12 +145,20 @@ def test_what_chat_does_not_take(served: Served):
         refused(served.post(CHAT, {**BASES[CHAT], **fields}), *words)
 
 
+def test_tools_that_no_grammar_holds(served: Served):
+    """They are what the client sent, and no grammar is."""
+    parameters = {"type": "object", "properties": {"a": {"type": "odd"}}}
+    odd = {"type": "function", "function": {"name": "f", "parameters": parameters}}
+    error = refused(served.post(CHAT, {"messages": HI, "max_tokens": 5, "tools": [odd], "tool_choice": "required"}), "odd")
+    assert error["param"] == "tools" and "structured_outputs" not in error["message"]
+
+
 TEXTS: list[tuple[dict[str, Any], tuple[str, ...]]] = [
-    ({"prompt": None}, ("prompt",)), ({"prompt": 5}, ("prompt",)), ({"prompt": []}, ("prompts is empty",)),
+    ({"prompt": None}, ("prompt",)), ({"prompt": 5}, ("prompt",)), ({"prompt": []}, ("prompt is an empty list",)),
     ({"prompt": [""], "add_special_tokens": False}, ("empty",)), ({"prompt": [[]]}, ("empty",)),
     ({"prompt": [9, "a"]}, ("prompt",)),
     ({"prompt": [9.5]}, ("prompt",)), ({"prompt": [4096]}, ("4096", "4095")), ({"prompt": [-1]}, ("-1",)),
-    ({"prompt": ["a", 5]}, ("prompt 1", "5")), ({"prompt": ["a"] * 2049}, ("2049", "2048")),
+    ({"prompt": ["a", 5]}, ("prompt[1]", "5")), ({"prompt": ["a"] * 2049}, ("2049", "2048")),
     ({"prompt": {"prompt": "a"}}, ("prompt",)),
     ({"suffix": "b"}, ("suffix",)), ({"logprobs": True}, ("logprobs",)), ({"logprobs": 21}, ("logprobs", "20")),
     ({"max_tokens": 0}, ("max_tokens", "0")), ({"best_of": -1}, ("best_of",)), ({"best_of": 2, "n": 3}, ("best_of", "n")),
@@ -174,6 +182,7 @@ def test_what_is_too_long(served: Served):
         (TEXT, {"prompt": "a", "max_tokens": 2000}, "prompt", "ask for at most"),
         (CHAT, {"messages": [{"role": "user", "content": long}]}, "messages", "prompt is too long"),
         (CHAT, {"messages": HI, "max_tokens": 2000}, "messages", "ask for at most"),
+        ("/v1/responses", {"input": long}, "input", "prompt is too long"),
     ):  # fmt: skip
         error = refused(served.post(path, body), "tokens", "102", words, "his model's maximum context length is 1024 tokens")
         assert ("too long" in error["message"]) == ("too long" in words)

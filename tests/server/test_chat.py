@@ -213,6 +213,16 @@ def test_documents_and_variables(setup: Setup):
     assert prompt == "Moby False high"
 
 
+def test_a_request_brings_a_template_that_does_not_work(setup: Setup):
+    """Not the server's, as the model's own would be."""
+    with ServingFake(setup) as engine, serving(engine, ROUTES, trust_request_chat_template=True) as served:
+        for template in ("{% if %}", "{{ 1 | no_such_filter }}", "{{ 'a' * 10**9 }}"):
+            for path in (PATH, "/tokenize"):
+                answer = served.post(path, {"messages": HI, "chat_template": template})
+                assert answer.status == 400 and "template" in answer.json["error"]["message"], answer.body
+        assert served.post(PATH, {"messages": HI, "chat_template": "{% if %}"}).json["error"]["param"] == "chat_template"
+
+
 def test_prompts_are_told(served: Served, engine: ServingFake):
     says_texts(engine, served.service.front.tokenizer, "hello")
     answer = served.post(PATH, {"messages": HI, "prompt_logprobs": 1, "return_token_ids": True}).json

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from shardwise.server.docs import body_name, markdown, rows
+from shardwise.server.docs import RULES, body_name, markdown, rows
 from shardwise.server.openapi import openapi
 from shardwise.server.route import Route
 from shardwise.server.routes import ROUTES
@@ -108,6 +108,12 @@ def test_the_markdown_has_the_limits_and_the_fields():
     assert "| `max_body_bytes` | 4194304 |" in text
     assert "| `prompt` | string | needed | The beginning. |" in text and "### POST /v1/demo" in text
     assert json.dumps(openapi(DEMO)) == json.dumps(openapi(DEMO)) and markdown(DEMO) == text
+
+
+def test_what_the_rules_say_of_keys_holds():
+    """The paths that need none are those that are named."""
+    rule = next(rule for rule in RULES if "wants one" in rule)
+    assert {path for route in ROUTES if route.open for path in route.paths} == set(re.findall("`(/[a-z]+)`", rule))
 
 
 def test_docs_api_md_is_what_the_routes_say():

@@ -27,6 +27,21 @@ def test_the_field_at_fault_is_named(given: dict[str, object], param: str | None
     assert (found.status, found.param, found.message) == (400, param, str(raised.value))
 
 
+@pytest.mark.parametrize(
+    ("text", "param"),
+    [
+        ("the conversation: messages[0].content is missing", "messages"),
+        ("the conversation: messages is empty", "messages"),
+        ("guided_json: structured_outputs.json is not JSON", "guided_json"),
+        ("logit_bias: token id 9 is not in this model's vocabulary", "logit_bias"),
+        ("structured_outputs says nothing", "structured_outputs"),
+        ("prompt[1] is empty", "prompt"),
+    ],
+)
+def test_a_message_of_many_parts_names_the_field_too(text: str, param: str):
+    assert Refusal.of(RequestError(text)).param == param
+
+
 @pytest.mark.parametrize("text", ["the prompt has 5 tokens", "prompt 0 is empty", "no tools are offered", "an odd thing"])
 def test_where_no_field_is_at_fault_none_is_named(text: str):
     assert Refusal.of(RequestError(text)).param is None

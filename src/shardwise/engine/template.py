@@ -223,17 +223,20 @@ def _checked_message(message: object, name: str) -> dict[str, Any]:
     """A plain copy of one message without its empty fields. Raises RequestError, with the place of what is wrong."""
     plain = {key: value for key, value in _checked_object(message, name).items() if value is not None}
     if plain.get("role") not in ROLES:
-        raise RequestError(f"{name}.role is {plain.get('role')!r}; it must be one of {', '.join(ROLES)}")
+        told = repr(plain["role"]) if "role" in plain else "missing"
+        raise RequestError(f"{name}.role is {told}; it must be one of {', '.join(ROLES)}")
+    reasoning = next((plain[key] for key in _REASONING if key in plain), None)
+    if plain["role"] == "assistant" and reasoning is not None and not plain.get("tool_calls"):
+        plain.setdefault("content", "")  # an answer that was cut in its reasoning has no content, and is sent back so
     content, calls = plain.get("content"), plain.get("tool_calls", [])
     for n, part in enumerate(content if isinstance(content, list) else ()):
         if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
             raise RequestError(f'{name}.content[{n}] is not text; {{"type": "text", "text": "..."}} is wanted')
     if not isinstance(content, (str, list)) and (content is not None or not calls):
-        shown = "missing" if content is None else f"a {type(content).__name__}"
+        shown = "missing" if content is None else "an object" if isinstance(content, dict) else "a number, true or false"
         raise RequestError(f"{name}.content is {shown}; text, or a list of text parts, is wanted")
     for n, call in enumerate(_checked_list(calls, f"{name}.tool_calls")):
         _check_call(call, f"{name}.tool_calls[{n}]")
-    reasoning = next((plain[key] for key in _REASONING if key in plain), None)
     # As transformers: the usual name, and `thinking`, which gpt-oss reads, whichever name it came under.
     return plain if reasoning is None else {"thinking": reasoning, **plain, "reasoning_content": reasoning}
 

@@ -80,12 +80,13 @@ def structured(value: object, name: str = "structured_outputs") -> StructuredOut
         return value
     if not isinstance(value, Mapping):
         raise RequestError(f"{name} is {shown(value)}; it takes an object with one of {', '.join(KINDS)}")
-    for key in value:
+    asked = {key: each for key, each in value.items() if key in KINDS or each not in (None, False)}
+    for key in asked:
         if key not in KINDS:
             near = difflib.get_close_matches(str(key), KINDS, n=1)
             hint = f", nearest: {near[0]}" if near else f"; it takes one of {', '.join(KINDS)}"
             raise RequestError(f"{name} has no {shown(key)}{hint}")
-    return StructuredOutputs(**value)
+    return StructuredOutputs(**asked)
 
 
 def _check_size(name: str, text: object, most: int) -> None:

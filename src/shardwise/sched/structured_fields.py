@@ -33,7 +33,7 @@ def _grammar(value: object, name: str) -> StructuredOutputs | None:
         raise RequestError(f"{name} has no value; it takes an object with type and value")
     if kind == "regex":
         return _regex(inner, f"{name}.value")
-    if kind == "json":
+    if kind in ("json", "json_object"):
         return _json(inner, f"{name}.value")
     if kind == "json_schema":
         return _json(*_schema_in(inner, f"{name}.value"))
@@ -46,10 +46,11 @@ def _response_format(value: object, name: str) -> StructuredOutputs | None:
     match value.get("type"):
         case "text":
             return None
-        case "json_object":
-            # With a schema beside it, as llama.cpp has it.
-            if (schema := value.get("schema")) is not None:
-                return _json(schema, f"{name}.schema")
+        case "json_object" | "json":
+            # With a schema beside it: `schema` as llama.cpp has it, `value` as TGI does, which calls the type json as well.
+            for field in ("value", "schema"):
+                if (beside := value.get(field)) is not None:
+                    return _json(beside, f"{name}.{field}")
             return StructuredOutputs(json_object=True, name=name)
         case "json_schema":
             # Flat as in OpenAI's Responses, or one level down as in its chat.

@@ -12,6 +12,7 @@ from shardwise.engine.complete import Prompt
 from shardwise.engine.outputs import CompletionOutput, Logprobs, RequestOutput
 from shardwise.engine.prompts import listed, read_prompt
 from shardwise.engine.text import Detokenizer
+from shardwise.errors import RequestError
 from shardwise.sched.request import SamplingParams
 from shardwise.server.call import Call
 from shardwise.server.completions_body import CompletionBody, CompletionReply, TextChoice
@@ -84,12 +85,14 @@ def read(service: Service, call: Call, body: CompletionBody) -> Asked:
     keep = params.n
     if body.best_of:
         params = _best_of(body, params)
+    if body.prompt == []:
+        raise RequestError("prompt is an empty list; give at least one text, or token ids")
     given_prompts = listed(body.prompt)
-    check_count(len(given_prompts), service.settings.max_prompts, "prompt")
-    many = len(given_prompts) > 1
+    count = len(given_prompts)
+    check_count(count, service.settings.max_prompts, "prompt")
     prompts = []
     for n, one in enumerate(given_prompts):
-        prompt = _prompt(service, call, body, one, f"prompt {n}" if many else "the prompt")
+        prompt = _prompt(service, call, body, one, f"prompt[{n}]" if count > 1 else "prompt")
         check_fits(service, prompt.ids, params, "prompt")
         prompts.append(prompt)
     return Asked(body, prompts, params, keep)

@@ -22,6 +22,23 @@ OPENAPI, DOCS = ("/openapi.json",), ("/docs", "/")
 """Where the server shows all this: to programs, to people."""
 
 
+RULES = (
+    "A path that begins with `/v1` works without it, too, and doubled or trailing slashes do no harm.",
+    "Where keys are set, every path but `/health`, `/ping` and `/ready` wants one: `Authorization: Bearer KEY` or "
+    "`x-api-key: KEY`.",
+    "Bodies are JSON, sent as `application/json`. A field that is null is as one that is absent; one that is not known is "
+    "ignored, and counted in `/server_info` (in the `sampling_params` of `/inference/v1/generate` it is refused).",
+    "A field without a default here is what the model's `generation_config.json` says, if it does.",
+    'An error is `{"error": {"message", "type", "param", "code"}}`, in the paths of Anthropic and TGI as they have it. 400: '
+    "the message says what is wrong; 401: no key, or a wrong one; 404: no such path, model or response; 429 and 503: come "
+    "again after `Retry-After` seconds.",
+    "A stream is server-sent events, and ends with `data: [DONE]` (those of responses, messages and TGI with their own last "
+    "event). Lines that begin with a colon only keep it open.",
+    "The same in a browser: `/docs`; for programs: `/openapi.json`.",
+)
+"""What holds for all endpoints."""
+
+
 @dataclass(frozen=True, slots=True)
 class Row:
     """One field of a body, in words."""
@@ -98,7 +115,8 @@ def markdown(routes: Sequence[Route], settings: Settings | None = None) -> str:
     settings = settings or Settings()
     described = openapi(routes)
     schemas = described["components"]["schemas"]
-    parts = ["# The API", "", "Made from the routes and their structs; do not edit.", "", "## Endpoints", ""]
+    parts = ["# The API", "", "Made from the routes and their structs; do not edit.", "", *(f"- {rule}" for rule in RULES)]
+    parts += ["", "## Endpoints", ""]
     parts += ["| method | path | what it does |", "|---|---|---|"]
     parts += [f"| {r.method} | {', '.join(f'`{path}`' for path in r.paths)} | {cell(r.summary)} |" for r in routes]
     parts += ["", keys(routes)]

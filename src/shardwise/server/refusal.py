@@ -32,10 +32,10 @@ RETRY_S = 5
 """When to come back where nobody knows better: after a restart, or to another replica."""
 
 FIELD = re.compile(
-    r"(?:a (?:text in|key of) )?([a-z]+[a-z_0-9]*(?:\.[a-z_0-9]+)*)"
+    r"(?:the conversation: |a (?:text in|key of) )?([a-z]+[a-z_0-9]*(?:\.[a-z_0-9]+)*)"
     r"(?=\[| is | has | are | takes | asks | says | does | cannot | must | needs | holds | sets |: )"
 )
-"""A field's name, up to a place in a list, where a message of `sched.checks` begins with it."""
+"""A field's name, up to a place in a list, where a message of `sched.checks`, or of what calls it, begins with it."""
 
 BROKEN = "the server failed on this request; its log says more under the request id"
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 from shardwise.engine.complete import Prompt
 from shardwise.engine.outputs import CompletionOutput, Logprobs
 from shardwise.engine.prompts import read_chat
-from shardwise.errors import RequestError
+from shardwise.errors import CheckpointError, RequestError
 from shardwise.sched.request import SamplingParams
 from shardwise.server.answer.choice import Tool, ToolChoice
 from shardwise.server.answer.pieces import Called, Piece, Thought
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 Finish = Literal["stop", "length", "tool_calls", "abort"]
 
+
 TAIL_CHARS = 64
 """Of the prompt, to see whether it opens the reasoning."""
 
@@ -43,7 +44,7 @@ class Turn:
     the last. `offered` is the field that the tools came in, for messages. `budget` bounds the tokens of the reasoning; where
     that cannot be done, the turn is refused unless it is `lenient`. `special`: the prompt begins with the tokens that the
     tokenizer puts first, which most templates write themselves. `fit`: where less of the context is left than `max_tokens`,
-    that is the limit."""
+    that is the limit. `source` is the field of the body that the conversation came in."""
 
     messages: Sequence[Mapping[str, Any]]
     params: SamplingParams
@@ -64,6 +65,7 @@ class Turn:
     lenient: bool = False
     special: bool = False
     fit: bool = False
+    source: str = "messages"
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +131,7 @@ def prepare(service: Service, call: Call, turn: Turn) -> Prepared:
     prompt = replace(rendered(service, turn), tenant=tenant(call, turn.salt))
     params, style = shaped(turn, style_of(service, turn, prompt.text or ""), service.front.tokenizer)
     params = _fitting(service, turn, prompt, params)
-    check_fits(service, prompt.ids, params, "messages")
+    check_fits(service, prompt.ids, params, turn.source)
     return Prepared(prompt, params, [reader(style, turn.tools, turn.tool_choice, turn.parallel) for _ in range(params.n)])
 
 
@@ -141,16 +143,21 @@ def style_of(service: Service, turn: Turn, prompt: str) -> Style:
 def rendered(service: Service, turn: Turn) -> Prompt:
     """The prompt that a turn makes; blocks. RequestError for what the model cannot be asked."""
     check_text_only(turn.messages)
-    prompt = read_chat(
-        turn.messages,
-        service.front.tokenizer,
-        _template(service, turn),
-        tools=_shown(turn) or None,
-        add_generation_prompt=turn.add_generation_prompt,
-        continue_final_message=turn.continue_final_message,
-        variables=turn.variables,
-        documents=turn.documents,
-    )
+    try:
+        prompt = read_chat(
+            turn.messages,
+            service.front.tokenizer,
+            _template(service, turn),
+            tools=_shown(turn) or None,
+            add_generation_prompt=turn.add_generation_prompt,
+            continue_final_message=turn.continue_final_message,
+            variables=turn.variables,
+            documents=turn.documents,
+        )
+    except CheckpointError as error:
+        if turn.template is None:
+            raise
+        raise RequestError(f"chat_template: {error}") from None  # the client's own
     if turn.special and prompt.text is not None:
         prompt = replace(prompt, ids=tuple(service.front.tokenizer.encode(prompt.text)))
     return replace(prompt, ids=shortened(service, prompt.ids, turn.truncate))

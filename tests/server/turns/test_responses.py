@@ -268,7 +268,7 @@ def test_a_server_that_keeps_nothing_says_so(engine: Scripted):
         assert got["store"] is False
         for method, path in (("GET", ""), ("DELETE", ""), ("POST", "/cancel"), ("GET", "/input_items")):
             answer = served.ask(method, f"{PATH}/{got['id']}{path}")
-            assert answer.status == 404 and "several API workers" in answer.json["error"]["message"]
+            assert answer.status == 404 and "--no-response-store" in answer.json["error"]["message"]
         assert served.post(PATH, {"previous_response_id": got["id"]}).status == 404
         answer = served.post(PATH, {"background": True})
         assert answer.status == 400 and "nothing is kept by this server" in answer.json["error"]["message"]

@@ -83,6 +83,7 @@ def ask(
         variables=variables_of(body.chat_template_kwargs, body.reasoning.effort if body.reasoning else None),
         priority=body.priority,
         salt=body.cache_salt or "",
+        source="input",
     )
     response = Response(
         id=new_id("resp_"),
@@ -113,8 +114,8 @@ def check_stores(service: Service) -> None:
     if not service.settings.stores:
         raise Refusal(
             404,
-            "responses are not kept by this server: it runs several API workers, which do not share them; start it with "
-            "--api-workers 1, or send the whole conversation each time",
+            "responses are not kept by this server: it was started with --no-response-store, or with several --api-workers, "
+            "which do not share them; send the whole conversation each time",
             code="responses_not_stored",
         )
 
