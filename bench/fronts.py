@@ -40,11 +40,15 @@ PATHS = {"chat": "/v1/chat/completions", "completions": "/v1/completions"}
 CONTEXT = 2**17
 """More than the model has, for long prompts: nothing is computed."""
 
+STEP_TOKENS = 8192
+"""Of a prompt that is scored, so many tokens' scores come at once: a large step, of a large GPU."""
+
 
 def roomy() -> Setup:
     """The bundled model, with room for long prompts."""
     setup = resolve(Options("shardling", device="cpu"))
-    return replace(setup, context=CONTEXT, pages=tuple(CONTEXT for _ in setup.pages))
+    limits = replace(setup.limits, tokens=STEP_TOKENS)
+    return replace(setup, context=CONTEXT, pages=tuple(CONTEXT for _ in setup.pages), limits=limits)
 
 
 def serve_fake(control: socket.socket, every_s: float) -> None:

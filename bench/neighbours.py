@@ -1,5 +1,5 @@
 """What clients suffer from other clients of the same front: the time between two tokens of those that read at once, beside ones
-that hardly read, and beside one that sends a very long prompt or a large body. The engine is a fake one.
+that hardly read, and beside one that sends a very long prompt, has it scored, or sends a large body. The engine is a fake one.
 
     python bench/neighbours.py [--streams 40] [--seconds 10] [--json FILE]
 
@@ -26,6 +26,7 @@ from fronts import PATHS, Fronts, Reader, close, fronts, opened
 RATE = 20
 LONGEST = 20_000
 SLOW, SLOW_BYTES_S = 64, 10
+LOGPROBS = 5
 LONG_PROMPT = "Once upon a time there was a little girl who had a red ball. " * 6000
 """About 100 000 tokens."""
 
@@ -47,12 +48,14 @@ async def during(readers: Sequence[Reader], seconds: float) -> dict[str, float]:
 
 def request(body: dict[str, Any]) -> bytes:
     data = json.dumps(body).encode()
-    head = f"POST {PATHS['completions']} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(data)}\r\n\r\n"
+    head = (
+        f"POST {PATHS['completions']} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: {len(data)}\r\n\r\n"
+    )
     return head.encode() + data
 
 
 @asynccontextmanager
-async def slow_readers(where: Fronts) -> AsyncIterator[list[asyncio.Task[None]]]:
+async def slow_readers(where: Fronts, **asked: Any) -> AsyncIterator[list[asyncio.Task[None]]]:
     """Clients that read ten bytes a second of answers that come much faster, with the smallest buffers that there are. Tasks,
     which end where the server has cut the client off."""
     loop, socks = asyncio.get_running_loop(), []
@@ -61,7 +64,7 @@ async def slow_readers(where: Fronts) -> AsyncIterator[list[asyncio.Task[None]]]
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
         sock.setblocking(False)
         await loop.sock_connect(sock, ("127.0.0.1", where.port))
-        body = {"prompt": "Once", "max_tokens": LONGEST, "ignore_eos": True, "stream": True}
+        body = {"prompt": "Once", "max_tokens": LONGEST, "ignore_eos": True, "stream": True, **asked}
         await loop.sock_sendall(sock, request(body))
         socks.append(sock)
 
@@ -85,10 +88,10 @@ def resident(where: Fronts) -> int:
     return sum(process.memory_info().rss for process in where.processes)
 
 
-async def beside_slow(where: Fronts, readers: Sequence[Reader], seconds: float) -> dict[str, Any]:
+async def beside_slow(where: Fronts, readers: Sequence[Reader], seconds: float, **asked: Any) -> dict[str, Any]:
     """Long enough that what they are sent exceeds all buffers, and that the first are cut off."""
     alone, before = await during(readers, seconds), resident(where)
-    async with slow_readers(where) as tasks:
+    async with slow_readers(where, **asked) as tasks:
         await asyncio.sleep(1)
         beside = await during(readers, 4 * seconds)
         grown, cut = resident(where) - before, sum(task.done() for task in tasks)
@@ -127,17 +130,22 @@ async def run(args: argparse.Namespace) -> dict[str, Any]:
     message = {"role": "user", "content": "x" * 80}
     large = {"messages": [message] * (LARGE_BODY_BYTES // len(json.dumps(message))), "model": "no such model"}
     bodies = {
-        "100 000 tokens": request({"prompt": LONG_PROMPT, **closing}).replace(b"\r\nHost", b"\r\nConnection: close\r\nHost", 1),
-        "3 MB of JSON": request(large)
-        .replace(PATHS["completions"].encode(), PATHS["chat"].encode(), 1)
-        .replace(b"\r\nHost", b"\r\nConnection: close\r\nHost", 1),
+        "100 000 tokens": request({"prompt": LONG_PROMPT, **closing}),
+        "100 000 tokens scored": request({"prompt": LONG_PROMPT, "echo": True, "logprobs": LOGPROBS, **closing}),
+        "3 MB of JSON": request(large).replace(PATHS["completions"].encode(), PATHS["chat"].encode(), 1),
     }
     found: dict[str, Any] = {}
+    slow: dict[str, dict[str, Any]] = {"64 slow readers": {}, "64 slow readers, 5 logprobs": {"logprobs": LOGPROBS}}
+    for name, asked in slow.items():  # each with a front of its own: what the one before grew by stays with it
+        async with fronts(1, 1 / RATE) as where:
+            readers = await opened(where, "chat", args.streams, LONGEST)
+            await asyncio.sleep(1)
+            found[name] = await beside_slow(where, readers, args.seconds, **asked)
+            print(name, found[name], flush=True)
+            close(readers)
     async with fronts(1, 1 / RATE) as where:
         readers = await opened(where, "chat", args.streams, LONGEST)
         await asyncio.sleep(1)
-        found["64 slow readers"] = await beside_slow(where, readers, args.seconds)
-        print("64 slow readers", found["64 slow readers"], flush=True)
         for name, data in bodies.items():
             found[name] = await beside_large(readers, args.seconds, lambda data=data: sent(where, data))
             print(name, found[name], flush=True)

@@ -62,15 +62,19 @@ def test_deltas_add_up_to_the_decoded_text(tokenizer: Tokenizer, data: Path) -> 
             continue
         cut, skip = rng.randrange(len(ids)), rng.random() < 0.5
         prompt, rest = ids[:cut], ids[cut:]
-        made = transcript(tokenizer, SamplingParams(max_tokens=None, skip_special_tokens=skip), prompt)
+        params = SamplingParams(max_tokens=None, skip_special_tokens=skip)
+        made, kept = transcript(tokenizer, params, prompt), transcript(tokenizer, params, prompt)
         deltas = []
         for n, token in enumerate(rest):
-            made.feed(Emitted(1, 0, Chosen(token), "length" if n == len(rest) - 1 else None))
+            for each in (made, kept):
+                each.feed(Emitted(1, 0, Chosen(token), "length" if n == len(rest) - 1 else None))
             if rng.random() < 0.7:
                 deltas.append(made.output(DELTA))
-        made.feed(Ended(1))
+        for each in (made, kept):
+            each.feed(Ended(1))
         deltas.append(made.output(DELTA))
-        whole = made.output().outputs[0]
+        whole = kept.output().outputs[0]
+        assert made.tokens == kept.tokens == len(rest)
         assert "".join(delta.outputs[0].text for delta in deltas) == whole.text
         assert [token for delta in deltas for token in delta.outputs[0].token_ids] == whole.token_ids == rest
         before = tokenizer.decode(prompt, skip_special_tokens=skip)

@@ -29,7 +29,9 @@ class Prompt:
 
 
 class Transcript:
-    """One request: `feed` it its events in their order, and take `output` at any time.
+    """One request: `feed` it its events in their order, and take `output` at any time: all so far, or what is new.
+
+    What was given out as new is not kept, so that a long stream costs no more memory than a short one.
 
     Surplus tokens, which an engine may have made before it heard of a stop string, are left out.
     """
@@ -52,11 +54,12 @@ class Transcript:
         self._begun = clock()
         self._first_s: float | None = None
         self._total_s: float | None = None
+        self._told = False  # a delta was given out
 
     @property
     def tokens(self) -> int:
         """How many were generated, over all choices."""
-        return sum(len(choice.whole.token_ids) for choice in self._choices)
+        return sum(choice.tokens for choice in self._choices)
 
     def feed(self, event: Event) -> int | None:
         """Takes one event. Returns the choice that its text has just ended, which the engine cannot know."""
@@ -77,14 +80,16 @@ class Transcript:
         return event.choice if matched else None
 
     def output(self, kind: RequestOutputKind = RequestOutputKind.CUMULATIVE) -> RequestOutput:
-        """All so far, or with DELTA what came since the last call."""
+        """All so far, or with DELTA what came since the last call; after a first DELTA there is no other kind."""
         delta = kind is RequestOutputKind.DELTA
+        assert delta or not self._told, f"{kind.name} of a request of which some was given out as a delta, and not kept"
+        self._told = delta
         return RequestOutput(
             request_id=self.request_id,
             prompt=self._prompt.text,
             prompt_token_ids=self._ids,
             prompt_logprobs=self._scores,
-            outputs=[choice.news() if delta else choice.since(0, 0) for choice in self._choices],
+            outputs=[choice.news() if delta else choice.copy() for choice in self._choices],
             finished=self.ended is not None,
             metrics=Metrics(self._first_s, self._total_s, self.ended.preempted if self.ended else 0),
             num_cached_tokens=self.ended.cached if self.ended else None,
@@ -92,7 +97,7 @@ class Transcript:
 
 
 class _Choice:
-    """One continuation; `whole` is it so far."""
+    """One continuation; `whole` is it so far, or since it was last told. `tokens` are all of it."""
 
     def __init__(self, index: int, tokenizer: Tokenizer, prompt: Sequence[int], params: SamplingParams) -> None:
         scored = params.logprobs is not None
@@ -100,7 +105,7 @@ class _Choice:
         self._params, self._tokenizer = params, tokenizer
         self._characters = Detokenizer(tokenizer, skip_special_tokens=params.skip_special_tokens, after=prompt)
         self._stops = StopStrings(params.stop, include=params.include_stop_str_in_output)
-        self._told = (0, 0)  # tokens and characters that deltas have given out
+        self.tokens = 0
 
     def push(self, chosen: Chosen, finish: Finish | None) -> bool:
         """One more token; whether its text ended the continuation."""
@@ -108,6 +113,7 @@ class _Choice:
         if whole.finished:
             return False
         whole.token_ids.append(chosen.token)
+        self.tokens += 1
         if whole.logprobs is not None and whole.cumulative_logprob is not None:
             whole.logprobs.append(told(self._tokenizer, chosen, ranked=self._params.logprob_token_ids is None))
             whole.cumulative_logprob += chosen.logprob
@@ -129,7 +135,7 @@ class _Choice:
         if finish:
             text += self._characters.finish()
         # As in vLLM, stop strings are looked for in what comes after `min_tokens`.
-        if len(self.whole.token_ids) > self._params.min_tokens:
+        if self.tokens > self._params.min_tokens:
             text = self._stops.push(text)
         if finish:
             text += self._stops.finish()
@@ -149,15 +155,15 @@ class _Choice:
         if self._params.detokenize:
             self.whole.text += self._stops.push(self._characters.finish()) + self._stops.finish()
 
-    def since(self, tokens: int, characters: int) -> CompletionOutput:
-        """A copy without what came before."""
+    def copy(self) -> CompletionOutput:
+        """It as it is now."""
         whole = self.whole
-        logprobs = None if whole.logprobs is None else whole.logprobs[tokens:]
-        # By place: a delta is made for every token, and `dataclasses.replace` takes five times as long.
+        logprobs = None if whole.logprobs is None else whole.logprobs[:]
+        # By place: one is made for every token, and `dataclasses.replace` takes five times as long.
         return CompletionOutput(
             whole.index,
-            whole.text[characters:],
-            whole.token_ids[tokens:],
+            whole.text,
+            whole.token_ids[:],
             whole.cumulative_logprob,
             logprobs,
             whole.finish_reason,
@@ -165,16 +171,26 @@ class _Choice:
         )
 
     def news(self) -> CompletionOutput:
-        tokens, characters = self._told
-        self._told = len(self.whole.token_ids), len(self.whole.text)
-        return self.since(tokens, characters)
+        """What came since it was last told."""
+        fresh = self.whole
+        self.whole = CompletionOutput(
+            fresh.index,
+            "",
+            [],
+            fresh.cumulative_logprob,
+            None if fresh.logprobs is None else [],
+            fresh.finish_reason,
+            fresh.stop_reason,
+        )
+        return fresh
 
 
 def told(tokenizer: Tokenizer, chosen: Chosen, *, ranked: bool = True) -> Logprobs:
     """The log-probabilities at one place, with texts: the token itself first, then the likeliest ones; where they are not
     `ranked`, those that were named."""
-    found = {chosen.token: Logprob(chosen.logprob, chosen.rank, tokenizer.token_text(chosen.token))}
+    text = tokenizer.token_text
+    found = {chosen.token: Logprob(chosen.logprob, chosen.rank, text(chosen.token))}
     for rank, (token, logprob) in enumerate(chosen.top, start=1):
         if token != chosen.token:
-            found[token] = Logprob(logprob, rank if ranked else None, tokenizer.token_text(token))
+            found[token] = Logprob(logprob, rank if ranked else None, text(token))
     return found

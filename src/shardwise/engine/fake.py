@@ -41,6 +41,8 @@ class _Request:
     priority: int
     written: list[int] = field(default_factory=list)
     tenant: str = ""
+    scored: int = 1
+    """Tokens of the prompt whose scores were told; the first has none."""
 
 
 class FakeEngine:
@@ -238,14 +240,19 @@ class FakeEngine:
         )
 
     def _tick(self, number: int, request: _Request) -> None:
-        """One more token for every open choice, the scores of the prompt before the first; or the hidden states, pooled."""
+        """One more token for every open choice, before the first the scores of the prompt; or its hidden states."""
         params = request.params
         if isinstance(params, PoolingParams):
             request.sink(self._pooled(number, request.prompt, params))
             self._end_if_done(number, request)
             return
         if params.prompt_logprobs is not None and not any(request.written):
-            request.sink(Scored(number, tuple(self._chosen(token, params.prompt_logprobs) for token in request.prompt[1:])))
+            # As of the engine: with each step those of the tokens that it computes, and then no token before the last of them.
+            begin, request.scored = request.scored, request.scored + self.setup.limits.tokens
+            told = request.prompt[begin : request.scored]
+            request.sink(Scored(number, tuple(self._chosen(token, params.prompt_logprobs) for token in told)))
+            if request.scored < len(request.prompt):
+                return
         for choice in list(request.open) if request.limit else ():
             place = request.written[choice]
             token = self.answer(request.prompt, choice, place)

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import msgspec
+
 from shardwise.sched.events import Finish
 
 
-@dataclass(frozen=True, slots=True)
-class Logprob:
+class Logprob(msgspec.Struct, frozen=True, gc=False):
     """The log-probability of one token at one place, before temperature and edits. `rank` 1 is the likeliest; None is not
     known, of ids that were named (`logprob_token_ids`): their log-probabilities alone are looked up.
 
-    `decoded_token` is its text by itself: U+FFFD where it is only a part of a character.
+    `decoded_token` is its text by itself: U+FFFD where it is only a part of a character. Long prompts have a million of these,
+    so they are made quickly, and the garbage collector, which they would keep busy for long, does not know them.
     """
 
     logprob: float

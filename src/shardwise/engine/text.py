@@ -47,6 +47,7 @@ class Tokenizer:
         # By id: the library compares normalised text with plain, and so lets tokens declared `normalized` through.
         self._skipped = frozenset(n for n, token in backend.get_added_tokens_decoder().items() if token.special)
         self._spelled: dict[tuple[int, bool], bytes] = {}
+        self._texts: dict[int, str] = {}
         self.special_tokens = dict(special_tokens)
         self.vocab_size = max(backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
         # A model's embedding is often padded beyond its vocabulary, so an id there can be sampled: it has no text.
@@ -107,7 +108,10 @@ class Tokenizer:
 
     def token_text(self, token_id: int) -> str:
         """One token by itself, special ones too: U+FFFD for a part of a character, "" for one without a text."""
-        return (self.spell(token_id, first=False, skip_special_tokens=False) or b"").decode(errors="replace")
+        if (text := self._texts.get(token_id)) is None:
+            spelled = self.spell(token_id, first=False, skip_special_tokens=False) or b""
+            text = self._texts[token_id] = spelled.decode(errors="replace")
+        return text
 
     def spell(self, token_id: int, *, first: bool, skip_special_tokens: bool) -> bytes | None:
         """The bytes that a token adds to the text, or None for one that adds nothing and does not count as the first."""

@@ -60,7 +60,7 @@ async def chat(service: Service, call: Call, body: ChatBody) -> Reply:
         if body.return_token_ids:
             known["prompt_token_ids"] = list(spoken.prompt_ids)
         if body.prompt_logprobs is not None:
-            known["prompt_logprobs"] = prompt_shape(spoken.prompt_logprobs)
+            known["prompt_logprobs"] = await service.read(prompt_shape, spoken.prompt_logprobs)
         return Json(ChatReply(**known, choices=answers.choices(), usage=told(spoken.usage)))
 
 

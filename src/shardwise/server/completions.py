@@ -18,7 +18,7 @@ from shardwise.server.call import Call
 from shardwise.server.completions_body import CompletionBody, CompletionReply, TextChoice
 from shardwise.server.fields import check_count
 from shardwise.server.frames import Frames, begun, fingerprint, new_id, now
-from shardwise.server.job import Job
+from shardwise.server.job import Job, Usage
 from shardwise.server.logprobs import Offsets, Speller, TextLogprobs, joined, prompt_shape, wanted_beside
 from shardwise.server.refusal import Refusal
 from shardwise.server.reply import DONE, Json, Reply
@@ -27,6 +27,9 @@ from shardwise.server.sampling import check_fits, check_names_scores, given, sam
 from shardwise.server.service import Service
 from shardwise.server.turn import started, tenant
 from shardwise.server.usage import told
+
+LONG_PROMPT = 256
+"""Tokens; to tell of a longer prompt would keep the loop from others for milliseconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,20 +53,28 @@ async def complete(service: Service, call: Call, body: CompletionBody) -> Reply:
         "system_fingerprint": fingerprint(service.engine.setup),
     }  # fmt: skip
     if body.stream:
-        return await begun(_stream(job, texts, Frames(known, body.stream_options)))
+        return await begun(_stream(service, job, texts, Frames(known, body.stream_options)))
     async with job:
         async for batch in job:
             for index, output in batch:
-                texts.take(index, output)
+                if texts.are_long(index, output):
+                    await service.read(texts.take, index, output)
+                else:
+                    texts.take(index, output)
         return Json(CompletionReply(**known, choices=texts.choices(), usage=told(job.usage)))  # type: ignore[arg-type]
 
 
-async def _stream(job: Job, texts: Texts, frames: Frames) -> AsyncGenerator[bytes, None]:
+async def _stream(service: Service, job: Job, texts: Texts, frames: Frames) -> AsyncGenerator[bytes, None]:
     async with job:
         yield b""
         async for batch in job:
             usage = job.usage if frames.counts else None
-            made = [frames.choice(new, usage) for index, output in batch for new in texts.news(index, output)]
+            made: list[bytes] = []
+            for index, output in batch:
+                if texts.are_long(index, output):
+                    made += await service.read(texts.frames, frames, usage, index, output)
+                else:
+                    made += texts.frames(frames, usage, index, output)
             if made:
                 yield b"".join(made)
         if frames.ends_with_usage:
@@ -133,10 +144,21 @@ class Texts:
         self._asked, self._tokenizer = asked, service.front.tokenizer
         self._n = asked.params.n
         self._speller = Speller(self._tokenizer, by_id=bool(asked.body.return_tokens_as_token_ids))
+        self._tells_prompt = bool(asked.body.echo or asked.body.prompt_logprobs is not None)
         self._open: dict[int, Offsets | None] = {}
         self._ended: set[int] = set()
         self._whole: dict[int, TextChoice] = {}
         self._drawn: dict[int, list[float]] = {}
+
+    def are_long(self, prompt: int, output: RequestOutput) -> bool:
+        """Whether `output` brings what takes long to tell: a long prompt, to be echoed or with its scores."""
+        if not self._tells_prompt or len(self._asked.prompts[prompt].ids) <= LONG_PROMPT:
+            return False
+        return any(prompt * self._n + each.index not in self._open for each in output.outputs)
+
+    def frames(self, frames: Frames, usage: Usage | None, prompt: int, output: RequestOutput) -> list[bytes]:
+        """What is new, as a stream tells it."""
+        return [frames.choice(new, usage) for new in self.news(prompt, output)]
 
     def news(self, prompt: int, output: RequestOutput) -> list[TextChoice]:
         """What is new of the choices of one prompt."""

@@ -11,6 +11,7 @@ from shardwise.engine.setup import Setup
 from shardwise.errors import RequestError
 from shardwise.sched.checks import check_text, shown
 from shardwise.server.job import Usage
+from shardwise.server.portions import encoded
 from shardwise.server.reply import ENCODER, Events
 from shardwise.server.sampling import StreamOptions
 from shardwise.server.usage import told
@@ -31,7 +32,7 @@ class Frames:
     def choice(self, choice: object, usage: Usage | None = None) -> bytes:
         """What is new of one choice; with the `usage` so far, which is to be given where this `counts`."""
         tail = self._tail if usage is None else b',"usage":' + ENCODER.encode(told(usage)) + b"}\n\n"
-        return b"".join((self._head, b"[", ENCODER.encode(choice), b"]", tail))
+        return b"".join((self._head, b"[", encoded(choice), b"]", tail))
 
     def usage(self, usage: Usage) -> bytes:
         """The last frame, without choices."""

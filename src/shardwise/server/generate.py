@@ -74,7 +74,8 @@ async def generate(service: Service, call: Call, body: GenerateBody) -> Reply:
                 scores = output.prompt_logprobs
                 for each in output.outputs:
                     tokens.take(each)
-        return Json(GenerateReply(made, model, tokens.whole, told(job.usage), prompt_shape(scores)))
+        shown = None if scores is None else await service.read(prompt_shape, scores)
+        return Json(GenerateReply(made, model, tokens.whole, told(job.usage), shown))
 
 
 async def _stream(job: Job, tokens: _Tokens, frames: Frames) -> AsyncGenerator[bytes, None]:

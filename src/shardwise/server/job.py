@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,14 +17,18 @@ from shardwise.engine.front import Running
 from shardwise.engine.outputs import RequestOutput
 from shardwise.engine.together import Asked
 from shardwise.errors import ShardwiseError
-from shardwise.sched.events import Ended, Event
+from shardwise.sched.events import Event, Scored
 from shardwise.sched.pooling import PoolingParams
 from shardwise.sched.request import RequestOutputKind, SamplingParams
+from shardwise.server.backlog import RUN, Backlog
 from shardwise.server.call import Call
 from shardwise.server.refusal import Refusal
 from shardwise.server.service import Service
 
 T = TypeVar("T", bound=Asked)
+
+LONG_SCORES = 64
+"""More scores of a prompt than these are read on another thread: each takes as long as a token of an answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +49,15 @@ class Batch(Generic[T]):
     def __init__(self, service: Service, call: Call) -> None:
         self._service, self._call = service, call
         self._running: list[T] = []
-        self._events: deque[tuple[int, Event]] = deque()
+        self._backlog = self._room(1)
         self._some = asyncio.Event()
-        self._limit, self._late = service.settings.max_behind, False
+        self._late = False
         self._failure: ShardwiseError | None = None
         self._loop, self._thread = asyncio.get_running_loop(), threading.get_ident()
+
+    def _room(self, choices: int) -> Backlog:
+        settings = self._service.settings
+        return Backlog(settings.max_behind * choices, settings.max_behind_bytes, max(RUN, 2 * choices))
 
     async def _begin(self, count: int, start: Callable[[int, Callable[[Event], None]], T]) -> None:
         """Hands so many to the engine, by `start(index, sink)`; returns when all are taken."""
@@ -61,32 +68,40 @@ class Batch(Generic[T]):
 
     def _put(self, index: int, event: Event) -> None:
         """On the engine's thread, or on this loop's."""
-        if len(self._events) >= self._limit:
-            self._late = True
-        if not self._late or isinstance(event, Ended):
-            self._events.append((index, event))
-        if threading.get_ident() == self._thread:
-            self._some.set()
+        self._backlog.put(index, event)
+        wake = self._some.set
+        if self._backlog.full:
+            if self._late:
+                return
+            # Ended now, not when its writer wakes: that one may wait for its reader for long.
+            self._late, wake = True, self._cut
+        if threading.get_ident() == self._thread and not self._late:
+            wake()
             return
         with suppress(RuntimeError):  # the loop is closed: nobody waits any more, and the engine must not suffer from it
-            self._loop.call_soon_threadsafe(self._some.set)
+            self._loop.call_soon_threadsafe(wake)
+
+    def _cut(self) -> None:
+        self.abort()
+        self._some.set()
 
     async def _news(self) -> list[int]:
         """Which of them have something new, at least one; none where all have ended. Raises what one has failed of, once what
         came before that was given out."""
         if self._failure is not None:
             raise self._failure
-        while not all(running.ended for running in self._running) or self._events:
-            await self._some.wait()
+        while self._backlog or self._backlog.full or not all(running.ended for running in self._running):
+            if self._backlog.full:
+                raise self._too_slow()
+            # Of what has come, some at a time: others have their turn between, and no piece to be written gets too large.
+            await (asyncio.sleep(0) if self._backlog else self._some.wait())
             self._some.clear()
-            if self._late:
-                self.abort()
-                self._events.clear()
-                raise Refusal(408, f"{self._limit} tokens waited to be read; read faster, or ask for less", code="too_slow")
             touched: dict[int, None] = {}
-            while self._events:
-                index, event = self._events.popleft()
-                self._running[index].feed(event)
+            for index, event in self._backlog.take():
+                if isinstance(event, Scored) and len(event.scores) > LONG_SCORES:
+                    await self._service.read(self._running[index].feed, event)
+                else:
+                    self._running[index].feed(event)
                 touched[index] = None
             for index in touched:
                 try:
@@ -96,6 +111,11 @@ class Batch(Generic[T]):
             if touched:
                 return list(touched)
         return []
+
+    def _too_slow(self) -> Refusal:
+        settings = self._service.settings
+        behind = f"{settings.max_behind} tokens of a choice, or {settings.max_behind_bytes} bytes,"
+        return Refusal(408, f"more than {behind} waited to be read; read faster, or ask for less", code="too_slow")
 
     async def ended(self) -> list[T]:
         """All of them once they have ended, in the order of the prompts."""
@@ -120,12 +140,12 @@ class Batch(Generic[T]):
 
 class Job(Batch[Running]):
     """An async iterator of lists of (index of the prompt, what is new of it). Each list holds all that has come since the one
-    before, so a slow reader gets few large ones; one that stays `max_behind` tokens of each choice behind is cut off."""
+    before, so a slow reader gets fewer and larger ones; one that is further behind than the settings allow is cut off."""
 
     async def start(self, prompts: Sequence[Prompt], params: Sequence[SamplingParams], priority: int = 0) -> None:
         """Hands all to the engine. RequestError, QueueFull or Unavailable where one is not taken; then none is."""
         self._prompts = list(prompts)
-        self._limit = self._service.settings.max_behind * sum(each.n for each in params)
+        self._backlog = self._room(sum(each.n for each in params))
         front, key = self._service.front, self._call.key
         await self._begin(len(prompts), lambda n, sink: front.start(prompts[n], params[n], sink, priority=priority, key=key))
 
@@ -164,7 +184,6 @@ class Vectors(Batch[Pooling]):
     async def start(self, prompts: Sequence[Prompt], params: PoolingParams, priority: int = 0) -> None:
         """As `Job.start`."""
         engine, key = self._service.engine, self._call.key
-        self._limit = 4 * len(prompts)  # events of each: its vector and its end
         await self._begin(
             len(prompts), lambda n, sink: start_pooling(engine, prompts[n], params, sink, priority=priority, key=key)
         )

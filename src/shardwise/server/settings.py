@@ -46,6 +46,7 @@ class Settings:
     max_prompts: int = limit(2048, "prompts of one request (400)")
     max_connections: int = limit(1024, "open connections; a further one is told 503 and closed")
     max_behind: int = limit(4096, "tokens of a choice that wait for a slow reader, before it is cut off")
+    max_behind_bytes: int = limit(4 * 2**20, "what waits of one request for a slow reader, packed, before it is cut off")
     write_buffer_bytes: int = limit(64 * 2**10, "what is written to a connection and not yet taken, before its stream waits")
     head_timeout_s: float = limit(
         10.0, "from the first byte of a request, or a new connection, to the end of its headers (408)"

@@ -91,7 +91,7 @@ async def _whole(service: Service, call: Call, body: TextBody) -> TextReply:
         async for batch in job:
             for _, output in batch:
                 if asked.wanted.decoder_input_details and not prefill and output.prompt_logprobs:
-                    prefill = _prefill(service, asked.prompt, output.prompt_logprobs)
+                    prefill = await service.read(_prefill, service, asked.prompt, output.prompt_logprobs)
                 for each in output.outputs:
                     texts[each.index].read(each)
     best, *others = sorted(texts, key=lambda text: -fmean(token.logprob for token in text.tokens))
