@@ -21,8 +21,10 @@ import pytest
 from shardwise.cli.batch import Batch
 from shardwise.cli.lines import LIMIT_BYTES, Defaults, read_lines
 from shardwise.cli.results import Results, open_results
+from shardwise.cli.show import shown_logprobs
 from shardwise.engine.fake import FakeEngine
 from shardwise.engine.front import Front
+from shardwise.engine.outputs import Logprob
 from shardwise.engine.setup import Setup
 from shardwise.errors import ShardwiseError, UserError
 from tests.cli.command import Done, marked, running, shardwise
@@ -416,3 +418,10 @@ def test_ctrl_c_in_the_middle_of_a_batch(tmp_path: Path):
         _, err = process.communicate(timeout=30)
     assert process.returncode == -signal.SIGINT and b"KeyboardInterrupt" in err
     assert len(lines_of(output)) >= 1 and output.read_bytes().endswith(b"\n")
+
+
+def test_log_probabilities_of_named_ids_are_shown_as_they_come():
+    place = {5: Logprob(-2.0, 3, "a"), 9: Logprob(-7.0, None, "b"), 2: Logprob(-1.0, None, "c")}
+    assert [each["token_id"] for each in shown_logprobs(place, 0)["top"]] == [9, 2]
+    ranked = {5: Logprob(-2.0, 3, "a"), 9: Logprob(-0.5, 1, "b"), 2: Logprob(-1.0, 2, "c")}
+    assert [each["token_id"] for each in shown_logprobs(ranked, 3)["top"]] == [9, 2, 5]

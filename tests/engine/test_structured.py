@@ -221,9 +221,9 @@ def test_stop_strings_cut_it_all_the_same(front: Front):
 
 def test_stop_token_ids_end_a_complete_answer_only(front: Front):
     digit = front.tokenizer.encode("7", add_special_tokens=False)
-    own = params(StructuredOutputs(regex="7[ab]{2}"), stop_token_ids=digit, ignore_eos=True)
+    own = params(StructuredOutputs(regex="7[ab]{2}", name="guided_regex"), stop_token_ids=digit, ignore_eos=True)
     running = front.stream(front.prompt("Once"), own)
-    with pytest.raises(RequestError, match=re.escape(DEAD_END)):
+    with pytest.raises(RequestError, match=re.escape(f"guided_regex: {DEAD_END}")):
         list(running)
 
 

@@ -78,6 +78,11 @@ def test_it_is_a_value_that_travels():
         there = msgspec.msgpack.decode(msgspec.msgpack.encode(params), type=SamplingParams)
         assert there == params and hash(there.structured_outputs) == hash(one)
     assert SamplingParams(structured_outputs={"json": SCHEMA}).structured_outputs == AS_JSON
+    called = SamplingParams(**sampling_fields({"guided_json": SCHEMA}))
+    there = msgspec.msgpack.decode(msgspec.msgpack.encode(called), type=SamplingParams).structured_outputs
+    assert there == AS_JSON and (there.said, AS_JSON.said) == ("guided_json", "structured_outputs.json")
+    with pytest.raises(RequestError, match="structured_outputs has no 'name'"):
+        SamplingParams(structured_outputs={"json": SCHEMA, "name": "x"})
     assert AS_JSON.json == '{"type":"object","properties":{"b":{"type":"string"},"a":{"enum":["é",1,null,true]}}}'
     assert [one.kind for one in (AS_JSON, AS_OBJECT)] == ["json", "json_object"]
 

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from itertools import count
 from queue import SimpleQueue
 from types import TracebackType
@@ -127,10 +128,13 @@ class Engine:
             os.eventfd_write(self._wake, 1)
         if entry.structured is not None:
             if until is not None:  # which passes while its grammar, or another's, is compiled
-                self._alarm.at(until, lambda: self._order(lambda: self.core.expire(entry.number), late=True))
+                self._alarm.at(until, partial(self._expire, entry.number))
             with suppress(RuntimeError):  # closed meanwhile, which ends what is expected
                 self._compiler.submit(self._compile, entry)
         return entry.number
+
+    def _expire(self, request: int) -> None:
+        self._order(lambda: self.core.expire(request), late=True)
 
     def _compile(self, entry: Entry) -> None:
         """Lets a request begin that waits for its grammar."""
