@@ -30,6 +30,7 @@ def test_null_is_what_a_field_has_by_itself():
 def test_logprobs_of_chats_and_of_completions():
     assert params(logprobs=True).logprobs == 0
     assert params(logprobs=True, top_logprobs=4).logprobs == 4
+    assert params(logprobs=False, top_logprobs=0).logprobs is params(top_logprobs=0).logprobs is None
     assert params(logprobs=False).logprobs is None
     assert params(logprobs=3).logprobs == 3
 

@@ -177,4 +177,6 @@ def test_tgi_tells_errors_in_its_shape(served: Served, engine: ServingFake):
 def test_tgi_tells_what_is_served(served: Served, engine: ServingFake):
     told = served.get("/info").json
     assert told["model_id"] == "org/model" and told["max_total_tokens"] == engine.setup.context
+    # As many as run at once, where that is fewer than the server gives.
+    assert told["max_best_of"] == min(engine.setup.limits.sequences, served.service.settings.max_choices)
     json.dumps(told)

@@ -225,9 +225,8 @@ def _checked_message(message: object, name: str) -> dict[str, Any]:
     if plain.get("role") not in ROLES:
         told = repr(plain["role"]) if "role" in plain else "missing"
         raise RequestError(f"{name}.role is {told}; it must be one of {', '.join(ROLES)}")
-    reasoning = next((plain[key] for key in _REASONING if key in plain), None)
-    if plain["role"] == "assistant" and reasoning is not None and not plain.get("tool_calls"):
-        plain.setdefault("content", "")  # an answer that was cut in its reasoning has no content, and is sent back so
+    if plain["role"] == "assistant" and not plain.get("tool_calls"):
+        plain.setdefault("content", "")  # an answer that was cut in its reasoning has none, and is sent back so
     content, calls = plain.get("content"), plain.get("tool_calls", [])
     for n, part in enumerate(content if isinstance(content, list) else ()):
         if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
@@ -237,6 +236,7 @@ def _checked_message(message: object, name: str) -> dict[str, Any]:
         raise RequestError(f"{name}.content is {shown}; text, or a list of text parts, is wanted")
     for n, call in enumerate(_checked_list(calls, f"{name}.tool_calls")):
         _check_call(call, f"{name}.tool_calls[{n}]")
+    reasoning = next((plain[key] for key in _REASONING if key in plain), None)
     # As transformers: the usual name, and `thinking`, which gpt-oss reads, whichever name it came under.
     return plain if reasoning is None else {"thinking": reasoning, **plain, "reasoning_content": reasoning}
 
@@ -247,6 +247,8 @@ def _check_call(call: object, name: str) -> None:
         raise RequestError(f'{name} is not a function call; {{"function": {{"name": "...", "arguments": ...}}}} is wanted')
     arguments = function.setdefault("arguments", {})
     try:
+        if arguments in ("", None):  # as some clients have it of a call without any; templates get an object
+            arguments = function["arguments"] = {}
         arguments = _checked(json.loads(arguments), name) if isinstance(arguments, str) else arguments
     except (json.JSONDecodeError, RecursionError):
         arguments = None

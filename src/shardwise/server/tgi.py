@@ -241,7 +241,7 @@ async def about(service: Service, _call: Call, _parameters: object) -> Reply:
             model_dtype=setup.layout.dtype,
             model_device_type=setup.device,
             max_concurrent_requests=setup.limits.sequences,
-            max_best_of=service.settings.max_choices,
+            max_best_of=min(service.settings.max_choices, setup.limits.sequences),
             max_stop_sequences=MAX_STOPS,
             max_input_tokens=setup.context - 1,
             max_total_tokens=setup.context,

@@ -341,7 +341,8 @@ def test_what_is_wrong_is_refused_by_its_place(served: Served, engine: Scripted,
 
 def test_what_is_not_there_is_named(served: Served):
     assert "served here: 'thinker'" in served.post(PATH, {"model": "gpt"}).json["error"]["message"]
-    assert served.post(PATH, {"previous_response_id": "resp_0"}).status == 404
+    unknown = served.post(PATH, {"previous_response_id": "resp_0"})
+    assert unknown.status == 404 and unknown.json["error"]["param"] == "previous_response_id"
     for method, path in (("GET", "resp_0"), ("DELETE", "resp_0"), ("POST", "resp_0/cancel"), ("GET", "resp_0/input_items")):
         answer = served.ask(method, f"{PATH}/{path}")
         assert answer.status == 404 and answer.json["error"]["code"] == "response_not_found"

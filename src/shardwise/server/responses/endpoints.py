@@ -55,9 +55,14 @@ async def _asked(service: Service, call: Call, body: ResponsesBody, keep: bool) 
     earlier: list[Item] = []
     if body.previous_response_id is not None:
         check_stores(service)
-        kept = service.store.get(call.tenant, body.previous_response_id)
+        try:
+            kept = service.store.get(call.tenant, body.previous_response_id)
+        except Refusal as refusal:
+            refusal.param = "previous_response_id"
+            raise
         if kept.running:
-            raise Refusal(409, f"response {kept.id} is still being made; go on from it when it is complete")
+            why = f"response {kept.id} is still being made; go on from it when it is complete"
+            raise Refusal(409, why, param="previous_response_id")
         earlier = [*kept.context, *_output(kept)]
     return await service.read(ask, service, body, earlier, _finder(service, call), keep=keep)
 
