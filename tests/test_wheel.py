@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import site
 import subprocess
 import sys
@@ -19,6 +21,24 @@ ROOT = Path(__file__).parents[1]
 def run(*command: str | Path, cwd: Path | None = None) -> None:
     done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def health_check() -> list[str]:
+    """The Dockerfile's, as Docker reads it: lines are joined, the command is JSON."""
+    text = (ROOT / "Dockerfile").read_text(encoding="utf-8").replace("\\\n", "")
+    [found] = re.findall(r"^HEALTHCHECK .* CMD (\[.*\])$", text, re.MULTILINE)
+    command: list[str] = json.loads(found)
+    return command
+
+
+def test_what_the_image_is_made_of() -> None:
+    """Only files that reach Docker are copied; nobody's container runs as root, or listens beyond itself unasked."""
+    text = (ROOT / "Dockerfile").read_text(encoding="utf-8").replace("\\\n", "")
+    sent = {line.removeprefix("!") for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    copied = {name for line in re.findall(r"^COPY (?!--from)(.*) \S+$", text, re.MULTILINE) for name in line.split()}
+    assert copied == sent and all((ROOT / name).exists() for name in copied)
+    final = text.rpartition("\nFROM ")[2]
+    assert "\nUSER shardwise\n" in final and 'ENTRYPOINT ["shardwise", "serve", "--host", "0.0.0.0"]' in final
 
 
 @pytest.mark.slow
@@ -44,5 +64,10 @@ def test_the_wheel_installs_and_serves(tmp_path: Path) -> None:
 
     with serving("-tp", "2", command=[str(home / "bin" / "shardwise")], PYTHONPATH="") as server:
         assert server.ask("/v1/completions", {"prompt": "Once", "max_tokens": 3})[1]["usage"]["completion_tokens"] == 3
+        _, *words = health_check()
+        port = server.url.rpartition(":")[2]
+        proxy = {**env, "http_proxy": "http://127.0.0.1:1", "SHARDWISE_PORT": port}
+        assert subprocess.run([python, *words], env=proxy, timeout=60).returncode == 0
         server.process.terminate()
         assert server.wait() == 0
+        assert subprocess.run([python, *words], env=proxy, capture_output=True, timeout=60).returncode == 1

@@ -21,7 +21,8 @@ from tests.server.live import Live, serving
 
 VERSION = "0.4.13"
 TASKS = Path(__file__).parent / "tasks"
-HOME = Path(__file__).parents[2] / ".clients" / "lm-eval"
+ROOT = Path(__file__).parents[2]
+HOME = ROOT / ".clients" / "lm-eval"
 LIMIT = 1e-4
 """The largest difference of a log-likelihood, in nats, and of bits per byte."""
 
@@ -39,13 +40,15 @@ def command() -> list[str]:
     if not found.exists():
         subprocess.run([sys.executable, "-m", "venv", str(HOME)], check=True)
         pip = [str(HOME / "bin" / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-        # Its evaluation of local tasks imports torch, though nothing is computed with it.
-        subprocess.run([*pip, f"lm-eval[api]=={VERSION}", "torch==2.13.0"], check=True)
+        # Its evaluation of local tasks imports torch, though nothing is computed with it. From where setup has it.
+        [torch] = (line for line in (ROOT / "constraints.txt").read_text().splitlines() if line.startswith("torch=="))
+        subprocess.run([*pip, *os.environ.get("TORCH_ARGS", "").split(), torch], check=True)
+        subprocess.run([*pip, f"lm-eval[api]=={VERSION}", torch], check=True)
     return [str(found)]
 
 
-def scored(live: Live, name: str) -> dict[str, list[dict[str, Any]]]:
-    """The samples of both tasks, as lm-eval logs them."""
+def scored(live: Live, name: str) -> tuple[str, dict[str, list[dict[str, Any]]]]:
+    """(the version of lm-eval, the samples of both tasks as it logs them)."""
     model = {"model": name, "base_url": f"{live.url}/v1/completions", "tokenizer_backend": "remote", "num_concurrent": 4,
              "max_length": LONGEST, "max_retries": 1}  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
@@ -57,7 +60,8 @@ def scored(live: Live, name: str) -> dict[str, list[dict[str, Any]]]:
         if done.returncode:
             raise RuntimeError(f"lm-eval ended with exit code {done.returncode}:\n{done.stderr[-3000:]}")
         files = {task: next(Path(folder).rglob(f"samples_{task}_*.jsonl")) for task in ("shardwise_choices", "shardwise_prose")}
-        return {task: [json.loads(line) for line in file.read_text("utf-8").splitlines()] for task, file in files.items()}
+        version: str = json.loads(next(Path(folder).rglob("results_*.json")).read_text("utf-8"))["lm_eval_version"]
+        return version, {task: [json.loads(line) for line in file.open(encoding="utf-8")] for task, file in files.items()}
 
 
 def compared(samples: dict[str, list[dict[str, Any]]], judge: Judge, prefix: int) -> dict[str, Any]:
@@ -101,7 +105,8 @@ def main() -> int:
     parser.add_argument("--degrees", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--out", type=Path)
     asked = parser.parse_args()
-    result: dict[str, Any] = {"commit": commit(), "machine": machine(), "lm_eval": VERSION, "limit": LIMIT, "models": {}}
+    told = " ".join(["python -m tests.scoring.harness --degrees", *map(str, asked.degrees)])
+    result: dict[str, Any] = {"command": told, "commit": commit(), "machine": machine(), "limit": LIMIT, "models": {}}
     worst = 0.0
     for name, folder in models().items():
         judge, rows = Judge(folder, LONGEST - 2), result["models"].setdefault(name, {})
@@ -114,7 +119,8 @@ def main() -> int:
                 edges = (tokenizer.get("bos_token"), tokenizer["eos_token"])
                 prefix = next(number for edge in edges if edge and (number := judge.encode(edge)[0]))
                 (served,) = (model["id"] for model in live.ask("/v1/models")[1]["data"])
-                rows[f"tp={degree}"] = row = compared(scored(live, served), judge, prefix)
+                result["lm_eval"], samples = scored(live, served)
+                rows[f"tp={degree}"] = row = compared(samples, judge, prefix)
             print(name, f"tp={degree}", row, file=sys.stderr, flush=True)
             worst = max(worst, row["largest_log_likelihood_difference"], row["largest_bits_per_byte_difference"])
     text = json.dumps(result, indent=1)

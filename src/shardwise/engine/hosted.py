@@ -53,8 +53,9 @@ class Control:
         with self._lock, suppress(OSError):
             self._sock.sendall(bridge.frame(message))
 
-    def listen(self) -> None:
-        """Takes fronts in until the other end is gone, then has this process end, whatever its other threads do."""
+    def listen(self, started: RankProcesses) -> None:
+        """Takes fronts in until the other end is gone, then has this process end, whatever its other threads do; `started` too
+        where they still load."""
         with suppress(OSError):
             while True:
                 data, descriptors, _, _ = socket.recv_fds(self._sock, 1, 1)
@@ -66,7 +67,7 @@ class Control:
                     else:
                         self.desk.join(socket.socket(fileno=descriptor))
         if self.desk is None:
-            # The ranks are still loading; they end as soon as their channels close.
+            started.kill()
             os._exit(0)
         self.desk.stop()
 
@@ -81,6 +82,7 @@ def serve(sock: socket.socket, started: RankProcesses) -> int:
         if env.debug():
             traceback.print_exc()
         message = str(error) if isinstance(error, ShardwiseError) else f"{type(error).__name__}: {error}"
+        started.kill()
         control.tell(bridge.Failed(message, isinstance(error, UserError)))
         return 1
     if lost is not None:
@@ -92,7 +94,7 @@ def run(control: Control, started: RankProcesses) -> str | None:
     """Serves until the engine is lost: why; or until nobody wants it any more: None."""
     boot = control.boot()
     setup = boot.setup()
-    threading.Thread(target=control.listen, daemon=True, name="control").start()
+    threading.Thread(target=control.listen, args=(started,), daemon=True, name="control").start()
 
     def progress(rank: int, count: int) -> None:
         control.tell(bridge.Loading(rank, count))

@@ -62,8 +62,16 @@ class RankProcesses:
         hint = " (the kernel does that when memory runs out)" if name == "SIGKILL" else ""
         return f"process {process.pid} was killed by {name}{hint}"
 
+    def kill(self) -> None:
+        """Nothing of them is left, at once: for those that hold nothing yet."""
+        for process in self.processes:
+            process.kill()
+        for process in self.processes:
+            process.wait()
+        self.met()
+
     def close(self) -> None:
-        """Nothing of them is left."""
+        """Nothing of them is left; they are let end by themselves."""
         # Closing its socket ends a rank; what has not ended in time, because it is stopped or stuck, is killed.
         for each in self.sockets:
             each.close()
