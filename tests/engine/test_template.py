@@ -241,25 +241,6 @@ def test_wrong_messages_are_refused_with_their_place(messages: Any, place: str) 
         ChatTemplate({}, {}).render(messages)
 
 
-def test_an_answer_that_says_nothing_can_be_sent_back() -> None:
-    """As it came: one that was cut in its reasoning has no content."""
-    empty = {"role": "assistant", "content": None, "tool_calls": []}
-    assert made("{% for m in messages %}[{{ m.content }}]{% endfor %}").render([*HELLO, empty]).endswith("[]")
-    for name in ("reasoning", "reasoning_content"):
-        cut = {"role": "assistant", "content": None, name: "Let me see"}
-        source = "{% for m in messages %}[{{ m.reasoning_content }}|{{ m.content }}]{% endfor %}"
-        assert made(source).render([*HELLO, cut, *HELLO]).count("[Let me see|]") == 1
-
-
-@pytest.mark.parametrize("source", ["{{ %s | tojson }}", "{{ %s }}"])
-def test_a_call_without_arguments(source: str) -> None:
-    """Streams of such calls add up to no text at all, and clients send that back."""
-    template = made(source % "messages[-1].tool_calls[0].function.arguments")
-    for function in ({"name": "f", "arguments": ""}, {"name": "f", "arguments": None}, {"name": "f"}):
-        call = {"id": "a", "type": "function", "function": function}
-        assert template.render([*HELLO, {"role": "assistant", "tool_calls": [call]}]) == "{}"
-
-
 def test_depth_and_tools_are_checked() -> None:
     deep: Any = "x"
     for _ in range(100):

@@ -1,11 +1,13 @@
-"""A message that only calls: with no content, or null, it reaches every template in a way that shows its calls."""
+"""Messages of few words: one that only calls reaches every template in a way that shows its calls; one may say nothing."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from shardwise.engine.template import ChatTemplate
-from tests.engine.test_template import ASKED, TOOLS, chat_templates, in_json_text, ours, theirs
+from tests.engine.test_template import ASKED, HELLO, TOOLS, chat_templates, in_json_text, made, ours, theirs
 
 
 def test_calls_beside_no_content_are_shown_by_every_template(data: Path) -> None:
@@ -27,3 +29,22 @@ def test_calls_beside_no_content_are_shown_by_every_template(data: Path) -> None
             assert found == {wanted[0] or wanted[1]}, name
             equal, mended = equal + (wanted[0] is not None), mended + (wanted[0] is None and wanted[1] is not None)
     assert equal >= 24 and mended >= 9  # Qwen 3 among these
+
+
+def test_an_answer_that_says_nothing_can_be_sent_back() -> None:
+    """As it came: one that was cut in its reasoning has no content."""
+    empty = {"role": "assistant", "content": None, "tool_calls": []}
+    assert made("{% for m in messages %}[{{ m.content }}]{% endfor %}").render([*HELLO, empty]).endswith("[]")
+    for name in ("reasoning", "reasoning_content"):
+        cut = {"role": "assistant", "content": None, name: "Let me see"}
+        source = "{% for m in messages %}[{{ m.reasoning_content }}|{{ m.content }}]{% endfor %}"
+        assert made(source).render([*HELLO, cut, *HELLO]).count("[Let me see|]") == 1
+
+
+@pytest.mark.parametrize("source", ["{{ %s | tojson }}", "{{ %s }}"])
+def test_a_call_without_arguments(source: str) -> None:
+    """Streams of such calls add up to no text at all, and clients send that back."""
+    template = made(source % "messages[-1].tool_calls[0].function.arguments")
+    for function in ({"name": "f", "arguments": ""}, {"name": "f", "arguments": None}, {"name": "f"}):
+        call = {"id": "a", "type": "function", "function": function}
+        assert template.render([*HELLO, {"role": "assistant", "tool_calls": [call]}]) == "{}"
