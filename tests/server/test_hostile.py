@@ -39,7 +39,8 @@ FAULT = Route("POST", ("/v1/planted",), divides, "Fails where a number is 0.", "
 
 
 def told(prompt: Sequence[int], choice: int, place: int) -> int:
-    if place % 4 == 3:
+    # Slow as long as the good streams last; an answer that fills the context would take seconds on a busy machine.
+    if place % 4 == 3 and place < 64:
         time.sleep(0.002)
     return (sum(prompt) + 7 * place + choice) % 500 + 9
 

@@ -28,12 +28,12 @@ from shardwise.server.chat_body import (
     MessageReply,
 )
 from shardwise.server.conversation import template_of, variables_of
-from shardwise.server.frames import Frames, begun, fingerprint, new_id, now
+from shardwise.server.frames import Frames, begun, known, new_id
 from shardwise.server.logprobs import ChatLogprobs, Speller, TokenLogprob, prompt_shape, wanted_beside
 from shardwise.server.refusal import Refusal
 from shardwise.server.reply import DONE, Json, Reply
 from shardwise.server.route import Route
-from shardwise.server.sampling import check_names_scores, given, sampling
+from shardwise.server.sampling import check_names_scores, check_prompt_scores, given, sampling
 from shardwise.server.service import Service
 from shardwise.server.turn import News, Talk, Turn, talk
 from shardwise.server.usage import told
@@ -43,36 +43,33 @@ async def chat(service: Service, call: Call, body: ChatBody) -> Reply:
     """All at once, or as a stream."""
     model, made = service.model(body.model), new_id("chatcmpl-", body.request_id)
     turn = await service.read(read, service, body)
-    known: dict[str, Any] = {
-        "id": made, "object": "chat.completion", "created": now(), "model": model,
-        "system_fingerprint": fingerprint(service.engine.setup),
-    }  # fmt: skip
+    head = known(service.engine.setup, "chat.completion", made, model)
     if body.service_tier is not None:
-        known["service_tier"] = "default"
+        head["service_tier"] = "default"
     running = await talk(service, call, turn)
     answers = Answers(service, body, turn)
     if body.stream:
-        return await begun(_stream(running, answers, {**known, "object": "chat.completion.chunk"}))
+        return await begun(_stream(running, answers, {**head, "object": "chat.completion.chunk"}))
     async with running as spoken:
         async for batch in spoken:
             for news in batch:
                 answers.take(news)
         if body.return_token_ids:
-            known["prompt_token_ids"] = list(spoken.prompt_ids)
+            head["prompt_token_ids"] = list(spoken.prompt_ids)
         if body.prompt_logprobs is not None:
-            known["prompt_logprobs"] = await service.read(prompt_shape, spoken.prompt_logprobs)
-        return Json(ChatReply(**known, choices=answers.choices(), usage=told(spoken.usage)))
+            head["prompt_logprobs"] = await service.read(prompt_shape, spoken.prompt_logprobs)
+        return Json(ChatReply(**head, choices=answers.choices(), usage=told(spoken.usage)))
 
 
 async def _stream(
-    running: AbstractAsyncContextManager[Talk], answers: Answers, known: dict[str, Any]
+    running: AbstractAsyncContextManager[Talk], answers: Answers, head: dict[str, Any]
 ) -> AsyncGenerator[bytes, None]:
-    frames = Frames(known, answers.body.stream_options)
+    frames = Frames(head, answers.body.stream_options)
     async with running as spoken:
         yield b""
         first = frames
         if answers.body.return_token_ids:
-            first = Frames({**known, "prompt_token_ids": list(spoken.prompt_ids)}, answers.body.stream_options)
+            first = Frames({**head, "prompt_token_ids": list(spoken.prompt_ids)}, answers.body.stream_options)
         async for batch in spoken:
             usage = spoken.usage if frames.counts else None
             made = []
@@ -89,8 +86,7 @@ async def _stream(
 
 def read(service: Service, body: ChatBody) -> Turn:
     """Checks a body; RequestError or Refusal for what cannot run."""
-    if body.stream and body.prompt_logprobs is not None:
-        raise Refusal(400, "prompt_logprobs are told all at once; leave out stream", param="prompt_logprobs")
+    check_prompt_scores(body.prompt_logprobs, streams=body.stream)
     if body.modalities is not None and body.modalities != ["text"]:
         raise Refusal(400, f'modalities is {shown(body.modalities)}; this model writes text: ["text"]', param="modalities")
     check_names_scores(body.logprob_token_ids, asked=body.logprobs is True)

@@ -17,13 +17,13 @@ from shardwise.sched.request import SamplingParams
 from shardwise.server.call import Call
 from shardwise.server.completions_body import CompletionBody, CompletionReply, TextChoice
 from shardwise.server.fields import check_count
-from shardwise.server.frames import Frames, begun, fingerprint, new_id, now
+from shardwise.server.frames import Frames, begun, known, new_id
 from shardwise.server.job import Job, Usage
 from shardwise.server.logprobs import Offsets, Speller, TextLogprobs, joined, prompt_shape, wanted_beside
 from shardwise.server.refusal import Refusal
 from shardwise.server.reply import DONE, Json, Reply
 from shardwise.server.route import Route
-from shardwise.server.sampling import check_fits, check_names_scores, given, sampling, shortened
+from shardwise.server.sampling import check_fits, check_names_scores, check_prompt_scores, given, sampling, shortened
 from shardwise.server.service import Service
 from shardwise.server.turn import started, tenant
 from shardwise.server.usage import told
@@ -48,12 +48,9 @@ async def complete(service: Service, call: Call, body: CompletionBody) -> Reply:
     asked = await service.read(read, service, call, body)
     job = await started(service, call, asked.prompts, [asked.params] * len(asked.prompts), body.priority)
     texts = Texts(service, asked)
-    known = {
-        "id": made, "object": "text_completion", "created": now(), "model": model,
-        "system_fingerprint": fingerprint(service.engine.setup),
-    }  # fmt: skip
+    head = known(service.engine.setup, "text_completion", made, model)
     if body.stream:
-        return await begun(_stream(service, job, texts, Frames(known, body.stream_options)))
+        return await begun(_stream(service, job, texts, Frames(head, body.stream_options)))
     async with job:
         async for batch in job:
             for index, output in batch:
@@ -61,7 +58,7 @@ async def complete(service: Service, call: Call, body: CompletionBody) -> Reply:
                     await service.read(texts.take, index, output)
                 else:
                     texts.take(index, output)
-        return Json(CompletionReply(**known, choices=texts.choices(), usage=told(job.usage)))  # type: ignore[arg-type]
+        return Json(CompletionReply(**head, choices=texts.choices(), usage=told(job.usage)))
 
 
 async def _stream(service: Service, job: Job, texts: Texts, frames: Frames) -> AsyncGenerator[bytes, None]:
@@ -89,8 +86,7 @@ def read(service: Service, call: Call, body: CompletionBody) -> Asked:
             400, "suffix: this server continues texts and fills no gaps; put what the model should know into the prompt",
             param="suffix",
         )  # fmt: skip
-    if body.stream and body.prompt_logprobs is not None:
-        raise Refusal(400, "prompt_logprobs are told all at once; leave out stream, or use echo with logprobs")
+    check_prompt_scores(body.prompt_logprobs, streams=body.stream)
     check_names_scores(body.logprob_token_ids, asked=body.logprobs is not None)
     params = sampling(service, _values(body))
     keep = params.n

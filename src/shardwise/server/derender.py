@@ -17,7 +17,7 @@ from shardwise.server.chat import Answers
 from shardwise.server.chat import read as read_turn
 from shardwise.server.chat_body import ChatBody, ChatReply
 from shardwise.server.fields import ModelName
-from shardwise.server.frames import fingerprint, new_id, now
+from shardwise.server.frames import known, new_id
 from shardwise.server.job import Usage
 from shardwise.server.refusal import Refusal
 from shardwise.server.reply import Json, Reply
@@ -83,14 +83,9 @@ def _reply(service: Service, body: DerenderBody, model: str) -> ChatReply:
         if finish == "stop" and any(type(piece) is Called for piece in pieces):
             finish = "tool_calls"
         answers.take(News(choice.index, pieces, ids, finish=finish))
-    return ChatReply(
-        id=new_id("chatcmpl-") if generated.request_id is None else new_id("", generated.request_id),
-        created=now(),
-        model=model,
-        choices=answers.choices(),
-        usage=told(Usage(body.prompt_tokens, count, 0)),
-        system_fingerprint=fingerprint(service.engine.setup),
-    )
+    made = new_id("chatcmpl-") if generated.request_id is None else new_id("", generated.request_id)
+    head = known(service.engine.setup, "chat.completion", made, model)
+    return ChatReply(**head, choices=answers.choices(), usage=told(Usage(body.prompt_tokens, count, 0)))
 
 
 def _text(choice: GeneratedChoice, tokenizer: Tokenizer, *, skip_special_tokens: bool) -> tuple[str, list[int]]:

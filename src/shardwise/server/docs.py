@@ -24,8 +24,6 @@ OPENAPI, DOCS = ("/openapi.json",), ("/docs", "/")
 
 RULES = (
     "A path that begins with `/v1` works without it, too, and doubled or trailing slashes do no harm.",
-    "Where keys are set, every path but `/health`, `/ping` and `/ready` wants one: `Authorization: Bearer KEY` or "
-    "`x-api-key: KEY`.",
     "Bodies are JSON, sent as `application/json`. A field that is null is as one that is absent; one that is not known is "
     "ignored, and counted in `/server_info` (in the `sampling_params` of `/inference/v1/generate` it is refused).",
     "A field without a default here is what the model's `generation_config.json` says, if it does.",
@@ -115,11 +113,11 @@ def markdown(routes: Sequence[Route], settings: Settings | None = None) -> str:
     settings = settings or Settings()
     described = openapi(routes)
     schemas = described["components"]["schemas"]
-    parts = ["# The API", "", "Made from the routes and their structs; do not edit.", "", *(f"- {rule}" for rule in RULES)]
+    rules = (keys(routes), *RULES)
+    parts = ["# The API", "", "Made from the routes and their structs; do not edit.", "", *(f"- {rule}" for rule in rules)]
     parts += ["", "## Endpoints", ""]
     parts += ["| method | path | what it does |", "|---|---|---|"]
     parts += [f"| {r.method} | {', '.join(f'`{path}`' for path in r.paths)} | {cell(r.summary)} |" for r in routes]
-    parts += ["", keys(routes)]
     for route in routes:
         if route.body is not None:
             parts += [
@@ -148,13 +146,10 @@ def markdown(routes: Sequence[Route], settings: Settings | None = None) -> str:
 
 
 def keys(routes: Sequence[Route]) -> str:
-    """What needs a key where there are keys, and where the server shows all this itself."""
-    free = [path for route in routes if route.open for path in route.paths]
-    listed = ", ".join(f"`{path}`" for path in (*free, *OPENAPI, *DOCS))
-    return (
-        "With `--api-key`, each request has to bring a key, as `Authorization: Bearer KEY` or `x-api-key: KEY`. Only GETs of "
-        f"{listed} need none; the last three are this description as the server gives it, to programs and to people."
-    )
+    """What needs a key, where there are keys."""
+    paths = [path for route in routes if route.open for path in route.paths]
+    free = ", ".join(f"`{path}`" for path in (*paths, *OPENAPI, *DOCS))
+    return f"Where keys are set, all but GET of {free} wants one: `Authorization: Bearer KEY` or `x-api-key: KEY`."
 
 
 def body_name(described: dict[str, Any], route: Route) -> str:

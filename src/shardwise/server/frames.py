@@ -6,6 +6,7 @@ import hashlib
 import secrets
 import time
 from collections.abc import AsyncGenerator, Mapping
+from typing import Any
 
 from shardwise.engine.setup import Setup
 from shardwise.errors import RequestError
@@ -60,6 +61,11 @@ def new_id(prefix: str, asked: str | None = None) -> str:
 def now() -> int:
     """Seconds since 1970, as `created` has it."""
     return int(time.time())
+
+
+def known(setup: Setup, kind: str, made: str, model: str) -> dict[str, Any]:
+    """What an answer of chat or completions tells besides what was answered, by the names of its fields."""
+    return {"id": made, "object": kind, "created": now(), "model": model, "system_fingerprint": fingerprint(setup)}
 
 
 def fingerprint(setup: Setup) -> str:

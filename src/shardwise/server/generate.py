@@ -12,7 +12,6 @@ from msgspec import Meta
 from shardwise.engine.complete import Prompt
 from shardwise.engine.outputs import CompletionOutput
 from shardwise.engine.prompts import read_prompt
-from shardwise.errors import RequestError
 from shardwise.sched.request import SamplingParams
 from shardwise.server.call import Call
 from shardwise.server.fields import ModelName, Priority, RequestId, Salt, Streams
@@ -21,7 +20,7 @@ from shardwise.server.job import Job
 from shardwise.server.logprobs import ChatLogprobs, PromptLogprob, Speller, prompt_shape, wanted_beside
 from shardwise.server.reply import DONE, Json, Reply
 from shardwise.server.route import Route
-from shardwise.server.sampling import StreamOptions, check_fits, sampling
+from shardwise.server.sampling import StreamOptions, check_fits, check_prompt_scores, sampling
 from shardwise.server.service import Service
 from shardwise.server.turn import started, tenant
 from shardwise.server.usage import UsageReply, told
@@ -94,8 +93,7 @@ async def _stream(job: Job, tokens: _Tokens, frames: Frames) -> AsyncGenerator[b
 def _read(service: Service, call: Call, body: GenerateBody) -> tuple[Prompt, SamplingParams]:
     values: Mapping[str, Any] = {name: value for name, value in body.sampling_params.items() if name != "detokenize"}
     params = sampling(service, values)
-    if body.stream and params.prompt_logprobs is not None:
-        raise RequestError("prompt_logprobs are told all at once; leave out stream")
+    check_prompt_scores(params.prompt_logprobs, streams=body.stream)
     # The text is made only where a stop string is looked for in it.
     params = params if params.stop else replace(params, detokenize=False)
     prompt = replace(read_prompt(body.token_ids, service.front.tokenizer, "token_ids"), tenant=tenant(call, body.cache_salt))

@@ -138,6 +138,14 @@ def check_names_scores(ids: list[int] | None, *, asked: bool) -> None:
         )
 
 
+def check_prompt_scores(most: int | None, *, streams: bool | None) -> None:
+    """RequestError where a stream is to tell the log-probabilities of its prompt."""
+    if streams and most is not None:
+        raise RequestError(
+            "prompt_logprobs are told all at once; leave out stream (completions stream them with echo and logprobs)"
+        )
+
+
 def check_fits(service: Service, ids: tuple[int, ...], params: SamplingParams, param: str) -> None:
     """Refuses what the model's context does not hold, with the code that clients shorten their prompts by."""
     try:
