@@ -207,7 +207,8 @@ def test_an_interrupted_start_leaves_nothing() -> None:
         while not any("runtime.worker" in command for command in marked(mark)) and time.monotonic() < until:
             time.sleep(0.005)
         process.send_signal(signal.SIGINT)
-        assert process.wait(20) == 130
+        # Where it comes while a dataclass is made, Python ends by the signal itself; a shell says 130 of both.
+        assert process.wait(20) in (130, -signal.SIGINT)
         assert b"Traceback" not in process.stderr.read()
         until = time.monotonic() + LEFT_S
         while marked_now := list(marked(mark)):
