@@ -15,8 +15,11 @@ import msgspec
 from shardwise.sched.events import Emitted, Event, Finish
 from shardwise.sched.step import Chosen
 
-RUN = 64
-"""So many tokens are packed at once, and read at once: what a reader makes of them is written in one piece."""
+LOOSE = 16
+"""So many tokens are kept as they came, and packed together when they are more."""
+
+PORTION = 64
+"""So many tokens are taken at once, about: what a reader makes of them is written in one piece."""
 
 Entry: TypeAlias = tuple[int, Event]
 """The index of a prompt, and what happened to it."""
@@ -39,10 +42,10 @@ class Backlog:
     """Entries in their order, from any thread to any other. Those that are no tokens are neither packed nor counted: they are
     few, and nobody who reads slowly can make them more."""
 
-    def __init__(self, tokens: int, most_bytes: int, run: int = RUN) -> None:
-        """At most so many tokens, and so many packed bytes. `run`: of a request with many choices, what a step makes is not to
-        be packed."""
-        self._tokens, self._most_bytes, self._run = tokens, most_bytes, run
+    def __init__(self, tokens: int, most_bytes: int, loose: int = LOOSE) -> None:
+        """At most so many tokens, and so many packed bytes. `loose`: of a request with many choices, what a
+        step makes is not to be packed."""
+        self._tokens, self._most_bytes, self._loose = tokens, most_bytes, loose
         self._older: deque[Entry | _Pack] = deque()
         self._newest: list[tuple[int, Emitted]] = []
         self._count = self._bytes = 0
@@ -66,7 +69,7 @@ class Backlog:
                 return
             self._newest.append((index, event))
             self._count += 1
-            if len(self._newest) >= self._run:
+            if len(self._newest) >= self._loose:
                 pack = _packed(self._newest)
                 self._older.append(pack)
                 self._bytes += len(pack.data)
@@ -77,11 +80,11 @@ class Backlog:
                 self._newest = []
 
     def take(self) -> list[Entry]:
-        """The oldest entries, a run or two of them; none where nothing waits."""
+        """The oldest entries, a portion of them; none where nothing waits."""
         packs: list[Entry | _Pack] = []
         with self._lock:
             found = 0
-            while self._older and found < self._run:
+            while self._older and found < PORTION:
                 entry = self._older.popleft()
                 packs.append(entry)
                 if isinstance(entry, _Pack):
@@ -91,7 +94,7 @@ class Backlog:
                 else:
                     found += 1
                     self._count -= isinstance(entry[1], Emitted)
-            if found < self._run:
+            if found < PORTION:
                 packs += self._newest
                 self._count -= len(self._newest)
                 self._newest = []

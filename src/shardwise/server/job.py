@@ -20,12 +20,15 @@ from shardwise.errors import ShardwiseError
 from shardwise.sched.events import Event, Scored
 from shardwise.sched.pooling import PoolingParams
 from shardwise.sched.request import RequestOutputKind, SamplingParams
-from shardwise.server.backlog import RUN, Backlog
+from shardwise.server.backlog import LOOSE, Backlog
 from shardwise.server.call import Call
 from shardwise.server.refusal import Refusal
 from shardwise.server.service import Service
 
 T = TypeVar("T", bound=Asked)
+
+TOGETHER = 64
+"""So many prompts of one request are handed to the engine before others have their turn."""
 
 LONG_SCORES = 64
 """More scores of a prompt than these are read on another thread: each takes as long as a token of an answer."""
@@ -57,12 +60,14 @@ class Batch(Generic[T]):
 
     def _room(self, choices: int) -> Backlog:
         settings = self._service.settings
-        return Backlog(settings.max_behind * choices, settings.max_behind_bytes, max(RUN, 2 * choices))
+        return Backlog(settings.max_behind * choices, settings.max_behind_bytes, max(LOOSE, 2 * choices))
 
     async def _begin(self, count: int, start: Callable[[int, Callable[[Event], None]], T]) -> None:
         """Hands so many to the engine, by `start(index, sink)`; returns when all are taken."""
         for index in range(count):
             self._running.append(start(index, partial(self._put, index)))
+            if index % TOGETHER == TOGETHER - 1:
+                await asyncio.sleep(0)
         for running in self._running:
             await self._service.engine.admitted(running.number)
 
