@@ -68,8 +68,9 @@ class ServingEngine(TokenEngine, Protocol):
         ...
 
     async def admitted(self, request: int) -> None:
-        """Returns once a submitted request was taken in. QueueFull, RequestError or Unavailable where it was not, and its sink
-        gets an `Ended` with the same words. `submit` itself may raise them where they are known at once."""
+        """Returns once a submitted request was taken in. QueueFull, RequestError or Unavailable where it was not: to be told
+        here, it must be awaited at once after `submit`, which may itself raise what is known by then. Where nobody waits, the
+        request's sink gets an `Ended` with the same words."""
         ...
 
     async def status(self) -> Status:

@@ -162,8 +162,7 @@ class RemoteEngine(asyncio.Protocol):
         self._send(data)
 
     async def admitted(self, request: int) -> None:
-        """Returns once a request was taken in. QueueFull, RequestError or Unavailable where it was not; its sink got an `Ended`
-        with the same words."""
+        """As `ServingEngine.admitted`."""
         if (error := self._refused.pop(request, None)) is not None:
             raise error
         found = self._open.get(request)
@@ -264,15 +263,17 @@ class RemoteEngine(asyncio.Protocol):
             self._loop.call_exception_handler({"message": f"the sink of request {number} failed", "exception": error})
 
     def _refuse(self, number: int, error: ShardwiseError) -> None:
-        """Ends a request that was not taken in."""
+        """Ends a request that was not taken in. Whoever waits in `admitted` hears it there alone."""
         if (found := self._open.get(number)) is None:
             return
-        if found.answer is None:
-            self._refused[number] = error
-            while len(self._refused) > KEPT:
-                self._refused.popitem(last=False)
-        elif not found.answer.done():
-            found.answer.set_exception(error)
+        if found.answer is not None:
+            del self._open[number]
+            if not found.answer.done():
+                found.answer.set_exception(error)
+            return
+        self._refused[number] = error
+        while len(self._refused) > KEPT:
+            self._refused.popitem(last=False)
         self._tell(number, found, Ended(number, str(error)))
 
     def _end(self, reason: str) -> None:

@@ -16,7 +16,7 @@ from shardwise.engine.embed import Pooling, start_pooling
 from shardwise.engine.front import Running
 from shardwise.engine.outputs import RequestOutput
 from shardwise.engine.together import Asked
-from shardwise.errors import ShardwiseError
+from shardwise.errors import QueueFull, ShardwiseError
 from shardwise.sched.events import Event, Scored
 from shardwise.sched.pooling import PoolingParams
 from shardwise.sched.request import RequestOutputKind, SamplingParams
@@ -27,8 +27,9 @@ from shardwise.server.service import Service
 
 T = TypeVar("T", bound=Asked)
 
-TOGETHER = 64
-"""So many prompts of one request are handed to the engine before others have their turn."""
+TOGETHER = 128
+"""So many prompts of one HTTP request are with the engine at once; the others follow as these end. A long list is no reason to
+refuse it, and it must not fill the queue for all others."""
 
 LONG_SCORES = 64
 """More scores of a prompt than these are read on another thread: each takes as long as a token of an answer."""
@@ -55,6 +56,9 @@ class Batch(Generic[T]):
         self._backlog = self._room(1)
         self._some = asyncio.Event()
         self._late = False
+        self._left = 0
+        self._feeder: asyncio.Task[None] | None = None
+        self._freed = asyncio.Event()
         self._failure: ShardwiseError | None = None
         self._loop, self._thread = asyncio.get_running_loop(), threading.get_ident()
 
@@ -63,13 +67,51 @@ class Batch(Generic[T]):
         return Backlog(settings.max_behind * choices, settings.max_behind_bytes, max(LOOSE, 2 * choices))
 
     async def _begin(self, count: int, start: Callable[[int, Callable[[Event], None]], T]) -> None:
-        """Hands so many to the engine, by `start(index, sink)`; returns when all are taken."""
-        for index in range(count):
-            self._running.append(start(index, partial(self._put, index)))
-            if index % TOGETHER == TOGETHER - 1:
-                await asyncio.sleep(0)
-        for running in self._running:
+        """Hands so many to the engine, by `start(index, sink)`; returns when as many are taken as there is room for. Raises
+        what kept the first one out, or what is wrong with another."""
+        self._left = count
+        while self._left and len(self._running) < TOGETHER:
+            try:
+                await self._hand(start)
+            except QueueFull:
+                if not self._running:
+                    raise
+                break
+        if self._left:
+            self._feeder = asyncio.create_task(self._feed(start))
+
+    async def _hand(self, start: Callable[[int, Callable[[Event], None]], T]) -> None:
+        """Hands the next one to the engine; raises where it is not taken."""
+        running = start(len(self._running), partial(self._put, len(self._running)))
+        self._running.append(running)
+        try:
             await self._service.engine.admitted(running.number)
+        except BaseException:
+            running.abort()
+            self._running.pop()
+            raise
+        self._left -= 1
+
+    async def _feed(self, start: Callable[[int, Callable[[Event], None]], T]) -> None:
+        """Hands over the others, each when one before it has ended, or when the queue has a place for it."""
+        most = TOGETHER
+        try:
+            while self._left:
+                self._freed.clear()
+                open_now = sum(not running.ended for running in self._running)
+                if open_now >= most:
+                    await self._freed.wait()
+                    continue
+                try:
+                    await self._hand(start)
+                except QueueFull as full:
+                    most = max(1, open_now)
+                    if not open_now:
+                        await asyncio.sleep(full.retry_after_s)
+        except ShardwiseError as error:
+            self._failure = self._failure or error
+            self._left = 0
+            self._some.set()
 
     def _put(self, index: int, event: Event) -> None:
         """On the engine's thread, or on this loop's."""
@@ -95,7 +137,7 @@ class Batch(Generic[T]):
         came before that was given out."""
         if self._failure is not None:
             raise self._failure
-        while self._backlog or self._backlog.full or not all(running.ended for running in self._running):
+        while self._backlog or self._backlog.full or self._left or not all(running.ended for running in self._running):
             if self._backlog.full:
                 raise self._too_slow()
             # Of what has come, some at a time: others have their turn between, and no piece to be written gets too large.
@@ -113,6 +155,7 @@ class Batch(Generic[T]):
                     self._running[index].check()
                 except ShardwiseError as error:
                     self._failure = self._failure or error
+            self._freed.set()
             if touched:
                 return list(touched)
         return []
@@ -129,7 +172,9 @@ class Batch(Generic[T]):
         return self._running
 
     def abort(self) -> None:
-        """Ends all that has not ended."""
+        """Ends all that has not ended, and hands over no more."""
+        if self._feeder is not None:
+            self._feeder.cancel()
         for running in self._running:
             if not running.ended:
                 running.abort()
