@@ -39,6 +39,22 @@ def test_sixteen_tokens_by_themselves(served: Served, engine: ServingFake):
     assert answer["usage"]["completion_tokens"] == 16 and answer["choices"][0]["finish_reason"] == "length"
 
 
+def test_a_long_prompt_is_told_as_a_short_one_is(served: Served, engine: ServingFake):
+    """Off the loop, and from scores that came in several steps."""
+    says(engine, [300] * 3)
+    ids = [20 + n % 50 for n in range(engine.setup.limits.tokens + 150)]
+    asked = {"prompt": ids, "echo": True, "logprobs": 2, "n": 2, "max_tokens": 3, "return_token_ids": True}
+    whole, streamed = (
+        read(served.post(PATH, {**asked, "stream": bool(n)})) for n, read in enumerate((text_whole, text_streamed))
+    )
+    assert whole == streamed
+    text = served.service.front.tokenizer.decode([*ids, 300, 300, 300])
+    for choice in whole.values():
+        assert choice["text"] == text and choice["prompt_token_ids"] == ids
+        assert choice["logprobs"]["token_logprobs"] == [None, *[-0.5] * (len(ids) + 2)]
+        assert choice["logprobs"]["text_offset"] == sorted(choice["logprobs"]["text_offset"])
+
+
 def test_many_prompts_in_their_order(served: Served, engine: ServingFake):
     """Texts and ids, n of each; the answer to prompt i, choice j, is number i * n + j."""
     engine.answer = lambda prompt, choice, place: 6 if place else 1000 + 100 * choice + len(prompt)

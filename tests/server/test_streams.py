@@ -150,6 +150,24 @@ def test_a_job_that_nobody_reads_is_cut_off(held: ServingFake):
     assert refusal.status == 408 and refusal.code == "too_slow" and held.running == 0
 
 
+@pytest.mark.parametrize("limits", [{"max_behind": 64}, {"max_behind_bytes": 2000}], ids=lambda limits: next(iter(limits)))
+def test_a_request_that_nobody_reads_ends_before_its_reader_wakes(held: ServingFake, limits: dict[str, int]):
+    async def run() -> None:
+        service = Service(held, Settings(**limits))
+        async with Job(service) as job:
+            await job.start([service.front.prompt("Once")], [SamplingParams(max_tokens=1000, ignore_eos=True, logprobs=5)])
+            held.allow(500)
+            until = asyncio.get_running_loop().time() + 20
+            while held.running:
+                assert asyncio.get_running_loop().time() < until, "it still runs"
+                await asyncio.sleep(0.001)
+            for _ in range(2):
+                with pytest.raises(Refusal, match="waited to be read"):
+                    await anext(job)
+
+    asyncio.run(run())
+
+
 def test_what_came_before_a_failure_is_given_out_first(held: ServingFake):
     """Of two prompts one fails; all happens before anything is read."""
     held.answer = lambda prompt, _choice, place: -1 if len(prompt) > 1 and place == 3 else 20 + place
