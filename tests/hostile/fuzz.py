@@ -42,7 +42,9 @@ def malformed(seed: int, count: int) -> dict[str, Any]:
         run(live.url, PATIENCE_S, ((n, case(seed + 1, n)) for n in range(200)))  # all that a server makes once is there
         watched = Watched(live)
         found = run(live.url, PATIENCE_S, told(count, seed, watched), AT_ONCE)
-        return {**figures(found), **watched.result()}
+        last = range(count - count // 4, count)
+        again = watched.leaked(lambda: run(live.url, PATIENCE_S, ((n, case(seed, n)) for n in last), AT_ONCE))
+        return {**figures(found), **watched.result(), **again}
 
 
 def told(count: int, seed: int, watched: Watched) -> Iterator[tuple[int, Any]]:
@@ -115,6 +117,8 @@ def wrong(result: dict[str, Any], effective: int) -> list[str]:
             found += [f"{name}: good streams: {each}" for each in part["good_streams"]["faults"][:3]]
             if part["good_streams"]["good"] < 4:
                 found.append(f"{name}: only {part['good_streams']['good']} good streams came whole")
+            if part.get("leaked"):
+                found.append(f"{name}: MiB before and after the same cases once more: {part['played_again_mib']}")
             if part.get("fetched_urls"):
                 found.append(f"{name}: the server fetched {part['fetched_urls']} addresses")
     if "description" in result and result["description"]["effective"] < effective:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Any
@@ -49,6 +50,11 @@ def served(setup: Setup) -> Iterator[Served]:
 
 
 def test_bad_requests_harm_nobody(served: Served):
+    def tasks() -> int:
+        return int(served.call(lambda: len(asyncio.all_tasks())))
+
+    run(served.url, PATIENCE_S, iter(()))  # whatever a server begins with its first requests is there
+    before = tasks()
     found = run(served.url, PATIENCE_S, ((n, case(SEED, n)) for n in range(CASES)))
     assert found.faults == [] and found.streams.faults == [], (found.faults, found.streams.faults)
     assert found.baited == 0
@@ -56,6 +62,7 @@ def test_bad_requests_harm_nobody(served: Served):
     assert found.statuses[400] > CASES // 4 and found.statuses[200] > 10, found.statuses
     wait_for(lambda: served.service.drain.count == 0, "no request is open")
     wait_for(lambda: served.service.engine.running == 0, "nothing runs")  # type: ignore[attr-defined]
+    wait_for(lambda: tasks() <= before, f"no more than {before} tasks are left")
 
 
 def test_a_planted_fault_is_found(served: Served):
