@@ -54,7 +54,7 @@ storm: setup  ## clients that leave, drains, overload: thousands, against real s
 	$(BIN)/python -m pytest -q -n 0 -m slow --timeout 1800 tests/server/test_storm.py tests/server/test_drains.py tests/server/test_overload.py
 
 fuzz: setup  ## ten thousand hostile requests, five thousand without a key, and schemathesis, while good streams run; SEED=n for other ones
-	$(BIN)/python -m tests.hostile.fuzz --requests 10000 --keyless 5000 --examples 80 --seed $(SEED)
+	$(BIN)/python -m tests.hostile.fuzz --requests 10000 --keyless 5000 --examples 120 --seed $(SEED)
 
 lm-eval: setup  ## lm-eval's log-likelihoods and bits per byte at degrees 1, 2, 3 against transformers
 	$(BIN)/python -m tests.scoring.harness --degrees 1 2 3

@@ -10,7 +10,7 @@ from dataclasses import replace
 from random import Random
 
 from tests.hostile.answers import Unreadable, replies
-from tests.hostile.campaign import Target, exchanged
+from tests.hostile.exchange import Target, exchanged
 from tests.hostile.wire import HEAD_SPOILERS, METHODS, VERSIONS, Case
 
 PATHS = (

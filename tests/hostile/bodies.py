@@ -110,13 +110,29 @@ def spoilt(source: Random, path: str, good: dict[str, Any]) -> bytes:
         value.update(source.choice(bombs(path)))
     elif kind < 0.80:
         for _ in range(source.randint(1, 3)):
-            value = changed(source, value)
+            other = changed(source, deepcopy(value))
+            value = other if weight(other) <= MOST else value
     data = written(source, value)
     if kind >= 0.75:
         for _ in range(source.randint(1, 3)):
             at = source.randrange(len(data) + 1)
             data = data[:at] + source.choice(SPOILERS) + data[at + source.choice((0, 0, 0, 1, 5, 60)) :]
     return data
+
+
+MOST = 1_000_000
+"""What a body weighs at most: changes that each repeat a value three thousand times would make gigabytes of it."""
+
+
+def weight(value: Any) -> int:
+    """About the bytes of a value as JSON; anything above MOST where it has more."""
+    found = 0
+    for holder, key in spots(value):
+        each = holder[key]
+        found += 10 + (len(each) if isinstance(each, str) else 0) + (len(key) if isinstance(key, str) else 0)
+        if found > MOST:
+            break
+    return found
 
 
 def changed(source: Random, value: Any) -> Any:

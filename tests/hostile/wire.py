@@ -225,7 +225,7 @@ ZIPPED = zlib.compress(bytes(10 * 2**20), 9)
 def large(source: Random) -> Case:
     """Five megabytes, as a length or as chunks; or only the claim."""
     path, _ = good(source)
-    filler = source.choice((b" ", b"[", b'"', b'{"prompt": "' + b"a " * 100, b'[[[["', b'"\\u0041"', b"\xff"))
+    filler = source.choice((b" ", b"[", b'"', b'{"prompt": "' + b"a " * 100, b'[[[["', b'"\\u0041"', b"\xff", b"[],", b"1,"))
     data = (filler * (5 * 2**20 // len(filler) + 1))[: 5 * 2**20]
     match source.randrange(4):
         case 0:
