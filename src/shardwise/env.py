@@ -38,10 +38,15 @@ SPINS = "10000"
 """How often a thread of a rank looks for work before it sleeps: docs/log.md, "Threads that spin"."""
 
 
+QUIET = "9"
+"""Of KINETO_LOG_LEVEL, the profiler's own log: errors alone."""
+
+
 def of_a_rank(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """The environment of a rank process: this one, with threads that do not spin for long, unless the user says otherwise."""
+    """The environment of a rank process: this one, with threads that do not spin for long, and a profiler that writes no lines
+    of its own, unless the user says otherwise."""
     waits = {} if "OMP_WAIT_POLICY" in environ else {"GOMP_SPINCOUNT": SPINS}
-    return {**waits, **environ}
+    return {**waits, "KINETO_LOG_LEVEL": QUIET, **environ}
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@ are made from it. Knows no command line."""
 
 from __future__ import annotations
 
+import os
 import re
 from argparse import ArgumentTypeError
 from collections.abc import Callable, Iterator, Mapping
@@ -102,6 +103,16 @@ def hosts(text: str) -> tuple[str, ...]:
     return words(text)
 
 
+def folder(text: str) -> str:
+    """A folder that is there and may be written to, with its whole path."""
+    found = Path(text).expanduser().resolve()
+    if not found.is_dir():
+        raise ArgumentTypeError(f"there is no folder {text!r}; make it first, or name another one")
+    if not os.access(found, os.W_OK | os.X_OK):
+        raise ArgumentTypeError(f"this user may not write to {text!r}; name a folder of your own")
+    return str(found)
+
+
 SERVING = (
     Option("host", ("--host",), "address to listen on; one that others can reach needs --api-key (default: 127.0.0.1)",
            str, "ADDRESS"),
@@ -131,6 +142,9 @@ SERVING = (
            "them, and tell it in a header X-Ignored; embeddings are lists of numbers, also where base64 is asked for"),
     Option("no_store", ("--no-response-store",),
            "keep no responses for later requests; so it is too with several --api-workers, which share no memory"),
+    Option("profiler_dir", ("--profiler-dir",),
+           "a folder for traces of what the ranks do; turns /start_profile and /stop_profile on (default: none)",
+           folder, "DIR"),
     Option("seed", ("--seed", "--random-seed"),
            "requests without a seed draw theirs from this one, in the order they come (default: from chance)",
            whole(0, 2**32 - 1), "N"),
