@@ -12,6 +12,9 @@ DEBUG = "SHARDWISE_DEBUG"
 """Set to 1: an unexpected failure shows its traceback."""
 
 
+LOG_FORMAT = "SHARDWISE_LOG_FORMAT"
+"""text or json: how `shardwise serve` and all its processes log."""
+
 PREFIX = "SHARDWISE_"
 """Every option of `shardwise serve` may be set as a variable: this, and its long flag in capitals, as SHARDWISE_MAX_QUEUE."""
 
@@ -27,6 +30,11 @@ def api_key(environ: Mapping[str, str] = os.environ) -> str | None:
 def debug(environ: Mapping[str, str] = os.environ) -> bool:
     """Whether tracebacks of unexpected failures are wanted."""
     return environ.get(DEBUG, "") not in ("", "0")
+
+
+def log_format(environ: Mapping[str, str] = os.environ) -> str:
+    """How a process that was started by another one is to log: as that one."""
+    return environ.get(LOG_FORMAT, "text")
 
 
 def visible_gpus(environ: Mapping[str, str] = os.environ) -> str | None:

@@ -6,7 +6,6 @@ import os
 import secrets
 import threading
 import time
-import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -32,6 +31,7 @@ from shardwise.errors import Conflict, RequestError, ShardwiseError
 from shardwise.sched.events import Emitted, Ended, Event
 from shardwise.sched.pooling import PoolingParams
 from shardwise.sched.request import SEEDS, SamplingParams
+from shardwise.telemetry import log
 
 CLOSED = "the engine was closed"
 
@@ -269,7 +269,7 @@ class Engine:
                     self.core.apply(*done)
         except BaseException as error:
             if env.debug():
-                traceback.print_exc()
+                log.trace(error)
             self._end(error if isinstance(error, ShardwiseError) else ShardwiseError(f"the engine failed: {error!r}"))
         finally:
             # Nothing is ordered any more. What is here still comes in, to be ended with the rest.

@@ -16,7 +16,6 @@ import signal
 import socket
 import threading
 import time
-import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,6 +23,7 @@ from typing import TYPE_CHECKING
 from shardwise import env
 from shardwise.errors import CommError, ShardwiseError, UserError
 from shardwise.runtime import wire
+from shardwise.telemetry import log
 
 if TYPE_CHECKING:
     from shardwise.runtime.load import Progress
@@ -41,6 +41,7 @@ def main() -> None:
     # The engine decides when ranks end; a Ctrl-C at the terminal is its to handle.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    log.begin(env.log_format())
     channel = wire.Channel(socket.socket(fileno=args.fd))
     inbox: queue.SimpleQueue[wire.Message] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(channel, inbox, args.rendezvous), daemon=True, name="listen").start()
@@ -48,7 +49,7 @@ def main() -> None:
         _work(channel, inbox, args.rendezvous)
     except BaseException as error:
         if env.debug():
-            traceback.print_exc()
+            log.trace(error)
         _report(channel, error)
         # Not sys.exit: destroying a process group whose peers are gone can wait for them.
         os._exit(1)

@@ -14,6 +14,7 @@ from typing import Any
 from shardwise.engine.memory import mib
 from shardwise.errors import UserError
 from shardwise.server.settings import Settings
+from shardwise.telemetry.log import FORMATS
 
 MAX_WORKERS = 64
 UNITS_S = {"": 1.0, "s": 1.0, "ms": 0.001, "m": 60.0, "min": 60.0, "h": 3600.0}
@@ -103,6 +104,13 @@ def hosts(text: str) -> tuple[str, ...]:
     return words(text)
 
 
+def form_of_log(text: str) -> str:
+    """One of the forms that there are."""
+    if text not in FORMATS:
+        raise ArgumentTypeError(f"{text!r} is not known; choose one of {', '.join(FORMATS)}")
+    return text
+
+
 def folder(text: str) -> str:
     """A folder that is there and may be written to, with its whole path."""
     found = Path(text).expanduser().resolve()
@@ -145,6 +153,9 @@ SERVING = (
     Option("profiler_dir", ("--profiler-dir",),
            "a folder for traces of what the ranks do; turns /start_profile and /stop_profile on (default: none)",
            folder, "DIR"),
+    Option("log_format", ("--log-format",),
+           "text, or json: each line of all processes is an object with time, level, logger, message, pid and, where there is "
+           "one, request_id (default: text)", form_of_log, "FORMAT"),
     Option("seed", ("--seed", "--random-seed"),
            "requests without a seed draw theirs from this one, in the order they come (default: from chance)",
            whole(0, 2**32 - 1), "N"),

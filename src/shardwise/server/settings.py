@@ -21,7 +21,7 @@ class Settings:
     `allowed_hosts` are names under which the server may be asked besides its own, `allow_origins` the pages of other servers
     whose scripts may ask; "*" in either takes any. `chat_template` is a file that goes before the model's own; requests
     without a seed draw theirs from `seed`, where there is one. `stores`: responses are kept for later requests.
-    `profiler_dir` is the folder that ranks may record into.
+    `profiler_dir` is the folder that ranks may record into. `verbose`: each request is logged.
     """
 
     host: str = "127.0.0.1"
@@ -36,6 +36,8 @@ class Settings:
     seed: int | None = None
     stores: bool = True
     profiler_dir: str | None = None
+    log_format: str = "text"
+    verbose: bool = False
 
     max_body_bytes: int = limit(4 * 2**20, "the body of a request (413)")
     max_depth: int = limit(32, "objects and lists within each other in a body (400)")
