@@ -5,6 +5,8 @@ Nothing in here ends the rank: whatever goes wrong is told in place of a file. I
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import gzip
 import os
 import resource
@@ -82,14 +84,14 @@ class Recording:
             self._memory.restore()
 
 
-def written(done: profile, path: Path) -> Path:
+def written(done: profile, path: Path, large_bytes: int = LARGE_BYTES) -> Path:
     """The file that a trace was written to: `path`, or that with .gz behind. OSError, and no file, where it could not be."""
     done.export_chrome_trace(str(path))
     if not path.exists():  # it writes another one, which it gives this name only when it is complete; it says nothing else
         Path(f"{path}.tmp").unlink(missing_ok=True)
         free = shutil.disk_usage(path.parent).free
         raise OSError(None, f"{path.parent} must be a folder that this process may write to, with room ({free >> 20} MiB free)")
-    if path.stat().st_size < LARGE_BYTES:
+    if path.stat().st_size < large_bytes:
         return path
     small = Path(f"{path}.gz")
     try:
@@ -114,7 +116,11 @@ class _Memory:
         resource.setrlimit(resource.RLIMIT_DATA, (self._hard, self._hard))
 
     def restore(self) -> None:
-        """What the recording took and the allocator keeps stays allowed: else the rank would have less than before."""
+        """Gives back what the recording took. What the allocator keeps all the same stays allowed: else the rank would have
+        less than before."""
+        gc.collect()  # torch's profile holds itself
+        with suppress(OSError, AttributeError):  # glibc alone has it
+            ctypes.CDLL(None).malloc_trim(0)
         if self._held and self._soft != resource.RLIM_INFINITY:
             kept = max(0, _data_bytes() - self._held)
             with suppress(ValueError, OSError):

@@ -64,7 +64,7 @@ class Settings:
     max_kept: int = limit(1000, "responses that are kept, of all keys together; the oldest goes")
     max_kept_bytes: int = limit(64 * 2**20, "what is kept, as JSON; a response counts with all the conversation before it")
     kept_s: float = limit(3600.0, "after a response was made, before it is kept no longer")
-    max_profile_steps: int = limit(100, "steps that ranks record after /start_profile, in about 2.5 KB of memory an operation")
+    max_profile_steps: int = limit(50, "steps that ranks record after /start_profile, in about 2.5 KB of memory an operation")
     profile_timeout_s: float = limit(60.0, "from /start_profile on, before the recording ends by itself")
     drain_timeout_s: float = limit(30.0, "for open requests to finish after SIGTERM")
 
