@@ -12,6 +12,9 @@ DEBUG = "SHARDWISE_DEBUG"
 """Set to 1: an unexpected failure shows its traceback."""
 
 
+LOG_FORMAT = "SHARDWISE_LOG_FORMAT"
+"""text or json: how `shardwise serve` and all its processes log."""
+
 PREFIX = "SHARDWISE_"
 """Every option of `shardwise serve` may be set as a variable: this, and its long flag in capitals, as SHARDWISE_MAX_QUEUE."""
 
@@ -29,6 +32,11 @@ def debug(environ: Mapping[str, str] = os.environ) -> bool:
     return environ.get(DEBUG, "") not in ("", "0")
 
 
+def log_format(environ: Mapping[str, str] = os.environ) -> str:
+    """How a process that was started by another one is to log: as that one."""
+    return environ.get(LOG_FORMAT, "text")
+
+
 def visible_gpus(environ: Mapping[str, str] = os.environ) -> str | None:
     """The GPUs that CUDA may show, as the user restricted them; None where they are not restricted."""
     return environ.get("CUDA_VISIBLE_DEVICES")
@@ -38,10 +46,15 @@ SPINS = "10000"
 """How often a thread of a rank looks for work before it sleeps: docs/log.md, "Threads that spin"."""
 
 
+QUIET = "9"
+"""Of KINETO_LOG_LEVEL, the profiler's own log: errors alone."""
+
+
 def of_a_rank(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """The environment of a rank process: this one, with threads that do not spin for long, unless the user says otherwise."""
+    """The environment of a rank process: this one, with threads that do not spin for long, and a profiler that writes no lines
+    of its own, unless the user says otherwise."""
     waits = {} if "OMP_WAIT_POLICY" in environ else {"GOMP_SPINCOUNT": SPINS}
-    return {**waits, **environ}
+    return {**waits, "KINETO_LOG_LEVEL": QUIET, **environ}
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,6 +57,10 @@ class Unavailable(ShardwiseError):
     """The engine is gone, or going: it takes no requests any more. The message is the cause."""
 
 
+class Conflict(ShardwiseError):
+    """What is asked for does not go with what goes on already; the message says with what."""
+
+
 class CommError(ShardwiseError):
     """A collective failed. `rank` is the caller, `site` the place in the model, `culprit` the peer at fault if it is known."""
 

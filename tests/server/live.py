@@ -29,6 +29,7 @@ class Live:
     lines: list[str] = field(default_factory=list)
     said: list[str] = field(default_factory=list)
     up: threading.Event = field(default_factory=threading.Event)
+    ready: str = "try "
 
     @property
     def url(self) -> str:
@@ -56,7 +57,7 @@ class Live:
         def read(stream: Any, lines: list[str]) -> None:
             for line in iter(stream.readline, b""):
                 lines.append(line.decode().rstrip("\n"))
-                if line.startswith(b"try "):
+                if self.ready in lines[-1]:
                     self.up.set()
             self.up.set()
 
@@ -77,11 +78,13 @@ def connected(url: str, timeout_s: float = 60) -> Iterator[http.client.HTTPConne
 
 
 @contextmanager
-def serving(*args: str | Path, port: str = "0", command: Sequence[str] = tuple(COMMAND), **env: str) -> Iterator[Live]:
-    """`shardwise serve ARGS` once it is up; killed at the end, unless it has ended."""
+def serving(
+    *args: str | Path, port: str = "0", command: Sequence[str] = tuple(COMMAND), ready: str = "try ", **env: str
+) -> Iterator[Live]:
+    """`shardwise serve ARGS` once it is up, which the line with `ready` says; killed at the end, unless it has ended."""
     with running("serve", "--device", "cpu", "--port", port, *args, command=command, **env) as (process, mark):
-        live = Live(process, mark)
+        live = Live(process, mark, ready=ready)
         live.follow()
         assert live.up.wait(START_S), live.said
-        assert live.lines and live.lines[-1].startswith("try "), (live.wait(), live.said)
+        assert live.lines and ready in live.lines[-1], (live.wait(), live.said)
         yield live

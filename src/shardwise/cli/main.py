@@ -93,14 +93,16 @@ def _unknown(word: str) -> str:
 
 def _explained(error: Exception) -> int:
     """Says in one line on standard error what went wrong; the exit code for it."""
-    if env.debug():
-        import traceback
+    import logging
 
-        traceback.print_exception(error)
+    from shardwise.telemetry import log
+
+    if env.debug():
+        log.trace(error)
     text, code = " ".join(str(error).split()), 2 if isinstance(error, UserError) else 1
     if not isinstance(error, ShardwiseError):
         text, code = f"internal error: {type(error).__name__}: {text}; set {env.DEBUG}=1 for the traceback; please report", 70
-    sys.stderr.write(f"shardwise: error: {text}\n")
+    sys.stderr.write(log.line(text, logging.ERROR, "shardwise: error: "))
     return code
 
 

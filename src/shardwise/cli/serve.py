@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from shardwise import env
 from shardwise.cli import flags, layers
 from shardwise.errors import UserError
 from shardwise.server.options import OPTIONS, SERVING, Option, default, limits, settings
+from shardwise.telemetry import log
 
 EXAMPLES = """\
 Serves a model: OpenAI's API and others at http://127.0.0.1:8000, docs at /docs.
@@ -26,8 +28,9 @@ flags go before variables, and these before the file. SIGTERM or Ctrl-C lets req
 def run(argv: Sequence[str]) -> int:
     """The command; `argv` is what follows its name."""
     args = layers.read(parser(), argv)
+    log.begin(args.log_format, verbose=args.stats)
     for line in layers.misspelt(parser()):
-        sys.stderr.write(f"shardwise: {line}\n")
+        sys.stderr.write(log.line(line, logging.WARNING, "shardwise: "))
     if env.torchrun() is not None:
         raise UserError("`serve` starts its ranks itself; call it without torchrun")
     given = {option.name: getattr(args, option.name) for option in OPTIONS}
@@ -39,7 +42,7 @@ def run(argv: Sequence[str]) -> int:
         queue=args.max_queue,
         anybody=args.insecure_no_key,
         verbose=args.stats,
-        bars=bars if sys.stderr.isatty() else None,
+        bars=bars if sys.stderr.isatty() and not log.in_json() else None,
     )
     return serve(flags.options(args), settings(given), wanted)
 

@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from shardwise.engine.memory import Bound
+from shardwise.engine.profile import Bounds, Traces
 from shardwise.engine.setup import Setup
 from shardwise.engine.status import Status
 from shardwise.errors import RequestError, ShardwiseError
@@ -173,6 +174,13 @@ class Ask(msgspec.Struct, frozen=True, tag=True):
     number: Number
 
 
+class Profile(msgspec.Struct, frozen=True, tag=True):
+    """The ranks are to record what they do; without bounds, to end that. Answered by Profiled with the same number."""
+
+    number: Number
+    bounds: Bounds | None
+
+
 # --- to a front -------------------------------------------------------------------------------------------------------
 
 
@@ -252,6 +260,14 @@ class Answer(msgspec.Struct, frozen=True, tag=True):
     status: Status
 
 
+class Profiled(msgspec.Struct, frozen=True, tag=True):
+    """What was recorded; or, in `conflict`, why that could not begin or end."""
+
+    number: int
+    traces: Traces = ()
+    conflict: str | None = None
+
+
 class Gone(msgspec.Struct, frozen=True, tag=True):
     """The engine has ended, and every request with it. Nothing comes after it."""
 
@@ -279,8 +295,8 @@ class Failed(msgspec.Struct, frozen=True, tag=True):
     mendable: bool
 
 
-Asked = Submit | Knock | Abort | FinishChoice | Ask
-Message = Boot | Asked | Admitted | Refused | Events | Answer | Gone | Loading | Ready | Failed
+Asked = Submit | Knock | Abort | FinishChoice | Ask | Profile
+Message = Boot | Asked | Admitted | Refused | Events | Answer | Profiled | Gone | Loading | Ready | Failed
 
 _ENCODER = msgspec.msgpack.Encoder()
 _DECODER: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(Message)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from shardwise.engine.profile import Bounds, Told, Traces
 from shardwise.engine.setup import Setup
 from shardwise.engine.status import Status
 from shardwise.sched.events import Event
@@ -57,6 +58,10 @@ class HostedEngine(TokenEngine, Protocol):
         """Has `told` called with its status, or with None where it has ended."""
         ...
 
+    def record(self, bounds: Bounds | None, told: Told) -> None:
+        """Has what the ranks do recorded from now on; without bounds, ends that and has `told` called with the files."""
+        ...
+
 
 class ServingEngine(TokenEngine, Protocol):
     """What a server asks: an engine that may be elsewhere, may be full, and may be lost. Its coroutines run on any event loop,
@@ -75,4 +80,9 @@ class ServingEngine(TokenEngine, Protocol):
 
     async def status(self) -> Status:
         """What it is doing. Unavailable where it is gone."""
+        ...
+
+    async def profile(self, bounds: Bounds | None) -> Traces:
+        """Has what the ranks do recorded from now on; without bounds, ends that: the files. Conflict where it is recorded
+        already, or is not; Unavailable where the engine is gone."""
         ...

@@ -18,8 +18,9 @@ from functools import partial
 
 from shardwise.engine import bridge
 from shardwise.engine.contract import HostedEngine
+from shardwise.engine.profile import Traces
 from shardwise.engine.status import Status
-from shardwise.errors import QueueFull, RequestError, ShardwiseError
+from shardwise.errors import Conflict, QueueFull, RequestError, ShardwiseError
 from shardwise.sched.events import Ended, Event
 
 BUFFER_BYTES = 64 * 2**20
@@ -238,6 +239,8 @@ class Desk:
                 self._engine.finish(number, message.choice)
         elif isinstance(message, bridge.Ask):
             self._engine.gather(partial(self._answer, line, message.number))
+        elif isinstance(message, bridge.Profile):
+            self._engine.record(message.bounds, partial(self._recorded, line, message.number))
         else:
             raise bridge.BridgeError(f"a front does not send {type(message).__name__}")
         return None
@@ -283,6 +286,15 @@ class Desk:
             front, own = owners.get(slot.number, (slot.front, slot.number))
             slots.append(replace(slot, front=front, number=own))
         line.send(bridge.Answer(number, replace(status, slots=tuple(slots))))
+        if line.backlog or line.cut:
+            self._rouse()
+
+    def _recorded(self, line: Line, number: int, said: Traces | ShardwiseError) -> None:
+        """On the engine's thread. Where it has ended, all are told so anyway."""
+        if isinstance(said, Conflict):
+            line.send(bridge.Profiled(number, conflict=str(said)))
+        elif not isinstance(said, ShardwiseError):
+            line.send(bridge.Profiled(number, said))
         if line.backlog or line.cut:
             self._rouse()
 

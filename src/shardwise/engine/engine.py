@@ -6,7 +6,6 @@ import os
 import secrets
 import threading
 import time
-import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,13 +23,15 @@ from shardwise.engine.core import Core
 from shardwise.engine.gate import Gate
 from shardwise.engine.grammar import Grammars
 from shardwise.engine.journal import Entry, Sink
+from shardwise.engine.profile import Bounds, Profiler, Told, Traces, recorded
 from shardwise.engine.ranks import ProcessRanks, Progress, Ranks
 from shardwise.engine.setup import Setup
 from shardwise.engine.status import Status, awaited, gather, rank_statuses
-from shardwise.errors import RequestError, ShardwiseError
+from shardwise.errors import Conflict, RequestError, ShardwiseError
 from shardwise.sched.events import Emitted, Ended, Event
 from shardwise.sched.pooling import PoolingParams
 from shardwise.sched.request import SEEDS, SamplingParams
+from shardwise.telemetry import log
 
 CLOSED = "the engine was closed"
 
@@ -68,6 +69,10 @@ class Engine:
         self.grammars = Grammars(setup.folder, setup.layout.model.vocab)
         self._compiler = ThreadPoolExecutor(1, "grammars")  # which starts its thread when it has something to do
         self._alarm = Alarm()
+        self._profiler: Profiler | None = None
+        if isinstance(self.ranks, ProcessRanks):
+            self._profiler = Profiler(len(self.ranks.ready), self.ranks.record, self._later)
+            self.ranks.recorded = self._profiler.took
         self._statuses = rank_statuses(setup, self.ranks.ready)
         self._numbers = count(1)
         self._orders: deque[Callable[[], None]] = deque()
@@ -174,6 +179,26 @@ class Engine:
         """What it is doing. Unavailable where it has ended."""
         return await awaited(self)
 
+    def record(self, bounds: Bounds | None, told: Told) -> None:
+        """Has what the ranks do recorded from now on; without bounds, ends that and has `told` called on the engine's thread
+        with the files. Ranks that are no processes of their own are not recorded: a Conflict, as where it is recorded already
+        or is not."""
+        if (profiler := self._profiler) is None:
+            told(Conflict("only ranks that are processes can be recorded; these are none"))
+            return
+        try:
+            self._order(lambda: profiler.obey(bounds, told))
+        except ShardwiseError as error:
+            told(error)
+
+    async def profile(self, bounds: Bounds | None) -> Traces:
+        """As `record`: the files."""
+        return await recorded(self, bounds)
+
+    def _later(self, seconds: float, call: Callable[[], None]) -> None:
+        """Has `call` called on the engine's thread after so long."""
+        self._alarm.at(time.monotonic() + seconds, lambda: self._order(call, late=True))
+
     @property
     def lost(self) -> str | None:
         """Why it takes no requests any more; None while it does."""
@@ -244,7 +269,7 @@ class Engine:
                     self.core.apply(*done)
         except BaseException as error:
             if env.debug():
-                traceback.print_exc()
+                log.trace(error)
             self._end(error if isinstance(error, ShardwiseError) else ShardwiseError(f"the engine failed: {error!r}"))
         finally:
             # Nothing is ordered any more. What is here still comes in, to be ended with the rest.
@@ -252,6 +277,8 @@ class Engine:
                 with suppress(Exception):
                     self._orders.popleft()()
             self.core.journal.fail(str(self._ended))
+            if self._profiler is not None and self._ended is not None:
+                self._profiler.fail(self._ended)
             self.turned()
             self.ranks.close()
             os.close(self._wake)

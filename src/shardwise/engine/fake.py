@@ -16,9 +16,11 @@ from typing import Self
 from shardwise.engine.admit import admit
 from shardwise.engine.gate import Gate
 from shardwise.engine.journal import choices_of
+from shardwise.engine.profile import Bounds, Profiler, Told, Traces, recorded
 from shardwise.engine.setup import Setup
 from shardwise.engine.status import PagesStatus, Slot, Status, awaited
 from shardwise.errors import TIME_UP, Unavailable
+from shardwise.runtime import wire
 from shardwise.sched.events import Emitted, Ended, Event, Finish, Pooled, Scored
 from shardwise.sched.pooling import PoolingParams, packed
 from shardwise.sched.request import SamplingParams
@@ -63,6 +65,8 @@ class FakeEngine:
         self.finished: list[tuple[int, int]] = []
         self.answer = answer or self._counting
         self._open: dict[int, _Request] = {}
+        self._profiler = Profiler(1, self._told, lambda _seconds, _call: None)
+        self._recorded, self._since = wire.Record("", "", 0), 0
         self._ticks = 0
         self._held = held
         # Taken as such and not by way of the condition: a Ctrl-C within that one's `__enter__` would leave it locked for good.
@@ -134,6 +138,24 @@ class FakeEngine:
         """Has `told` called with the status; None where it is lost."""
         with self._lock:
             told(None if self._lost is not None else self._status())
+
+    def record(self, bounds: Bounds | None, told: Told) -> None:
+        with self._lock:
+            if self._lost is None:
+                self._profiler.obey(bounds, told)
+            else:
+                told(Unavailable(self._lost))
+
+    async def profile(self, bounds: Bounds | None) -> Traces:
+        return await recorded(self, bounds)
+
+    def _told(self, order: wire.Record | wire.EndRecord) -> None:
+        """What its one rank does that is told to record: the ticks since then, in a file of no bytes that is not there."""
+        if isinstance(order, wire.Record):
+            self._recorded, self._since = order, self.ticked
+            return
+        steps = min(self._recorded.steps, self.ticked - self._since)
+        self._profiler.took(0, wire.Recorded(f"{self._recorded.folder}/rank0-{self._recorded.stamp}.trace.json", 0, steps))
 
     @property
     def lost(self) -> str | None:

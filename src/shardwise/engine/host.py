@@ -13,6 +13,7 @@ import signal
 import socket
 from contextlib import suppress
 
+from shardwise import env
 from shardwise.engine.rank_processes import RankProcesses
 
 
@@ -31,6 +32,9 @@ def main() -> None:
         started.reach(args.ranks)
     # Only now, while the ranks import what they need.
     from shardwise.engine.hosted import serve
+    from shardwise.telemetry import log
+
+    log.begin(env.log_format())
 
     os._exit(serve(socket.socket(fileno=args.fd), started))
 

@@ -6,29 +6,34 @@ It imports next to nothing, so that the process and its ranks are started before
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import subprocess
 import sys
 from types import TracebackType
 from typing import Self
 
+from shardwise import env
 from shardwise.engine.rank_processes import STOP_S
 
 
 class HostProcess:
     """A process that starts `ranks` ranks and waits at the other end of `control` to be told what they compute. They all end
-    when `control` closes, at the latest with this process.
+    when `control` closes, at the latest with this process, and log as text or as JSON.
 
     A context manager: the process has ended when its context has.
     """
 
-    def __init__(self, ranks: int) -> None:
+    def __init__(self, ranks: int, log_format: str = "text") -> None:
         self.control, theirs = socket.socketpair()
         with theirs:
             own = ["--fd", str(theirs.fileno()), "--ranks", str(ranks)]
             command = [sys.executable, "-m", "shardwise.engine.host", *own]
             # Its own process group: a Ctrl-C at the terminal is for this process alone to act on.
-            self.process = subprocess.Popen(command, pass_fds=[theirs.fileno()], process_group=0, stdin=subprocess.DEVNULL)
+            told = {**os.environ, env.LOG_FORMAT: log_format}  # which ranks inherit
+            self.process = subprocess.Popen(
+                command, pass_fds=[theirs.fileno()], process_group=0, stdin=subprocess.DEVNULL, env=told
+            )
 
     def __enter__(self) -> Self:
         return self

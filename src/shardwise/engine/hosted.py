@@ -9,7 +9,6 @@ import os
 import socket
 import sys
 import threading
-import traceback
 from contextlib import suppress
 
 from shardwise import env
@@ -19,6 +18,7 @@ from shardwise.engine.engine import Engine
 from shardwise.engine.rank_processes import RankProcesses
 from shardwise.engine.ranks import ProcessRanks
 from shardwise.errors import ShardwiseError, UserError
+from shardwise.telemetry import log
 
 SWITCH_S = 0.0005
 """How long one thread may keep the others from running: reading a long prompt is not to hold the engine up."""
@@ -80,7 +80,7 @@ def serve(sock: socket.socket, started: RankProcesses) -> int:
         lost = run(control, started)
     except BaseException as error:
         if env.debug():
-            traceback.print_exc()
+            log.trace(error)
         message = str(error) if isinstance(error, ShardwiseError) else f"{type(error).__name__}: {error}"
         started.kill()
         control.tell(bridge.Failed(message, isinstance(error, UserError)))

@@ -105,6 +105,8 @@ class ProcessRanks:
         self._started = started or RankProcesses()
         self._channels: list[wire.Channel] = []
         self._early: tuple[Result, ...] = ()
+        self.recorded: Callable[[int, wire.Recorded], None] = lambda _, __: None
+        """Called within `wait` with what a rank has recorded, since `record`."""
         self._selector = selectors.DefaultSelector()
         try:
             self._started.reach(setup.layout.mesh.size)
@@ -151,6 +153,9 @@ class ProcessRanks:
         try:
             while (found := self._next()) is not None:
                 rank, message = found
+                if isinstance(message, wire.Recorded):
+                    self.recorded(rank, message)
+                    continue
                 if isinstance(message, wire.Results):
                     self._early += message.results
                     continue
@@ -174,6 +179,10 @@ class ProcessRanks:
             assert isinstance(message, wire.Rows)
             left -= message.count
             yield message
+
+    def record(self, order: wire.Record | wire.EndRecord) -> None:
+        """Has every rank record what it does, or end that."""
+        self._tell(order)
 
     def _tell(self, message: wire.Message) -> None:
         self._tell_encoded(wire.encode(message))

@@ -17,9 +17,10 @@ from typing import Any, cast
 
 from shardwise.engine import bridge
 from shardwise.engine.admit import admit
+from shardwise.engine.profile import Bounds, Traces
 from shardwise.engine.setup import Setup
 from shardwise.engine.status import Status
-from shardwise.errors import QueueFull, RequestError, ShardwiseError, Unavailable
+from shardwise.errors import Conflict, QueueFull, RequestError, ShardwiseError, Unavailable
 from shardwise.sched.events import Ended, Event
 from shardwise.sched.pooling import PoolingParams
 from shardwise.sched.request import SamplingParams
@@ -65,6 +66,7 @@ class RemoteEngine(asyncio.Protocol):
         self._knocking = bytearray()
         self._full = False
         self._statuses: dict[int, asyncio.Future[Status]] = {}
+        self._profiles: dict[int, asyncio.Future[Traces]] = {}
         self._lost: str | None = None
         self._gone: asyncio.Future[str] = self._loop.create_future()
         self._learning: asyncio.Task[None] | None = None
@@ -185,6 +187,19 @@ class RemoteEngine(asyncio.Protocol):
         finally:
             self._statuses.pop(number, None)
 
+    async def profile(self, bounds: Bounds | None) -> Traces:
+        """As `ServingEngine.profile`."""
+        if self._lost is not None:
+            raise Unavailable(self._lost)
+        number = next(self._asks)
+        answer: asyncio.Future[Traces] = self._loop.create_future()
+        self._profiles[number] = answer
+        self._send(bridge.frame(bridge.Profile(number, bounds)))
+        try:
+            return await answer
+        finally:
+            self._profiles.pop(number, None)
+
     async def gone(self) -> str:
         """Waits until the engine is lost, or closed: why."""
         return await asyncio.shield(self._gone)
@@ -235,13 +250,22 @@ class RemoteEngine(asyncio.Protocol):
             self._full = self._full or message.kind == "full"
             tell = self._answer_knock if message.number in self._knocks else self._refuse
             tell(message.number, _error(message))
-        elif isinstance(message, bridge.Answer):
-            if (answer := self._statuses.get(message.number)) is not None and not answer.done():
-                answer.set_result(message.status)
+        elif isinstance(message, bridge.Answer | bridge.Profiled):
+            self._take_told(message)
         elif isinstance(message, bridge.Gone):
             self._end(message.reason)
         else:
             raise bridge.BridgeError(f"an engine does not send {type(message).__name__}")
+
+    def _take_told(self, message: bridge.Answer | bridge.Profiled) -> None:
+        if isinstance(message, bridge.Answer):
+            if (answer := self._statuses.get(message.number)) is not None and not answer.done():
+                answer.set_result(message.status)
+        elif (traces := self._profiles.get(message.number)) is not None and not traces.done():
+            if message.conflict is None:
+                traces.set_result(message.traces)
+            else:
+                traces.set_exception(Conflict(message.conflict))
 
     def _answer_knock(self, number: int, error: ShardwiseError | None) -> None:
         answer = self._knocks[number]
@@ -286,7 +310,7 @@ class RemoteEngine(asyncio.Protocol):
                 self._tell(number, found, Ended(number, reason))
             else:
                 self._refuse(number, Unavailable(reason))
-        waiting: list[asyncio.Future[Any]] = [*self._statuses.values(), *self._knocks.values()]
+        waiting: list[asyncio.Future[Any]] = [*self._statuses.values(), *self._knocks.values(), *self._profiles.values()]
         for answer in waiting:
             if not answer.done():
                 answer.set_exception(Unavailable(reason))

@@ -118,6 +118,28 @@ def piece_rows(vocabulary: int) -> int:
     return max(1, PIECE_BYTES // (4 * vocabulary))
 
 
+class Record(msgspec.Struct, frozen=True, tag=True):
+    """What the rank does is to be recorded, from its next step on and for so many steps at most, then written to a file of
+    `folder` with `stamp` in its name. Answered by Recorded when it is."""
+
+    folder: str
+    stamp: str
+    steps: int
+
+
+class EndRecord(msgspec.Struct, frozen=True, tag=True):
+    """Enough was recorded. Ignored where nothing is."""
+
+
+class Recorded(msgspec.Struct, frozen=True, tag=True):
+    """What a rank recorded: so many bytes in the file `path`, "" where no step came. `error` says why there is none."""
+
+    path: str
+    bytes: int
+    steps: int
+    error: str | None = None
+
+
 class Failed(msgspec.Struct, frozen=True, tag=True):
     """The rank gives up. `mendable`: the user can mend it. `culprit`: the rank at fault where it is another one."""
 
@@ -131,7 +153,8 @@ class Stop(msgspec.Struct, frozen=True, tag=True):
     """The end, where closing the channel cannot say so."""
 
 
-Message = Start | Loading | Ready | Forward | Draws | Sample | Results | Done | Logits | Rows | Failed | Stop
+Steps = Forward | Draws | Sample | Results | Done | Logits | Rows
+Message = Start | Loading | Ready | Steps | Record | EndRecord | Recorded | Failed | Stop
 
 
 class WireError(ShardwiseError):

@@ -16,7 +16,6 @@ import signal
 import socket
 import threading
 import time
-import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,9 +23,11 @@ from typing import TYPE_CHECKING
 from shardwise import env
 from shardwise.errors import CommError, ShardwiseError, UserError
 from shardwise.runtime import wire
+from shardwise.telemetry import log
 
 if TYPE_CHECKING:
     from shardwise.runtime.load import Progress
+    from shardwise.runtime.recording import Recording
     from shardwise.runtime.runner import Runner
     from shardwise.sched.step import Step
 
@@ -40,6 +41,7 @@ def main() -> None:
     # The engine decides when ranks end; a Ctrl-C at the terminal is its to handle.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    log.begin(env.log_format())
     channel = wire.Channel(socket.socket(fileno=args.fd))
     inbox: queue.SimpleQueue[wire.Message] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(channel, inbox, args.rendezvous), daemon=True, name="listen").start()
@@ -47,7 +49,7 @@ def main() -> None:
         _work(channel, inbox, args.rendezvous)
     except BaseException as error:
         if env.debug():
-            traceback.print_exc()
+            log.trace(error)
         _report(channel, error)
         # Not sys.exit: destroying a process group whose peers are gone can wait for them.
         os._exit(1)
@@ -69,23 +71,34 @@ def _work(channel: wire.Channel, inbox: queue.SimpleQueue[wire.Message], rendezv
     runner = build(start, rendezvous, lambda count: channel.send(wire.Loading(count)))
     channel.send(ready(runner))
     busy_s = 0.0
+    # What does the steps: the runner, or what records it.
+    on: Runner | Recording = runner
+    recording: Recording | None = None
     while True:
         message = inbox.get()
         began = time.perf_counter()
         if isinstance(message, wire.Forward):
-            runner.forward(message.step)
+            on.forward(message.step)
             busy_s = time.perf_counter() - began
         elif isinstance(message, wire.Draws):
             runner.early(message.draws)
         elif isinstance(message, wire.Logits):
             for rows in rows_of(runner, message.step):
                 channel.send(rows)
-        else:
-            assert isinstance(message, wire.Sample)
-            *early, last = wire.in_messages(runner.sample(message.number, message.draws))
+        elif isinstance(message, wire.Sample):
+            *early, last = wire.in_messages(on.sample(message.number, message.draws))
             for results in early:
                 channel.send(wire.Results(results))
             channel.send(wire.Done(message.number, last, busy_s + time.perf_counter() - began))
+        elif isinstance(message, wire.Record):
+            from shardwise.runtime.recording import Recording
+
+            on = recording = Recording(runner, start.rank, message)
+        else:
+            assert isinstance(message, wire.EndRecord)
+        if recording is not None and (recording.full or isinstance(message, wire.EndRecord)):
+            channel.send(recording.end())
+            on, recording = runner, None
 
 
 def rows_of(runner: Runner, step: Step) -> Iterator[wire.Rows]:

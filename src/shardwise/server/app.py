@@ -65,7 +65,8 @@ class App:
         finally:
             end = " (its client is gone)" if exchange.gone else ""
             spent_s = time.monotonic() - call.began
-            LOG.info("%s %s %r: %d after %.3f s%s", call.id, scope["method"], path[:200], exchange.status, spent_s, end)
+            said = call.id, scope["method"], path[:200], exchange.status, spent_s, end
+            LOG.info("%s %s %r: %d after %.3f s%s", *said, extra={"request_id": call.id})
 
     async def _told_apart(self, scope: Any, exchange: Exchange, found: Found | None, call: Call) -> None:
         """Answers, or refuses with what went wrong; a client that is gone is told nothing."""

@@ -16,7 +16,8 @@ LOG = logging.getLogger("shardwise.server")
 
 
 def told(service: Service, error: BaseException, name: str) -> Refusal:
-    """What the client of request `name` is told; where that is little, the log says more. Raises what ends the process."""
+    """What the client of request `name`, its id and where there is one its trace, is told; where that is little, the log says
+    more. Raises what ends the process."""
     if isinstance(error, asyncio.CancelledError):
         return stopping()
     if not isinstance(error, Exception):
@@ -24,12 +25,13 @@ def told(service: Service, error: BaseException, name: str) -> Refusal:
     refusal = Refusal.of(error)
     if refusal.status != 500:
         return refusal
+    named = {"request_id": name.partition(" ")[0]}
     if isinstance(error, ShardwiseError):
-        LOG.error("request %s failed: %s", name, error)
+        LOG.error("request %s failed: %s", name, error, extra=named)
         if service.engine.lost is not None:
             return Refusal(503, "the engine is lost", code="engine_lost", retry_after_s=RETRY_S)
     else:
-        LOG.error("request %s failed:\n%s", name, trace(error))
+        LOG.error("request %s failed:\n%s", name, trace(error), extra=named)
     return refusal
 
 

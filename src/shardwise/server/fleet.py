@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import signal
 import socket
@@ -20,6 +21,7 @@ import msgspec
 
 from shardwise.errors import ShardwiseError, UserError
 from shardwise.server.settings import Settings
+from shardwise.telemetry import log
 
 MOST, WITHIN_S = 5, 60.0
 """So many fronts may die in so long a time and be replaced; more are a fault that a new process does not mend."""
@@ -164,4 +166,4 @@ def _death(code: int) -> str:
 
 def _say(text: str) -> None:
     with contextlib.suppress(OSError):
-        os.write(2, f"shardwise: {text}\n".encode())
+        os.write(2, log.line(text, logging.WARNING, "shardwise: ").encode())

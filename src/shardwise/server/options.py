@@ -3,6 +3,7 @@ are made from it. Knows no command line."""
 
 from __future__ import annotations
 
+import os
 import re
 from argparse import ArgumentTypeError
 from collections.abc import Callable, Iterator, Mapping
@@ -13,6 +14,7 @@ from typing import Any
 from shardwise.engine.memory import mib
 from shardwise.errors import UserError
 from shardwise.server.settings import Settings
+from shardwise.telemetry.log import FORMATS
 
 MAX_WORKERS = 64
 UNITS_S = {"": 1.0, "s": 1.0, "ms": 0.001, "m": 60.0, "min": 60.0, "h": 3600.0}
@@ -102,6 +104,23 @@ def hosts(text: str) -> tuple[str, ...]:
     return words(text)
 
 
+def form_of_log(text: str) -> str:
+    """One of the forms that there are."""
+    if text not in FORMATS:
+        raise ArgumentTypeError(f"{text!r} is not known; choose one of {', '.join(FORMATS)}")
+    return text
+
+
+def folder(text: str) -> str:
+    """A folder that is there and may be written to, with its whole path."""
+    found = Path(text).expanduser().resolve()
+    if not found.is_dir():
+        raise ArgumentTypeError(f"there is no folder {text!r}; make it first, or name another one")
+    if not os.access(found, os.W_OK | os.X_OK):
+        raise ArgumentTypeError(f"this user may not write to {text!r}; name a folder of your own")
+    return str(found)
+
+
 SERVING = (
     Option("host", ("--host",), "address to listen on; one that others can reach needs --api-key (default: 127.0.0.1)",
            str, "ADDRESS"),
@@ -131,6 +150,12 @@ SERVING = (
            "them, and tell it in a header X-Ignored; embeddings are lists of numbers, also where base64 is asked for"),
     Option("no_store", ("--no-response-store",),
            "keep no responses for later requests; so it is too with several --api-workers, which share no memory"),
+    Option("profiler_dir", ("--profiler-dir",),
+           "a folder for traces of what the ranks do; turns /start_profile and /stop_profile on (default: none)",
+           folder, "DIR"),
+    Option("log_format", ("--log-format",),
+           "text, or json: each line of all processes is an object with time, level, logger, message, pid and, where there is "
+           "one, request_id (default: text)", form_of_log, "FORMAT"),
     Option("seed", ("--seed", "--random-seed"),
            "requests without a seed draw theirs from this one, in the order they come (default: from chance)",
            whole(0, 2**32 - 1), "N"),

@@ -11,6 +11,7 @@ from shardwise.server import (
     health,
     messages,
     models,
+    profile,
     responses,
     tgi,
     tokens,
@@ -30,5 +31,6 @@ ROUTES: tuple[Route, ...] = (
     *about.ROUTES,
     *vectors.ROUTES,
     *tgi.ROUTES,
+    *profile.ROUTES,
     *health.ROUTES,
 )

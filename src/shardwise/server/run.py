@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 import socket
@@ -27,6 +28,7 @@ from shardwise.server.quiet import settle
 from shardwise.server.service import Service
 from shardwise.server.settings import Settings
 from shardwise.server.web import Web
+from shardwise.telemetry import log
 
 WARM_TOKENS = 2
 """What the first request of all, our own, writes: one token by a prompt's step, one by a decode's."""
@@ -48,7 +50,7 @@ class Run:
         setup = self._start.setup
         text = open_text(setup, self._settings.chat_template)
         for line in warnings(setup, text):
-            sys.stderr.write(f"shardwise: {line}\n")
+            sys.stderr.write(log.line(line, logging.WARNING, "shardwise: "))
         with self._start.result() as self._core:
             if (lost := uvloop.run(self._serve(text))) is not None:
                 raise ShardwiseError(lost)
@@ -73,7 +75,7 @@ class Run:
         await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         within_s = settings.drain_timeout_s if engine.lost is None else 0.0
         if within_s and (count := web.service.drain.count):
-            sys.stderr.write(f"{banner.ending(count, within_s)}\n")
+            sys.stderr.write(log.line(banner.ending(count, within_s)))
         await asyncio.gather(web.drain(within_s) if engine.lost is None else web.end(), self._fleet.drain(within_s))
         # After a drain that took too long, the connection was closed on purpose: only the process itself says what it met.
         return self._core.lost if self._told else engine.lost
@@ -86,7 +88,7 @@ class Run:
             banner.api(address, web.service.names),
             banner.attempt(address, bool(self._settings.api_keys)),
         )
-        sys.stdout.write("\n".join(lines) + "\n")
+        sys.stdout.write("".join(map(log.line, lines)))
         sys.stdout.flush()
 
     def _tell(self, number: int) -> None:

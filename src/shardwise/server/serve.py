@@ -5,7 +5,6 @@ This process never imports torch: it is the first front, and the engine and its 
 
 from __future__ import annotations
 
-import logging
 import sys
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -16,6 +15,7 @@ from shardwise.errors import UserError
 from shardwise.server import banner
 from shardwise.server.listener import listen, others_reach
 from shardwise.server.settings import Settings
+from shardwise.telemetry import log
 
 if TYPE_CHECKING:
     from shardwise.server.core import Bars
@@ -40,10 +40,9 @@ def serve(options: Options, settings: Settings, wanted: Wanted) -> int:
             f"--host {settings.host} lets others reach this server, and no key is set: give --api-key KEY, or say "
             "--insecure-no-key if anybody may use it"
         )
-    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
-    logging.getLogger("shardwise").setLevel(logging.DEBUG if wanted.verbose else logging.WARNING)
+    settings = replace(settings, verbose=wanted.verbose)
     setup = resolve(options)
-    with listen(settings.host, settings.port) as listener, HostProcess(setup.layout.mesh.size) as host:
+    with listen(settings.host, settings.port) as listener, HostProcess(setup.layout.mesh.size, settings.log_format) as host:
         # Only now, while the ranks import what they need: these take long, too.
         from shardwise.server.core import CoreStart
 
@@ -56,5 +55,5 @@ def serve(options: Options, settings: Settings, wanted: Wanted) -> int:
 
 def say(line: str) -> None:
     """A line of the start, on standard output, at once."""
-    sys.stdout.write(line + "\n")
+    sys.stdout.write(log.line(line))
     sys.stdout.flush()

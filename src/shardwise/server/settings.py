@@ -21,6 +21,7 @@ class Settings:
     `allowed_hosts` are names under which the server may be asked besides its own, `allow_origins` the pages of other servers
     whose scripts may ask; "*" in either takes any. `chat_template` is a file that goes before the model's own; requests
     without a seed draw theirs from `seed`, where there is one. `stores`: responses are kept for later requests.
+    `profiler_dir` is the folder that ranks may record into. `verbose`: each request is logged.
     """
 
     host: str = "127.0.0.1"
@@ -34,6 +35,9 @@ class Settings:
     lenient: bool = False
     seed: int | None = None
     stores: bool = True
+    profiler_dir: str | None = None
+    log_format: str = "text"
+    verbose: bool = False
 
     max_body_bytes: int = limit(4 * 2**20, "the body of a request (413)")
     max_depth: int = limit(32, "objects and lists within each other in a body (400)")
@@ -60,6 +64,8 @@ class Settings:
     max_kept: int = limit(1000, "responses that are kept, of all keys together; the oldest goes")
     max_kept_bytes: int = limit(64 * 2**20, "what is kept, as JSON; a response counts with all the conversation before it")
     kept_s: float = limit(3600.0, "after a response was made, before it is kept no longer")
+    max_profile_steps: int = limit(50, "steps that ranks record after /start_profile, in about 2.5 KB of memory an operation")
+    profile_timeout_s: float = limit(60.0, "from /start_profile on, before the recording ends by itself")
     drain_timeout_s: float = limit(30.0, "for open requests to finish after SIGTERM")
 
     def __repr__(self) -> str:

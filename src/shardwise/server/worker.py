@@ -25,6 +25,7 @@ from shardwise.server.fleet import Begin, Report
 from shardwise.server.quiet import settle
 from shardwise.server.service import Service
 from shardwise.server.web import Web
+from shardwise.telemetry import log
 
 
 def main() -> None:
@@ -34,6 +35,7 @@ def main() -> None:
     control = socket.socket(fileno=parser.parse_args().fd)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     begin, listener, core = received(control)
+    log.begin(begin.settings.log_format, verbose=begin.settings.verbose)
     threading.Thread(target=_follow, args=(control,), daemon=True, name="control").start()
     try:
         lost = uvloop.run(answer(control, begin, listener, core))

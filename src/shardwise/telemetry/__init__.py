@@ -1,0 +1,1 @@
+"""What shardwise tells about itself while it runs."""
