@@ -14,6 +14,7 @@ import msgspec
 
 from shardwise.server.docs import RULES, body_name, markdown, rows
 from shardwise.server.openapi import openapi
+from shardwise.server.page import documents
 from shardwise.server.route import Route
 from shardwise.server.routes import ROUTES
 from shardwise.server.settings import Settings
@@ -113,7 +114,8 @@ def test_the_markdown_has_the_limits_and_the_fields():
 def test_what_the_rules_say_of_keys_holds():
     """The paths that need none are those that are named."""
     rule = next(rule for rule in RULES if "wants one" in rule)
-    assert {path for route in ROUTES if route.open for path in route.paths} == set(re.findall("`(/[a-z]+)`", rule))
+    everything = (*ROUTES, *documents(ROUTES, Settings()))
+    assert {path for route in everything if route.open for path in route.paths} == set(re.findall("`(/[a-z.]*)`", rule))
 
 
 def test_docs_api_md_is_what_the_routes_say():

@@ -24,8 +24,8 @@ OPENAPI, DOCS = ("/openapi.json",), ("/docs", "/")
 
 RULES = (
     "A path that begins with `/v1` works without it, too, and doubled or trailing slashes do no harm.",
-    "Where keys are set, every path but `/health`, `/ping` and `/ready` wants one: `Authorization: Bearer KEY` or "
-    "`x-api-key: KEY`.",
+    "Where keys are set, everything but GETs of `/health`, `/ping`, `/ready` and of this description (`/openapi.json`, "
+    "`/docs`, `/`) wants one: `Authorization: Bearer KEY` or `x-api-key: KEY`.",
     "Bodies are JSON, sent as `application/json`. A field that is null is as one that is absent; one that is not known is "
     "ignored, and counted in `/server_info` (in the `sampling_params` of `/inference/v1/generate` it is refused).",
     "A field without a default here is what the model's `generation_config.json` says, if it does.",
