@@ -73,6 +73,39 @@ def strip(choice: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in choice.items() if key != "id"}
 
 
+def test_the_field_at_fault_and_what_to_do_are_told(served: Served):
+    """By their names in the API that was asked; a prompt that is too long has its code, whatever else is wrong too has none."""
+    long, code = {"prompt": "a " * 2000}, "context_length_exceeded"
+    for path, fields, param, told, words in (
+        (TEXT, {"stop_token_ids": [9999], "max_tokens": 5000}, "stop_token_ids", "bad_request", "token id 9999"),
+        (TEXT, {"logit_bias": {"x": 1}}, "logit_bias", "bad_request", "logit_bias has the key 'x'"),
+        (
+            TEXT,
+            {"logit_bias": {"5": None}},
+            "logit_bias",
+            "invalid_value",
+            "a value of logit_bias is null; it must be a number",
+        ),
+        (TEXT, {"prompt": [9999]}, "prompt", "bad_request", "token id 9999"),
+        (TEXT, {"min_tokens": 9}, "min_tokens", "bad_request", "min_tokens is 9, above max_tokens"),
+        (TEXT, long, "prompt", code, "tokens"),
+        (TEXT, {"max_tokens": 5000}, "prompt", code, "max_tokens is 5000"),
+        (TEXT, {"response_format": {"type": None}}, "response_format.type", "bad_request", "type is null, which"),
+        (CHAT, {"max_tokens": None, "max_completion_tokens": 5000}, "messages", code, "max_completion_tokens is 5000"),
+        (CHAT, {"max_tokens": None, "max_completion_tokens": 0}, "max_completion_tokens", "bad_request", "is 0"),
+        (CHAT, {"max_tokens": 5000}, "messages", code, "and max_tokens is 5000"),
+        ("/v1/responses", {"input": "a", "max_output_tokens": 5000}, "input", code, "max_output_tokens is 5000"),
+        ("/v1/responses", {"max_output_tokens": 2**40}, "max_output_tokens", "bad_request", f"is {2**40}"),
+        ("/v1/embeddings", {"input": ["a", "a " * 2000]}, "input", code, "input[1]: the prompt has"),
+        ("/v1/rerank", {"query": "a", "documents": ["a " * 2000]}, "documents", code, "documents[0] with the query"),
+        ("/v1/score", {"text_1": "a", "text_2": "a " * 2000}, None, code, "pair 0"),
+    ):
+        answer = served.post(path, {**BASES.get(path, {}), **fields})
+        error = answer.json["error"]
+        assert (answer.status, error["param"], error["code"]) == (400, param, told), error
+        assert words in error["message"], error
+
+
 SHARED: list[tuple[dict[str, Any], tuple[str, ...]]] = [
     ({"stop": ["a"] * 17}, ("stop", "17", "16")), ({"stop": [""]}, ("stop", "at least one character")),
     ({"stop": 5}, ("stop",)),
@@ -117,7 +150,7 @@ CHATS: list[tuple[dict[str, Any], tuple[str, ...]]] = [
     ({"messages": [{"role": "user", "content": [{"type": "input_audio"}]}]}, ("input_audio", "text only")),
     ({"messages": [{"role": "user", "content": [{"type": "file"}]}]}, ("file", "text only")),
     ({"messages": [{"role": "user", "content": [{"text": "a"}]}]}, ("messages[0].content[0]",)),
-    ({"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{"}}]}]}, ("arguments",)),
+    ({"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": [1]}}]}]}, ("arguments",)),
     ({"logprobs": 1}, ("logprobs",)), ({"top_logprobs": 2}, ("top_logprobs", "logprobs")),
     ({"logprobs": True, "top_logprobs": 21}, ("top_logprobs", "20")),
     ({"max_tokens": 0}, ("max_tokens",)), ({"max_completion_tokens": 2}, ("max_tokens", "twice")),

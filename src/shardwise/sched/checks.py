@@ -75,7 +75,7 @@ def strings(name: str, value: object, most: int, most_chars: int) -> tuple[str, 
     found = sequence(name, value, most, "strings")
     for n, text in enumerate(found):
         if not isinstance(text, str) or not text:
-            raise RequestError(f"{name} is {shown(value)}; it takes a list of strings of at least one character")
+            raise RequestError(f"{name}[{n}] is {shown(text)}; it takes a string of at least one character")
         if len(text) > most_chars:
             raise RequestError(f"{name}[{n}] has {len(text)} characters; it takes at most {most_chars}")
         check_text(text, f"{name}[{n}]")

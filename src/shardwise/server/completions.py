@@ -17,13 +17,14 @@ from shardwise.sched.request import SamplingParams
 from shardwise.server.call import Call
 from shardwise.server.completions_body import CompletionBody, CompletionReply, TextChoice
 from shardwise.server.fields import check_count
+from shardwise.server.fits import check_fits
 from shardwise.server.frames import Frames, begun, fingerprint, new_id, now
 from shardwise.server.job import Job, Usage
 from shardwise.server.logprobs import Offsets, Speller, TextLogprobs, joined, prompt_shape, wanted_beside
 from shardwise.server.refusal import Refusal
 from shardwise.server.reply import DONE, Json, Reply
 from shardwise.server.route import Route
-from shardwise.server.sampling import check_fits, check_names_scores, given, sampling, shortened
+from shardwise.server.sampling import check_names_scores, given, sampling, shortened
 from shardwise.server.service import Service
 from shardwise.server.turn import started, tenant
 from shardwise.server.usage import told
@@ -104,7 +105,7 @@ def read(service: Service, call: Call, body: CompletionBody) -> Asked:
     prompts = []
     for n, one in enumerate(given_prompts):
         prompt = _prompt(service, call, body, one, f"prompt[{n}]" if count > 1 else "prompt")
-        check_fits(service, prompt.ids, params, "prompt")
+        check_fits(service.engine.setup, prompt.ids, params, "prompt")
         prompts.append(prompt)
     return Asked(body, prompts, params, keep)
 

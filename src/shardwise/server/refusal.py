@@ -37,6 +37,10 @@ FIELD = re.compile(
 )
 """A field's name, up to a place in a list, where a message of `sched.checks`, or of what calls it, begins with it."""
 
+WORDS = {"None": "null", "True": "true", "False": "false", "True or False": "true or false"}
+PYTHON = re.compile(r"(?<= is )(?:None|True|False)(?=[;,])|(?<=it takes )True or False")
+"""Values as Python has them, where such a message tells what came or would work. Clients write JSON."""
+
 BROKEN = "the server failed on this request; its log says more under the request id"
 
 
@@ -80,8 +84,9 @@ class Refusal(ShardwiseError):
             return error
         if isinstance(error, RequestError):
             # Such a message begins with what it is about: the field, or a part of it.
-            field = FIELD.match(str(error))
-            return Refusal(400, str(error), param=field[1] if field else None)
+            said = PYTHON.sub(lambda match: WORDS[match[0]], str(error))
+            field = FIELD.match(said)
+            return Refusal(400, said, param=field[1] if field else None)
         if isinstance(error, QueueFull):
             return Refusal(429, str(error), code="queue_full", retry_after_s=error.retry_after_s)
         if isinstance(error, Unavailable):

@@ -8,9 +8,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
-from shardwise.engine.admit import admit
 from shardwise.engine.prompts import last_ids
-from shardwise.errors import RequestError
 from shardwise.sched.fields import sampling_fields
 from shardwise.sched.request import MAX_BIAS, MAX_CHOICES, MAX_LOGPROB_IDS, MAX_LOGPROBS, MOST, SEEDS, SamplingParams
 from shardwise.server.refusal import Refusal
@@ -54,7 +52,13 @@ class DrawBody(msgspec.Struct, kw_only=True):
 class SamplingBody(DrawBody, kw_only=True):
     """All that may be said of an answer's tokens."""
 
-    n: Annotated[int, Meta(ge=1, le=MAX_CHOICES, description="How many answers to give; each is drawn apart.")] | None = None
+    n: (
+        Annotated[
+            int,
+            Meta(ge=1, le=MAX_CHOICES, description="So many answers, each drawn apart; no more than --max-num-seqs lets run."),
+        ]
+        | None
+    ) = None
     max_tokens: Annotated[int, Meta(ge=0, le=MOST, description="The most tokens of an answer.")] | None = None
     min_tokens: Annotated[int, Meta(ge=0, le=MOST, description="No end before so many tokens.")] | None = None
     stop_token_ids: Annotated[list[int], _says("The answer ends at any of these tokens.")] | None = None
@@ -136,22 +140,6 @@ def check_names_scores(ids: list[int] | None, *, asked: bool) -> None:
             "logprob_token_ids says of which tokens, and needs logprobs to say that they are told",
             param="logprob_token_ids",
         )
-
-
-def check_fits(service: Service, ids: tuple[int, ...], params: SamplingParams, param: str) -> None:
-    """Refuses what the model's context does not hold, with the code that clients shorten their prompts by."""
-    try:
-        admit(service.engine.setup, ids, params)
-    except RequestError as error:
-        least = 1 if params.max_tokens is None else params.max_tokens
-        context = service.engine.setup.context
-        if len(ids) + least <= context:
-            raise
-        # In the words of OpenAI's and of Anthropic's API, by which clients (litellm, Claude Code) know what to do about it.
-        known = (
-            f"{'The prompt is too long: this' if len(ids) >= context else 'This'} model's maximum context length is {context}"
-        )
-        raise Refusal(400, f"{error}. {known} tokens", param=param, code="context_length_exceeded") from None
 
 
 def shortened(

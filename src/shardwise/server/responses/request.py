@@ -14,6 +14,7 @@ from shardwise.sched.request import SamplingParams
 from shardwise.sched.structured import StructuredOutputs
 from shardwise.server.answer.tools import responses_offer
 from shardwise.server.conversation import variables_of
+from shardwise.server.fits import renamed
 from shardwise.server.frames import new_id, now
 from shardwise.server.refusal import Refusal
 from shardwise.server.responses.body import ResponsesBody, TextConfig
@@ -24,6 +25,7 @@ from shardwise.server.sampling import given, sampling
 from shardwise.server.service import Service
 from shardwise.server.turn import Turn
 
+LIMIT = "max_output_tokens"
 LOGPROBS = "message.output_text.logprobs"
 SEALED = "reasoning.encrypted_content"
 SERVED_ELSEWHERE = (
@@ -84,6 +86,7 @@ def ask(
         priority=body.priority,
         salt=body.cache_salt or "",
         source="input",
+        limit=LIMIT,
     )
     response = Response(
         id=new_id("resp_"),
@@ -131,7 +134,8 @@ def _params(service: Service, body: ResponsesBody, top: int | None) -> SamplingP
         values["structured_outputs"] = StructuredOutputs(json=form.schema, name="text.format.schema")
     if top is not None:
         values["logprobs"] = top
-    return sampling(service, values, max_tokens=body.max_output_tokens)
+    with renamed(max_tokens=LIMIT):
+        return sampling(service, values, max_tokens=body.max_output_tokens)
 
 
 def _text(text: TextConfig | None) -> dict[str, Any]:
