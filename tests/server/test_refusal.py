@@ -37,6 +37,7 @@ def test_the_field_at_fault_is_named(given: dict[str, object], param: str | None
         ("logit_bias: token id 9 is not in this model's vocabulary", "logit_bias"),
         ("structured_outputs says nothing", "structured_outputs"),
         ("prompt[1] is empty", "prompt"),
+        ("unknown field 'max_token', nearest: max_tokens", "max_token"),
     ],
 )
 def test_a_message_of_many_parts_names_the_field_too(text: str, param: str):

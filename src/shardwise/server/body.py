@@ -126,7 +126,7 @@ def known_fields(kind: type[msgspec.Struct]) -> frozenset[str]:
     return found
 
 
-def reworded(message: str, fields: Mapping[str, Any], kind: type[msgspec.Struct]) -> Refusal:
+def reworded(message: str, fields: Mapping[str, Any], kind: Any) -> Refusal:
     """msgspec's words as ours: `Expected `int`, got `str` - at `$.n`` is "n is the string "2"; it must be an integer"."""
     match = _PLACE.fullmatch(message)
     what, path = (match["what"], match["path"].removeprefix(".")) if match else (message, "")

@@ -102,9 +102,9 @@ def read(service: Service, body: ChatBody) -> Turn:
     newer_name = body.max_tokens is None and body.max_completion_tokens is not None
     limit = "max_completion_tokens" if newer_name else "max_tokens"
     with renamed(max_tokens=limit):
-        params = sampling(service, values, max_tokens=None)
-        if params.max_tokens == 0:
+        if 0 in (body.max_tokens, body.max_completion_tokens):
             raise RequestError("max_tokens is 0; an answer has at least one token")
+        params = sampling(service, values, max_tokens=None)
     offer = offered(body)
     return Turn(
         messages=newer(body.messages),

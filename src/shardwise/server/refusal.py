@@ -32,13 +32,13 @@ RETRY_S = 5
 """When to come back where nobody knows better: after a restart, or to another replica."""
 
 FIELD = re.compile(
-    r"(?:the conversation: |a (?:text in|key of) )?([a-z]+[a-z_0-9]*(?:\.[a-z_0-9]+)*)"
-    r"(?=\[| is | has | are | takes | asks | says | does | cannot | must | needs | holds | sets |: )"
+    r"(?:the conversation: |a (?:text in|key of) |unknown field ')?([a-z]+[a-z_0-9]*(?:\.[a-z_0-9]+)*)"
+    r"(?=\[|'| is | has | are | takes | asks | says | does | cannot | must | needs | holds | sets |: )"
 )
 """A field's name, up to a place in a list, where a message of `sched.checks`, or of what calls it, begins with it."""
 
 WORDS = {"None": "null", "True": "true", "False": "false", "True or False": "true or false"}
-PYTHON = re.compile(r"(?<= is )(?:None|True|False)(?=[;,])|(?<=it takes )True or False")
+PYTHON = re.compile(r"(?:(?<= is )|(?<= of type ))(?:None|True|False)(?=[;,])|(?<=it takes )True or False")
 """Values as Python has them, where such a message tells what came or would work. Clients write JSON."""
 
 BROKEN = "the server failed on this request; its log says more under the request id"

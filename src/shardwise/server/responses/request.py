@@ -169,12 +169,14 @@ def _tools(given: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], di
 
 def _add(tool: object, place: str, namespace: str | None, tools: list[dict[str, Any]], origins: dict[str, Origin]) -> None:
     """One tool of type function or custom, under its own name, or one that tells of its namespace."""
-    if not isinstance(tool, Mapping) or tool.get("type") not in ("function", "custom") or not isinstance(tool.get("name"), str):
+    if not isinstance(tool, Mapping) or tool.get("type") not in ("function", "custom"):
         kind = tool.get("type") if isinstance(tool, Mapping) else tool
         raise RequestError(
             f"{place} is of type {shown(kind)}; tools of the types function and custom, which have a name, are called by the "
             "model, and none are run by this server"
         )
+    if not isinstance(tool.get("name"), str):
+        raise RequestError(f"{place}.name is {shown(tool.get('name'))}; it takes the name that the model calls the tool by")
     custom, own = tool["type"] == "custom", tool["name"]
     name = own if namespace is None else f"{namespace}__{own}"
     origins[name] = Origin(own, custom, namespace)
