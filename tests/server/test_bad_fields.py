@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -27,8 +28,13 @@ FLAGS = ("ignore_eos", "include_stop_str_in_output", "skip_special_tokens", "str
 
 @pytest.fixture(scope="module")
 def served(setup: Setup) -> Iterator[Served]:
-    with ServingFake(setup) as engine, serving(engine, ROUTES) as made:
+    with ServingFake(running(setup, 128)) as engine, serving(engine, ROUTES) as made:
         yield made
+
+
+def running(setup: Setup, sequences: int) -> Setup:
+    """The same with so many sequences at once."""
+    return replace(setup, limits=replace(setup.limits, sequences=sequences))
 
 
 def refused(answer: Answer, *words: str, status: int = 400) -> dict[str, Any]:
@@ -55,6 +61,17 @@ def test_the_ends_of_ranges(served: Served, path: str):
     for name in FLAGS:
         for bad in (0, "true", []):
             refused(served.post(path, {**BASES[path], name: bad}), name)
+
+
+@pytest.mark.parametrize(("most", "sequences", "words"), [(128, 3, "but at most 3"), (3, 128, "gives at most 3")])
+def test_more_answers_than_there_may_be(setup: Setup, most: int, sequences: int, words: str):
+    """Whether the server is told so or cannot run them; by the name that the client said."""
+    with ServingFake(running(setup, sequences)) as engine, serving(engine, ROUTES, max_choices=most) as served:
+        for name in ("n", "best_of"):
+            assert refused(served.post(TEXT, {**BASES[TEXT], name: 4}), f"{name} is 4", words)["param"] == name
+            assert served.post(TEXT, {**BASES[TEXT], name: 3}).status == 200
+        answer = served.post("/generate", {"inputs": "a", "parameters": {"best_of": 4, "do_sample": True}})
+        assert answer.status == 400 and "parameters.best_of is 4" in answer.json["error"] and words in answer.json["error"]
 
 
 @pytest.mark.parametrize("path", BASES)

@@ -127,9 +127,17 @@ def sampling(service: Service, asked: Mapping[str, object], **usual: object) -> 
     if isinstance(seed := fields.get("seed"), int) and -SEEDS < seed < 0:
         fields["seed"] = seed + SEEDS  # OpenAI's seeds are signed; ours begin at 0
     params = SamplingParams(**{**usual, **service.defaults, **fields})
-    if params.n > service.settings.max_choices:
-        raise Refusal(400, f"n is {params.n}; this server gives at most {service.settings.max_choices} answers", param="n")
+    check_choices(service, params.n, "n")
     return params
+
+
+def check_choices(service: Service, count: int, name: str) -> None:
+    """Refusal for more answers to one prompt than this server gives, or runs at once; the field is called `name`."""
+    most, at_once = service.settings.max_choices, service.engine.setup.limits.sequences
+    if count > most:
+        raise Refusal(400, f"{name} is {count}; this server gives at most {most} answers", param=name)
+    if count > at_once:
+        raise Refusal(400, f"{name} is {count}, but at most {at_once} sequences run at once (--max-num-seqs)", param=name)
 
 
 def check_names_scores(ids: list[int] | None, *, asked: bool) -> None:

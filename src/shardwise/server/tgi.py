@@ -29,7 +29,7 @@ from shardwise.server.logprobs import finite, likeliest
 from shardwise.server.refusal import Refusal
 from shardwise.server.reply import Json, Reply, sse
 from shardwise.server.route import Route
-from shardwise.server.sampling import shortened
+from shardwise.server.sampling import check_choices, shortened
 from shardwise.server.service import Service
 from shardwise.server.tgi_body import (
     AboutReply,
@@ -140,6 +140,7 @@ def _read(service: Service, call: Call, body: TextBody, *, streams: bool) -> Ask
     for name in ("top_k", "top_p", "repetition_penalty", "frequency_penalty", "seed", "stop"):
         if (value := getattr(wanted, name)) is not None:
             values[name] = value
+    check_choices(service, wanted.best_of or 1, "parameters.best_of")
     if wanted.grammar is not None:
         values["structured_outputs"] = SPELLINGS["grammar"](wanted.grammar, "parameters.grammar")
     with renamed(max_tokens="max_new_tokens"):
