@@ -3,6 +3,7 @@ which value, and what would work. numpy's scalars are taken for the numbers they
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from numbers import Integral, Real
 from typing import Any
@@ -10,6 +11,9 @@ from typing import Any
 from shardwise.errors import RequestError
 
 SHOWN_CHARS = 60
+
+_WORDS = {"None": "null", "True": "true", "False": "false", "True or False": "true or false"}
+_PYTHON = re.compile(r"(?:(?<= is )|(?<= of type ))(?:None|True|False)(?=[;,])|(?<=it takes )True or False")
 
 
 def shown(value: object) -> str:
@@ -19,6 +23,11 @@ def shown(value: object) -> str:
     except ValueError:  # a whole number of more digits than Python prints
         return "a number of thousands of digits"
     return text if len(text) <= 2 * SHOWN_CHARS else f"{text[:SHOWN_CHARS]}…{text[-10:]}"
+
+
+def in_json(message: str) -> str:
+    """The message of an error for whoever wrote JSON: what came and what would work, without Python's words for them."""
+    return _PYTHON.sub(lambda match: _WORDS[match[0]], message)
 
 
 def real(name: str, value: object, low: float, high: float, *, above: bool = False) -> float:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from http import HTTPStatus
 
 from shardwise.errors import QueueFull, RequestError, ShardwiseError, Unavailable
+from shardwise.sched.checks import in_json
 
 KINDS = {
     400: "invalid_request_error",
@@ -36,10 +37,6 @@ FIELD = re.compile(
     r"(?=\[|'| is | has | are | takes | asks | says | does | cannot | must | needs | holds | sets |: )"
 )
 """A field's name, up to a place in a list, where a message of `sched.checks`, or of what calls it, begins with it."""
-
-WORDS = {"None": "null", "True": "true", "False": "false", "True or False": "true or false"}
-PYTHON = re.compile(r"(?:(?<= is )|(?<= of type ))(?:None|True|False)(?=[;,])|(?<=it takes )True or False")
-"""Values as Python has them, where such a message tells what came or would work. Clients write JSON."""
 
 BROKEN = "the server failed on this request; its log says more under the request id"
 
@@ -84,7 +81,7 @@ class Refusal(ShardwiseError):
             return error
         if isinstance(error, RequestError):
             # Such a message begins with what it is about: the field, or a part of it.
-            said = PYTHON.sub(lambda match: WORDS[match[0]], str(error))
+            said = in_json(str(error))
             field = FIELD.match(said)
             return Refusal(400, said, param=field[1] if field else None)
         if isinstance(error, QueueFull):
