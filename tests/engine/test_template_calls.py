@@ -51,7 +51,7 @@ def test_a_call_without_arguments(source: str) -> None:
         assert template.render([*HELLO, {"role": "assistant", "tool_calls": [call]}]) == "{}"
 
 
-CUT = ('{"city": "Zür', "[1]", '"Bern"', "[" * 9999, '{"days": ' + "1" * 5000 + "}")
+CUT = ('{"city": "Zür', "[1]", '"Bern"', "[" * 9999, '{"days": ' + "1" * 5000 + "}", '{"a": "\\ud83d"}')
 """Arguments as an answer has them that was cut within a call, and other text that is not the JSON of an object."""
 
 

@@ -187,11 +187,11 @@ class ChatTemplate:
         for name, value in variables.items():
             if name not in words and name not in KNOWN_VARIABLES:
                 raise RequestError(
-                    f"chat template variable {name!r} cannot be set; {', '.join(KNOWN_VARIABLES)} can, and others that this "
+                    f"chat_template_kwargs: {name!r} cannot be set; {', '.join(KNOWN_VARIABLES)} can, and others that this "
                     "model's template reads"
                 )
-            if isinstance(_checked(value, f"chat template variable {name!r}"), (list, dict)):
-                raise RequestError(f"chat template variable {name!r} must be text, a number or a bool")
+            if isinstance(_checked(value, f"chat_template_kwargs.{name}"), (list, dict)):
+                raise RequestError(f"chat_template_kwargs.{name} must be text, a number, true or false")
         return dict(variables)
 
 
@@ -255,16 +255,16 @@ def _check_call(call: object, name: str) -> None:
     if arguments in ("", None):  # as some clients have it of a call without any; templates get an object
         function["arguments"] = {}
     elif isinstance(arguments, str):
-        # Text that is no such JSON stays as it is: an answer that was cut within a call is sent back so.
-        _checked(_object_of(arguments), name)
+        return  # the JSON of an object, or as it is: an answer that was cut within a call is sent back so
     elif not isinstance(arguments, dict):
         raise RequestError(f"{name}: arguments must be an object, or text: the JSON of one")
 
 
 def _object_of(text: str) -> dict[str, Any] | None:
-    """The object that the arguments of a call are the JSON of; None where they are not."""
+    """The object that the arguments of a call are the JSON of; None where they are not, or it cannot be had: half a character,
+    too many digits or levels."""
     try:
-        found = json.loads(text)
+        found = _checked(json.loads(text), "arguments")
     except (ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None

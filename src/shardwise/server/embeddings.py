@@ -92,8 +92,9 @@ def read(body: EmbeddingBody, tokenizer: Tokenizer, setup: Setup, *, tenant: str
     prompts = []
     inputs = listed_input(body.input)
     check_count(len(inputs), most, "input")
+    several = not isinstance(body.input, str) and not isinstance(body.input[0], int)
     for n, given in enumerate(inputs):
-        name = "input" if isinstance(body.input, str) else f"input[{n}]"
+        name = f"input[{n}]" if several else "input"
         prompt = read_prompt(given, tokenizer, name, add_special_tokens=body.add_special_tokens)
         ids = last_ids(prompt.ids, body.truncate_prompt_tokens, setup.context)
         check_fits(setup, ids, params, "input", name=name)

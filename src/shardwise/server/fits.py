@@ -46,6 +46,15 @@ def check_fits(
 
 
 @contextmanager
+def told_of(name: str) -> Iterator[None]:
+    """Errors begin with the field that they are of."""
+    try:
+        yield
+    except RequestError as error:
+        raise type(error)(f"{name}: {error}") from None
+
+
+@contextmanager
 def renamed(**names: str) -> Iterator[None]:
     """Errors call a field as the API that was asked calls it: `max_tokens="max_output_tokens"`."""
     try:

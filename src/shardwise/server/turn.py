@@ -23,6 +23,7 @@ from shardwise.server.answer.style import Style, detect
 from shardwise.server.call import Call
 from shardwise.server.fits import check_fits
 from shardwise.server.job import Job, Usage
+from shardwise.server.refusal import Refusal
 from shardwise.server.sampling import shortened
 from shardwise.server.service import Service
 from shardwise.server.shape import shaped
@@ -161,6 +162,11 @@ def rendered(service: Service, turn: Turn) -> Prompt:
         if turn.template is None:
             raise
         raise RequestError(f"chat_template: {error}") from None  # the client's own
+    except RequestError as error:
+        refusal = Refusal.of(error)
+        if refusal.param == "messages":  # which are not what each API calls them
+            refusal.param = turn.source
+        raise refusal from None
     if turn.special and prompt.text is not None:
         prompt = replace(prompt, ids=tuple(service.front.tokenizer.encode(prompt.text)))
     return replace(prompt, ids=shortened(service, prompt.ids, turn.truncate))

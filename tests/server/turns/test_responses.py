@@ -326,7 +326,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"conversation": "conv_1"}, "conversation is not served here"),
     ({"prompt": {"id": "x"}}, "prompt is not served here"),
     ({"background": True, "store": False}, "a background response has to be kept"),
-    ({"chat_template_kwargs": {"tokenize": True}}, "chat template variable 'tokenize' cannot be set"),
+    ({"chat_template_kwargs": {"tokenize": True}}, "chat_template_kwargs: 'tokenize' cannot be set"),
     ({"input": "x " * 3000}, "the prompt has"),
 ]
 
