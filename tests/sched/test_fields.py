@@ -45,7 +45,7 @@ def test_logprobs_of_chats_and_of_completions():
         ({"logit_bias": {"5": 1, "05": 1}}, "logit_bias has token id 5 twice"),
         ({"logit_bias": {"five": 1}}, "logit_bias has the key 'five'"),
         ({"logit_bias": {"-5": 1}}, "logit_bias has the key '-5'"),
-        ({"logit_bias": [1]}, "logit_bias is [1]; it takes a dict"),
+        ({"logit_bias": [1]}, "logit_bias is [1]; it takes a mapping"),
         ({"logprobs": True, "top_logprobs": 21}, "logprobs is 21"),
         ({"temperature": "hot"}, "temperature is 'hot'"),
         ({"max_tokens": 5.0}, "max_tokens is 5.0; it takes a whole number"),

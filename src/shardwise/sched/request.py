@@ -169,7 +169,7 @@ def _biases(value: object) -> dict[int, float] | None:
     if value is None:
         return None
     if not isinstance(value, Mapping):
-        raise RequestError(f"logit_bias is {shown(value)}; it takes a dict from token ids to numbers")
+        raise RequestError(f"logit_bias is {shown(value)}; it takes a mapping of token ids to numbers")
     if len(value) > MAX_BIASES:
         raise RequestError(f"logit_bias has {len(value)} token ids; it takes at most {MAX_BIASES}")
     found = {}
