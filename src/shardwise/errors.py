@@ -44,6 +44,10 @@ class RequestError(UserError):
     """A prompt or a sampling value is out of range."""
 
 
+class TooLong(RequestError):
+    """A prompt, with what is asked for behind it, is longer than the context."""
+
+
 class QueueFull(ShardwiseError):
     """So many requests wait already that another one is not taken in. `retry_after_s` whole seconds from now there will be
     room for it, as far as can be told."""

@@ -116,6 +116,8 @@ def test_without_a_limit_the_context_is_one(front: Front):
         ({"prompt": "x", "temprature": 1}, "unknown field 'temprature', nearest: temperature"),
         ({"prompt": "x", "temperature": -1}, "temperature is -1"),
         ({"prompt": "x", "max_tokens": 0}, "max_tokens is 0"),
+        ({"prompt": "x", "stop": ["a", None]}, "stop[1] is null; it takes a string"),
+        ({"prompt": "x", "ignore_eos": 1}, "ignore_eos is 1; it takes true or false"),
         ({"prompt": "x", "max_tokens": 10**6}, "the prompt has 2 tokens and max_tokens is 1000000"),
         ({"prompt": "x", "min_tokens": "5"}, "min_tokens is '5'"),
         ({"prompt": "x", "id": 1.5}, "id is 1.5; it takes a string or a whole number"),

@@ -223,7 +223,7 @@ def test_bad_places(args, message):
         (["--min-p", "nan"], "min_p is nan"),
         (["--seed", "-1"], "seed is -1"),
         (["-n", "0"], "max_tokens is 0"),
-        (["-n", "5", "--min-tokens", "6"], "min_tokens 6 is above max_tokens 5"),
+        (["-n", "5", "--min-tokens", "6"], "min_tokens is 6, above max_tokens, which is 5"),
         (["-n", "2000000"], "max_tokens is 2000000"),
         (["--stop", ""], "at least one character"),
         (["--json", "--logprobs", "21"], "logprobs is 21"),

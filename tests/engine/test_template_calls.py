@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from shardwise.engine.template import ChatTemplate
+from shardwise.errors import RequestError
 from tests.engine.test_template import ASKED, HELLO, TOOLS, chat_templates, in_json_text, made, ours, theirs
 
 
@@ -48,3 +49,28 @@ def test_a_call_without_arguments(source: str) -> None:
     for function in ({"name": "f", "arguments": ""}, {"name": "f", "arguments": None}, {"name": "f"}):
         call = {"id": "a", "type": "function", "function": function}
         assert template.render([*HELLO, {"role": "assistant", "tool_calls": [call]}]) == "{}"
+
+
+CUT = ('{"city": "Zür', "[1]", '"Bern"', "[" * 9999, '{"days": ' + "1" * 5000 + "}", '{"a": "\\ud83d"}')
+"""Arguments as an answer has them that was cut within a call, and other text that is not the JSON of an object."""
+
+
+def test_arguments_that_were_cut_are_the_text_that_they_are(data: Path) -> None:
+    """As transformers has it; a template that puts arguments together by name fails on them, with the place of the call."""
+    asked, called, answered = ASKED
+    equal = failed = 0
+    for name, (source, special) in chat_templates(data).items():
+        reference, template = theirs(source, special), ChatTemplate({"default": source}, special)
+        for arguments in CUT[: 1 if name != "qwen3" else None]:
+            (call,) = called["tool_calls"]
+            cut = {**called, "content": "", "tool_calls": [{**call, "function": {**call["function"], "arguments": arguments}}]}
+            messages = [asked, cut, answered]
+            wanted = reference(messages, tools=TOOLS, add_generation_prompt=True)
+            if wanted is not None:
+                assert template.render(messages, tools=TOOLS) == wanted, name
+                equal += 1
+            else:
+                with pytest.raises(RequestError, match=r"messages\[1\]\.tool_calls\[0\]: its arguments are not the JSON.*chat"):
+                    template.render(messages, tools=TOOLS)
+                failed += 1
+    assert equal >= 12 and failed

@@ -136,7 +136,7 @@ def test_no_more_tokens_are_asked_for_than_allowed(least, most):
     if least <= most:
         SamplingParams(min_tokens=least, max_tokens=most)
     else:
-        refuse(f"min_tokens {least} is above max_tokens {most}", min_tokens=least, max_tokens=most)
+        refuse(f"min_tokens is {least}, above max_tokens, which is {most}", min_tokens=least, max_tokens=most)
 
 
 # --- strings ----------------------------------------------------------------------------------------------------------
@@ -150,7 +150,7 @@ def test_stop_strings_have_characters(stop):
     if all(stop):
         assert SamplingParams(stop=stop).stop == SamplingParams(stop=tuple(stop)).stop == tuple(stop)
     else:
-        refuse("it takes a list of strings of at least one character", stop=stop)
+        refuse(f"stop[{stop.index('')}] is ''; it takes a string of at least one character", stop=stop)
 
 
 def test_one_stop_string_is_not_its_characters():
@@ -165,9 +165,10 @@ def test_lists_of_strings(name, most):
     refuse(f"{name} has {most + 1} strings; it takes at most {most}", **{name: ["a"] * (most + 1)})
     refuse(f"{name}[1] has {MAX_STOP_CHARS + 1} characters", **{name: ["a", "b" * (MAX_STOP_CHARS + 1)]})
     refuse(f"{name}[0] has half a surrogate pair (U+D800) at character 1", **{name: ["a\ud800"]})
-    for value in (7, {"a"}, {"a": 1}, b"a", [7], [None], ["a", b"b"], [["a"]], iter(["a"])):
+    for value in (7, {"a"}, {"a": 1}, b"a", iter(["a"])):
         refuse(f"{name} is ", **{name: value})
-    refuse("it takes a list of strings of at least one character", **{name: [""]})
+    for value, place in ([7], 0), ([None], 0), (["a", b"b"], 1), ([["a"]], 0), ([""], 0):
+        refuse(f"{name}[{place}] is {value[place]!r}; it takes a string of at least one character", **{name: value})
 
 
 # --- ids --------------------------------------------------------------------------------------------------------------
@@ -201,7 +202,7 @@ def test_biases():
     for value in ([5], "5", 5, {5}):
         refuse("logit_bias is ", logit_bias=value)
     for token in (-1, "5", 1.0, True, None, 2**31):
-        refuse(f"a token id of logit_bias is {token!r}", logit_bias={token: 0})
+        refuse(f"logit_bias has the key {token!r}", logit_bias={token: 0})
     for bias in (MAX_BIAS + 1, -100.5, math.nan, math.inf, "1", True, None):
         refuse(f"logit_bias[5] is {bias!r}; it takes a number from -100 to 100", logit_bias={5: bias})
     refuse(f"logit_bias has {MAX_BIASES + 1} token ids", logit_bias=dict.fromkeys(range(MAX_BIASES + 1), 0))

@@ -112,6 +112,27 @@ def test_a_browser_opens_the_documents_without_a_key(setup: Setup):
         assert served.post("/docs", {}).status == 401
 
 
+def test_refusals_are_in_the_shape_of_what_was_asked(served: Served):
+    """Two APIs share `/`: TGI is asked by POST, and what neither takes is told as OpenAI's API tells it."""
+    shapes = {
+        "tgi": {"error", "error_type"},
+        "openai": {"error"},
+        "anthropic": {"type", "error", "request_id"},
+    }
+    asked = [
+        ("PUT", "/", "openai"), ("DELETE", "/", "openai"), ("POST", "/", "tgi"), ("GET", "/generate", "tgi"),
+        ("GET", "/v1/messages", "anthropic"), ("POST", "/v1/messages", "anthropic"), ("DELETE", "/v1/models", "openai"),
+    ]  # fmt: skip
+    for method, path, shape in asked:
+        for headers in ({}, {"Authorization": "Bearer right"}):
+            answer = served.ask(method, path, headers=headers)
+            assert answer.status in ((400, 405, 415) if headers else (401,)) and answer.json.keys() == shapes[shape], (
+                method,
+                path,
+            )
+    assert served.get("/", Host="evil.example").json["error"]["code"] == "bad_host"
+
+
 def test_a_preflight_needs_no_key_and_the_request_does(setup: Setup):
     page = [("Origin", "https://page.example")]
     asked = [*page, ("Access-Control-Request-Method", "POST"), ("Access-Control-Request-Headers", "authorization,content-type")]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -27,8 +28,13 @@ FLAGS = ("ignore_eos", "include_stop_str_in_output", "skip_special_tokens", "str
 
 @pytest.fixture(scope="module")
 def served(setup: Setup) -> Iterator[Served]:
-    with ServingFake(setup) as engine, serving(engine, ROUTES) as made:
+    with ServingFake(running(setup, 128)) as engine, serving(engine, ROUTES) as made:
         yield made
+
+
+def running(setup: Setup, sequences: int) -> Setup:
+    """The same with so many sequences at once."""
+    return replace(setup, limits=replace(setup.limits, sequences=sequences))
 
 
 def refused(answer: Answer, *words: str, status: int = 400) -> dict[str, Any]:
@@ -57,6 +63,17 @@ def test_the_ends_of_ranges(served: Served, path: str):
             refused(served.post(path, {**BASES[path], name: bad}), name)
 
 
+@pytest.mark.parametrize(("most", "sequences", "words"), [(128, 3, "but at most 3"), (3, 128, "gives at most 3")])
+def test_more_answers_than_there_may_be(setup: Setup, most: int, sequences: int, words: str):
+    """Whether the server is told so or cannot run them; by the name that the client said."""
+    with ServingFake(running(setup, sequences)) as engine, serving(engine, ROUTES, max_choices=most) as served:
+        for name in ("n", "best_of"):
+            assert refused(served.post(TEXT, {**BASES[TEXT], name: 4}), f"{name} is 4", words)["param"] == name
+            assert served.post(TEXT, {**BASES[TEXT], name: 3}).status == 200
+        answer = served.post("/generate", {"inputs": "a", "parameters": {"best_of": 4, "do_sample": True}})
+        assert answer.status == 400 and "parameters.best_of is 4" in answer.json["error"] and words in answer.json["error"]
+
+
 @pytest.mark.parametrize("path", BASES)
 def test_null_is_not_given_and_unknown_is_counted(served: Served, path: str):
     names = [
@@ -71,6 +88,43 @@ def test_null_is_not_given_and_unknown_is_counted(served: Served, path: str):
 
 def strip(choice: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in choice.items() if key != "id"}
+
+
+def test_the_field_at_fault_and_what_to_do_are_told(served: Served):
+    """By their names in the API that was asked; a prompt that is too long has its code, whatever else is wrong too has none."""
+    long, code = {"prompt": "a " * 2000}, "context_length_exceeded"
+    for path, fields, param, told, words in (
+        (TEXT, {"stop_token_ids": [9999], "max_tokens": 5000}, "stop_token_ids", "bad_request", "token id 9999"),
+        (TEXT, {"logit_bias": {"x": 1}}, "logit_bias", "bad_request", "logit_bias has the key 'x'"),
+        (
+            TEXT,
+            {"logit_bias": {"5": None}},
+            "logit_bias",
+            "invalid_value",
+            "a value of logit_bias is null; it must be a number",
+        ),
+        (TEXT, {"prompt": [9999]}, "prompt", "bad_request", "token id 9999"),
+        (TEXT, {"min_tokens": 9}, "min_tokens", "bad_request", "min_tokens is 9, above max_tokens"),
+        (TEXT, long, "prompt", code, "tokens"),
+        (TEXT, {"max_tokens": 5000}, "prompt", code, "max_tokens is 5000"),
+        (TEXT, {"response_format": {"type": None}}, "response_format.type", "bad_request", "type is null, which"),
+        (CHAT, {"max_tokens": None, "max_completion_tokens": 5000}, "messages", code, "max_completion_tokens is 5000"),
+        (CHAT, {"max_tokens": None, "max_completion_tokens": 0}, "max_completion_tokens", "bad_request", "is 0"),
+        (CHAT, {"max_tokens": 5000}, "messages", code, "and max_tokens is 5000"),
+        ("/v1/responses", {"input": "a", "max_output_tokens": 5000}, "input", code, "max_output_tokens is 5000"),
+        ("/v1/responses", {"max_output_tokens": 2**40}, "max_output_tokens", "bad_request", f"is {2**40}"),
+        (CHAT, {"chat_template_kwargs": {"messages": 1}}, "chat_template_kwargs", "bad_request", "'messages' cannot be set"),
+        ("/v1/responses", {"input": "a", "chat_template_kwargs": {"a": []}}, "chat_template_kwargs", "bad_request", "'a'"),
+        ("/v1/detokenize", {"tokens": [9999]}, "tokens", "bad_request", "tokens: token id 9999"),
+        ("/v1/embeddings", {"input": [9] * 2000}, "input", code, "input: the prompt has 2000"),
+        ("/v1/embeddings", {"input": ["a", "a " * 2000]}, "input", code, "input[1]: the prompt has"),
+        ("/v1/rerank", {"query": "a", "documents": ["a " * 2000]}, "documents", code, "documents[0] with the query"),
+        ("/v1/score", {"text_1": "a", "text_2": "a " * 2000}, None, code, "pair 0"),
+    ):
+        answer = served.post(path, {**BASES.get(path, {}), **fields})
+        error = answer.json["error"]
+        assert (answer.status, error["param"], error["code"]) == (400, param, told), error
+        assert words in error["message"], error
 
 
 SHARED: list[tuple[dict[str, Any], tuple[str, ...]]] = [
@@ -117,7 +171,7 @@ CHATS: list[tuple[dict[str, Any], tuple[str, ...]]] = [
     ({"messages": [{"role": "user", "content": [{"type": "input_audio"}]}]}, ("input_audio", "text only")),
     ({"messages": [{"role": "user", "content": [{"type": "file"}]}]}, ("file", "text only")),
     ({"messages": [{"role": "user", "content": [{"text": "a"}]}]}, ("messages[0].content[0]",)),
-    ({"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{"}}]}]}, ("arguments",)),
+    ({"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": [1]}}]}]}, ("arguments",)),
     ({"logprobs": 1}, ("logprobs",)), ({"top_logprobs": 2}, ("top_logprobs", "logprobs")),
     ({"logprobs": True, "top_logprobs": 21}, ("top_logprobs", "20")),
     ({"max_tokens": 0}, ("max_tokens",)), ({"max_completion_tokens": 2}, ("max_tokens", "twice")),

@@ -150,7 +150,7 @@ def test_inputs_are_taken_one_by_one(given: str | Sequence[str | int | Sequence[
         ({"input": ["a", []]}, "input[1] is empty: it needs at least one token"),
         ({"input": "", "add_special_tokens": False}, "input is empty: it needs at least one token"),
         ({"input": ["a", [1, 99999]]}, "input[1]: the prompt: token id 99999 is not in this model's vocabulary"),
-        ({"input": [-1]}, "token id 0 of input[0] is -1"),
+        ({"input": [-1]}, "token id 0 of input is -1"),
         ({"input": [[5] * (CONTEXT + 1)]}, f"input[0]: the prompt has {CONTEXT + 1} tokens; it may have {CONTEXT}"),
         ({"input": "a", "dimensions": HIDDEN + 1}, f"dimensions is {HIDDEN + 1}; it takes a whole number from 1 to {HIDDEN}"),
         ({"input": "a", "truncate_prompt_tokens": 0}, f"truncate_prompt_tokens is 0; it takes 1 to {CONTEXT}"),

@@ -15,7 +15,8 @@ from shardwise.server.refusal import BROKEN, Refusal
         ({"top_p": 3}, "top_p"),
         ({"n": 0}, "n"),
         ({"stop": [""]}, "stop"),
-        ({"logit_bias": {-1: 1}}, None),
+        ({"logit_bias": {-1: 1}}, "logit_bias"),
+        ({"min_tokens": 2, "max_tokens": 1}, "min_tokens"),
         ({"logit_bias": {1: 1000}}, "logit_bias"),
         ({"structured_outputs": {"regexp": "a"}}, "structured_outputs"),
     ],
@@ -36,6 +37,7 @@ def test_the_field_at_fault_is_named(given: dict[str, object], param: str | None
         ("logit_bias: token id 9 is not in this model's vocabulary", "logit_bias"),
         ("structured_outputs says nothing", "structured_outputs"),
         ("prompt[1] is empty", "prompt"),
+        ("unknown field 'max_token', nearest: max_tokens", "max_token"),
     ],
 )
 def test_a_message_of_many_parts_names_the_field_too(text: str, param: str):
@@ -52,3 +54,19 @@ def test_what_was_not_meant_for_clients_is_not_told():
     assert Refusal.of(Unavailable("it drains")).status == 503
     full = Refusal.of(QueueFull("full", retry_after_s=7))
     assert (full.status, full.headers) == (429, {"retry-after": "7"})
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"top_p": None}, "top_p is null; it takes a number above 0 to 1"),
+        ({"n": True}, "n is true; it takes a whole number from 1 to 128"),
+        ({"ignore_eos": 1}, "ignore_eos is 1; it takes true or false"),
+        ({"stop": ["x", None]}, "stop[1] is null; it takes a string of at least one character"),
+        ({"stop": ["None", ""]}, "stop[1] is ''; it takes a string of at least one character"),
+    ],
+)
+def test_values_are_told_as_json_has_them(given: dict[str, object], said: str):
+    with pytest.raises(RequestError) as raised:
+        SamplingParams(**given)
+    assert Refusal.of(raised.value).message == said

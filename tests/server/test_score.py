@@ -122,8 +122,9 @@ def test_what_cannot_be_scored(setup: Setup, tokenizer: Tokenizer, first: object
 
 def test_a_pair_that_is_too_long_is_told_with_both_numbers(setup: Setup, tokenizer: Tokenizer) -> None:
     count = len(tokenizer.encode("a")) + len(tokenizer.encode(" cat" * 1500, add_special_tokens=False))
-    with pytest.raises(RequestError, match=f"the prompt has {count} tokens; it may have {CONTEXT}"):
+    with pytest.raises(Refusal, match=f"the prompt has {count} tokens; it may have {CONTEXT}") as raised:
         read_score(score_body(text_1="a", text_2=" cat" * 1500), tokenizer, setup)
+    assert raised.value.code == "context_length_exceeded"
 
 
 # --- rerank -----------------------------------------------------------------------------------------------------------
@@ -178,5 +179,7 @@ def test_what_no_body_is(fields: dict[str, object]) -> None:
 
 
 def test_a_long_document_is_named(setup: Setup, tokenizer: Tokenizer) -> None:
-    with pytest.raises(RequestError, match=rf"documents\[1\] with the query: the prompt has \d+ tokens; it may have {CONTEXT}"):
+    said = rf"documents\[1\] with the query: the prompt has \d+ tokens; it may have {CONTEXT}"
+    with pytest.raises(Refusal, match=said) as raised:
         read_rerank(rerank_body(query="a", documents=["b", " cat" * 1500]), tokenizer, setup)
+    assert (raised.value.param, raised.value.code) == ("documents", "context_length_exceeded")

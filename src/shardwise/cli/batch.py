@@ -21,6 +21,7 @@ from shardwise.engine.progress import progress
 from shardwise.engine.setup import resolve
 from shardwise.engine.text import open_tokenizer
 from shardwise.errors import RequestError, ShardwiseError
+from shardwise.sched.checks import in_json
 from shardwise.sched.events import Event
 
 WINDOW = 1024
@@ -118,7 +119,7 @@ class Batch:
             asked = ask(line, self._front, self._defaults, secrets.randbelow(flags.SEEDS))
             running = self._front.start(asked.prompt, asked.params, partial(self._put, line.number))
         except RequestError as error:
-            self._write(line, name, {"error": str(error)})
+            self._write(line, name, {"error": in_json(str(error))})
             self.failed += 1
             return False
         # Only now: a line that cannot be run, and goes by its number, takes no other line's id.

@@ -5,20 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from shardwise.engine.setup import Setup
-from shardwise.errors import RequestError
+from shardwise.errors import RequestError, TooLong
 from shardwise.sched.checks import in_vocabulary
 from shardwise.sched.pooling import PoolingParams
 from shardwise.sched.request import SamplingParams
 
 
 def admit(setup: Setup, prompt: Sequence[int], params: SamplingParams | PoolingParams) -> int:
-    """How many tokens may be generated; RequestError where the request can never run. Needs no ranks."""
+    """How many tokens may be generated; RequestError where the request can never run, TooLong where that
+    is for want of room. Needs no ranks."""
     context, vocab = setup.context, setup.layout.model.vocab
     if not prompt:
         raise RequestError("the prompt is empty: it needs at least one token")
     scoring = not isinstance(params, SamplingParams) or params.max_tokens == 0
     if len(prompt) >= context + scoring:
-        raise RequestError(_too_long(setup, len(prompt), scoring))
+        raise TooLong(_too_long(setup, len(prompt), scoring))
     in_vocabulary("the prompt", prompt, vocab)
     if not isinstance(params, SamplingParams):
         return 0
@@ -27,7 +28,7 @@ def admit(setup: Setup, prompt: Sequence[int], params: SamplingParams | PoolingP
         return 0
     room = context - len(prompt)
     if params.max_tokens is not None and params.max_tokens > room:
-        raise RequestError(
+        raise TooLong(
             f"the prompt has {len(prompt)} tokens and max_tokens is {params.max_tokens}: together more than the context of "
             f"{context}; ask for at most {room}"
         )

@@ -98,7 +98,12 @@ class ChatTemplate:
         final = _mark_final(chat) if continue_final_message else ""
         extra = self._checked_variables(source, variables or {})
         fixed = {"messages": chat, "tools": tools, "documents": documents, "add_generation_prompt": generate}
-        text = self._text(source, {**self._special, **extra, **fixed})
+        try:
+            text = self._text(source, {**self._special, **extra, **fixed})
+        except RequestError as error:
+            if place := _cut_call(chat):
+                raise RequestError(f"{place}: its arguments are not the JSON of an object, and {error}") from None
+            raise
         return _cut_final(text, final) if continue_final_message else text
 
     def _text(self, source: str, variables: Mapping[str, Any]) -> str:
@@ -131,7 +136,8 @@ class ChatTemplate:
                 call = call.get("function", call)
                 arguments = call["arguments"]
                 if isinstance(arguments, str) and objects:
-                    call["arguments"] = json.loads(arguments)
+                    found = _object_of(arguments)
+                    call["arguments"] = arguments if found is None else found
                 elif isinstance(arguments, dict) and not objects:
                     call["arguments"] = json.dumps(arguments, ensure_ascii=False)
 
@@ -181,11 +187,11 @@ class ChatTemplate:
         for name, value in variables.items():
             if name not in words and name not in KNOWN_VARIABLES:
                 raise RequestError(
-                    f"chat template variable {name!r} cannot be set; {', '.join(KNOWN_VARIABLES)} can, and others that this "
+                    f"chat_template_kwargs: {name!r} cannot be set; {', '.join(KNOWN_VARIABLES)} can, and others that this "
                     "model's template reads"
                 )
-            if isinstance(_checked(value, f"chat template variable {name!r}"), (list, dict)):
-                raise RequestError(f"chat template variable {name!r} must be text, a number or a bool")
+            if isinstance(_checked(value, f"chat_template_kwargs.{name}"), (list, dict)):
+                raise RequestError(f"chat_template_kwargs.{name} must be text, a number, true or false")
         return dict(variables)
 
 
@@ -246,14 +252,32 @@ def _check_call(call: object, name: str) -> None:
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
         raise RequestError(f'{name} is not a function call; {{"function": {{"name": "...", "arguments": ...}}}} is wanted')
     arguments = function.setdefault("arguments", {})
+    if arguments in ("", None):  # as some clients have it of a call without any; templates get an object
+        function["arguments"] = {}
+    elif isinstance(arguments, str):
+        return  # the JSON of an object, or as it is: an answer that was cut within a call is sent back so
+    elif not isinstance(arguments, dict):
+        raise RequestError(f"{name}: arguments must be an object, or text: the JSON of one")
+
+
+def _object_of(text: str) -> dict[str, Any] | None:
+    """The object that the arguments of a call are the JSON of; None where they are not, or it cannot be had: half a character,
+    too many digits or levels."""
     try:
-        if arguments in ("", None):  # as some clients have it of a call without any; templates get an object
-            arguments = function["arguments"] = {}
-        arguments = _checked(json.loads(arguments), name) if isinstance(arguments, str) else arguments
-    except (json.JSONDecodeError, RecursionError):
-        arguments = None
-    if not isinstance(arguments, dict):
-        raise RequestError(f"{name}: arguments must be an object, or the JSON text of one")
+        found = _checked(json.loads(text), "arguments")
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _cut_call(chat: Sequence[Mapping[str, Any]]) -> str | None:
+    """The place of the first call whose arguments are not the JSON of an object."""
+    for n, message in enumerate(chat):
+        for m, call in enumerate(message.get("tool_calls", ())):
+            arguments = call.get("function", call)["arguments"]
+            if isinstance(arguments, str) and _object_of(arguments) is None:
+                return f"messages[{n}].tool_calls[{m}]"
+    return None
 
 
 def _mark_final(chat: list[dict[str, Any]]) -> str:

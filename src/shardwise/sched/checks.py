@@ -3,6 +3,7 @@ which value, and what would work. numpy's scalars are taken for the numbers they
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from numbers import Integral, Real
 from typing import Any
@@ -10,6 +11,9 @@ from typing import Any
 from shardwise.errors import RequestError
 
 SHOWN_CHARS = 60
+
+_WORDS = {"None": "null", "True": "true", "False": "false", "True or False": "true or false"}
+_PYTHON = re.compile(r"(?:(?<= is )|(?<= of type ))(?:None|True|False)(?=[;,])|(?<=it takes )True or False")
 
 
 def shown(value: object) -> str:
@@ -19,6 +23,11 @@ def shown(value: object) -> str:
     except ValueError:  # a whole number of more digits than Python prints
         return "a number of thousands of digits"
     return text if len(text) <= 2 * SHOWN_CHARS else f"{text[:SHOWN_CHARS]}…{text[-10:]}"
+
+
+def in_json(message: str) -> str:
+    """The message of an error for whoever wrote JSON: what came and what would work, without Python's words for them."""
+    return _PYTHON.sub(lambda match: _WORDS[match[0]], message)
 
 
 def real(name: str, value: object, low: float, high: float, *, above: bool = False) -> float:
@@ -75,7 +84,7 @@ def strings(name: str, value: object, most: int, most_chars: int) -> tuple[str, 
     found = sequence(name, value, most, "strings")
     for n, text in enumerate(found):
         if not isinstance(text, str) or not text:
-            raise RequestError(f"{name} is {shown(value)}; it takes a list of strings of at least one character")
+            raise RequestError(f"{name}[{n}] is {shown(text)}; it takes a string of at least one character")
         if len(text) > most_chars:
             raise RequestError(f"{name}[{n}] has {len(text)} characters; it takes at most {most_chars}")
         check_text(text, f"{name}[{n}]")

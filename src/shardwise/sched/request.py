@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from enum import IntEnum
+from numbers import Integral
 
 from shardwise.errors import RequestError
 from shardwise.sched.checks import flag, in_vocabulary, real, shown, strings, token_ids, whole
@@ -129,7 +130,7 @@ class SamplingParams:
     def _check_together(self) -> None:
         """What each field allows by itself, and another does not."""
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
-            raise RequestError(f"min_tokens {self.min_tokens} is above max_tokens {self.max_tokens}")
+            raise RequestError(f"min_tokens is {self.min_tokens}, above max_tokens, which is {self.max_tokens}")
         if self.max_tokens == 0 and self.n > 1:
             raise RequestError(f"n is {self.n}, but with max_tokens 0 there is nothing to continue; leave n at 1")
         if self.logprob_token_ids is not None and self.max_tokens == 0:
@@ -137,7 +138,7 @@ class SamplingParams:
         if self.stop and not self.detokenize:
             raise RequestError("stop strings are looked for in the text, and detokenize is False; use stop_token_ids")
         if self.allowed_token_ids is not None and not self.allowed_token_ids:
-            raise RequestError("allowed_token_ids is empty; name at least one id, or leave it None to allow all")
+            raise RequestError("allowed_token_ids is empty; name at least one id, or leave it out to allow all")
         if self.structured_outputs is not None and self.max_tokens == 0:
             raise RequestError(
                 f"{self.structured_outputs.said} is set, but with max_tokens 0 there is no answer; leave one of them out"
@@ -168,13 +169,14 @@ def _biases(value: object) -> dict[int, float] | None:
     if value is None:
         return None
     if not isinstance(value, Mapping):
-        raise RequestError(f"logit_bias is {shown(value)}; it takes a dict from token ids to numbers")
+        raise RequestError(f"logit_bias is {shown(value)}; it takes a mapping of token ids to numbers")
     if len(value) > MAX_BIASES:
         raise RequestError(f"logit_bias has {len(value)} token ids; it takes at most {MAX_BIASES}")
-    found = {
-        whole("a token id of logit_bias", token, 0, MOST): real(f"logit_bias[{shown(token)}]", bias, -MAX_BIAS, MAX_BIAS)
-        for token, bias in value.items()
-    }
+    found = {}
+    for token, bias in value.items():
+        if isinstance(token, bool) or not isinstance(token, Integral) or not 0 <= int(token) <= MOST:
+            raise RequestError(f"logit_bias has the key {shown(token)}; its keys are token ids, whole numbers from 0 to {MOST}")
+        found[int(token)] = real(f"logit_bias[{shown(token)}]", bias, -MAX_BIAS, MAX_BIAS)
     return found or None
 
 

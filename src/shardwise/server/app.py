@@ -80,12 +80,8 @@ class App:
             answer = told(self.service, error, exchange.name)
             if exchange.started:
                 return  # half an answer: the protocol closes the connection
-            await self._refuse(exchange, found, call, answer)
-
-    async def _refuse(self, exchange: Exchange, found: Found | None, call: Call, refusal: Refusal) -> None:
-        """In the shape of the API that was asked."""
-        errors = next(iter(found.routes.values())).errors if found else None
-        await exchange.refuse(refusal, errors(refusal, call) if errors else refusal.openai())
+            errors = found.errors(scope["method"]) if found else None  # in the shape of the API that was asked
+            await exchange.refuse(answer, errors(answer, call) if errors else answer.openai())
 
     async def _answer(self, scope: Any, exchange: Exchange, found: Found | None, call: Call) -> None:
         """Does one request; raises what its client is to be told."""

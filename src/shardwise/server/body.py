@@ -126,7 +126,7 @@ def known_fields(kind: type[msgspec.Struct]) -> frozenset[str]:
     return found
 
 
-def reworded(message: str, fields: Mapping[str, Any], kind: type[msgspec.Struct]) -> Refusal:
+def reworded(message: str, fields: Mapping[str, Any], kind: Any) -> Refusal:
     """msgspec's words as ours: `Expected `int`, got `str` - at `$.n`` is "n is the string "2"; it must be an integer"."""
     match = _PLACE.fullmatch(message)
     what, path = (match["what"], match["path"].removeprefix(".")) if match else (message, "")
@@ -139,8 +139,11 @@ def reworded(message: str, fields: Mapping[str, Any], kind: type[msgspec.Struct]
         return Refusal(400, f"{path} is {came}; it must be one of {', '.join(one_of)}", param=path, code="invalid_value")
     if wanted is None or (match and match["key"]):
         return Refusal(400, f"{path or 'the body'}: {what}", param=path or None, code="invalid_value")
-    is_it = f"is {came}" if came else f"is {wanted[2]}" if wanted[2] else "is not right"
-    return Refusal(400, f"{path} {is_it}; it must be {_kinds(wanted[1])}", param=path or None, code="invalid_value")
+    # Of an object whose names are free, msgspec tells no name.
+    param, free, _ = path.partition("[...]")
+    is_it = f"is {came}" if came else f"is {_kinds(wanted[2])}" if wanted[2] else "is not right"
+    said = f"{'a value of ' if free else ''}{param} {is_it}; it must be {_kinds(wanted[1])}"
+    return Refusal(400, said, param=param or None, code="invalid_value")
 
 
 KINDS = {

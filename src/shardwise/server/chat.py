@@ -28,6 +28,7 @@ from shardwise.server.chat_body import (
     MessageReply,
 )
 from shardwise.server.conversation import template_of, variables_of
+from shardwise.server.fits import renamed
 from shardwise.server.frames import Frames, begun, known, new_id
 from shardwise.server.logprobs import ChatLogprobs, Speller, TokenLogprob, prompt_shape, wanted_beside
 from shardwise.server.refusal import Refusal
@@ -94,9 +95,12 @@ def read(service: Service, body: ChatBody) -> Turn:
     for name in ("logprobs", "top_logprobs", "max_completion_tokens"):
         if (value := getattr(body, name)) is not None:
             values[name] = value
-    params = sampling(service, values, max_tokens=None)
-    if params.max_tokens == 0:
-        raise RequestError("max_tokens is 0; an answer has at least one token")
+    newer_name = body.max_tokens is None and body.max_completion_tokens is not None
+    limit = "max_completion_tokens" if newer_name else "max_tokens"
+    with renamed(max_tokens=limit):
+        if 0 in (body.max_tokens, body.max_completion_tokens):
+            raise RequestError("max_tokens is 0; an answer has at least one token")
+        params = sampling(service, values, max_tokens=None)
     offer = offered(body)
     return Turn(
         messages=newer(body.messages),
@@ -115,6 +119,7 @@ def read(service: Service, body: ChatBody) -> Turn:
         truncate=body.truncate_prompt_tokens,
         budget=budget(body),
         special=body.add_special_tokens,
+        limit=limit,
     )
 
 

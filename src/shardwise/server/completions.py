@@ -17,13 +17,14 @@ from shardwise.sched.request import SamplingParams
 from shardwise.server.call import Call
 from shardwise.server.completions_body import CompletionBody, CompletionReply, TextChoice
 from shardwise.server.fields import check_count
+from shardwise.server.fits import check_fits
 from shardwise.server.frames import Frames, begun, known, new_id
 from shardwise.server.job import Job, Usage
 from shardwise.server.logprobs import Offsets, Speller, TextLogprobs, joined, prompt_shape, wanted_beside
 from shardwise.server.refusal import Refusal
 from shardwise.server.reply import DONE, Json, Reply
 from shardwise.server.route import Route
-from shardwise.server.sampling import check_fits, check_names_scores, check_prompt_scores, given, sampling, shortened
+from shardwise.server.sampling import check_choices, check_names_scores, check_prompt_scores, given, sampling, shortened
 from shardwise.server.service import Service
 from shardwise.server.turn import started, tenant
 from shardwise.server.usage import told
@@ -91,7 +92,7 @@ def read(service: Service, call: Call, body: CompletionBody) -> Asked:
     params = sampling(service, _values(body))
     keep = params.n
     if body.best_of:
-        params = _best_of(body, params)
+        params = _best_of(service, body, params)
     if body.prompt == []:
         raise RequestError("prompt is an empty list; give at least one text, or token ids")
     given_prompts = listed(body.prompt)
@@ -100,7 +101,7 @@ def read(service: Service, call: Call, body: CompletionBody) -> Asked:
     prompts = []
     for n, one in enumerate(given_prompts):
         prompt = _prompt(service, call, body, one, f"prompt[{n}]" if count > 1 else "prompt")
-        check_fits(service, prompt.ids, params, "prompt")
+        check_fits(service.engine.setup, prompt.ids, params, "prompt")
         prompts.append(prompt)
     return Asked(body, prompts, params, keep)
 
@@ -115,7 +116,7 @@ def _values(body: CompletionBody) -> dict[str, object]:
     return values
 
 
-def _best_of(body: CompletionBody, params: SamplingParams) -> SamplingParams:
+def _best_of(service: Service, body: CompletionBody, params: SamplingParams) -> SamplingParams:
     """As many as `best_of`, scored."""
     best_of = body.best_of or 1
     if best_of < params.n:
@@ -124,6 +125,7 @@ def _best_of(body: CompletionBody, params: SamplingParams) -> SamplingParams:
         raise Refusal(400, f"best_of is {best_of}: which is best is known at the end; leave out stream", param="best_of")
     if best_of == params.n:
         return params
+    check_choices(service, best_of, "best_of")
     return replace(params, n=best_of, logprobs=0 if params.logprobs is None else params.logprobs)
 
 

@@ -17,6 +17,7 @@ from shardwise.server.chat import Answers
 from shardwise.server.chat import read as read_turn
 from shardwise.server.chat_body import ChatBody, ChatReply
 from shardwise.server.fields import ModelName
+from shardwise.server.fits import told_of
 from shardwise.server.frames import known, new_id
 from shardwise.server.job import Usage
 from shardwise.server.refusal import Refusal
@@ -96,7 +97,8 @@ def _text(choice: GeneratedChoice, tokenizer: Tokenizer, *, skip_special_tokens:
         return choice.text, tokenizer.encode(choice.text, add_special_tokens=False)
     ids = choice.token_ids or []
     shown = ids[:-1] if ids and ids[-1] in tokenizer.eos_ids else ids
-    return tokenizer.decode(shown, skip_special_tokens=skip_special_tokens), ids
+    with told_of(f"generate_response.choices[{choice.index}].token_ids"):
+        return tokenizer.decode(shown, skip_special_tokens=skip_special_tokens), ids
 
 
 ROUTES = (

@@ -13,7 +13,6 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from shardwise.engine.admit import admit
 from shardwise.engine.complete import Prompt
 from shardwise.engine.embed import Pooling, check_dimensions
 from shardwise.engine.prompts import last_ids, read_prompt
@@ -23,6 +22,7 @@ from shardwise.errors import RequestError
 from shardwise.sched.pooling import PoolingParams, packed
 from shardwise.sched.request import MOST
 from shardwise.server.fields import MAX_INPUTS, Begins, KeptTokens, ModelName, Priority, Salt, Unused, check_count
+from shardwise.server.fits import check_fits
 from shardwise.server.refusal import Refusal
 
 
@@ -92,14 +92,12 @@ def read(body: EmbeddingBody, tokenizer: Tokenizer, setup: Setup, *, tenant: str
     prompts = []
     inputs = listed_input(body.input)
     check_count(len(inputs), most, "input")
+    several = not isinstance(body.input, str) and not isinstance(body.input[0], int)
     for n, given in enumerate(inputs):
-        name = "input" if isinstance(body.input, str) else f"input[{n}]"
+        name = f"input[{n}]" if several else "input"
         prompt = read_prompt(given, tokenizer, name, add_special_tokens=body.add_special_tokens)
         ids = last_ids(prompt.ids, body.truncate_prompt_tokens, setup.context)
-        try:
-            admit(setup, ids, params)
-        except RequestError as error:
-            raise Refusal(400, f"{name}: {error}", param="input") from None
+        check_fits(setup, ids, params, "input", name=name)
         prompts.append(replace(prompt, ids=ids, tenant=tenant))
     return Asked(tuple(prompts), params)
 

@@ -15,12 +15,13 @@ from shardwise.engine.prompts import read_prompt
 from shardwise.sched.request import SamplingParams
 from shardwise.server.call import Call
 from shardwise.server.fields import ModelName, Priority, RequestId, Salt, Streams
+from shardwise.server.fits import check_fits
 from shardwise.server.frames import Frames, begun, new_id
 from shardwise.server.job import Job
 from shardwise.server.logprobs import ChatLogprobs, PromptLogprob, Speller, prompt_shape, wanted_beside
 from shardwise.server.reply import DONE, Json, Reply
 from shardwise.server.route import Route
-from shardwise.server.sampling import StreamOptions, check_fits, check_prompt_scores, sampling
+from shardwise.server.sampling import StreamOptions, check_prompt_scores, sampling
 from shardwise.server.service import Service
 from shardwise.server.turn import started, tenant
 from shardwise.server.usage import UsageReply, told
@@ -97,7 +98,7 @@ def _read(service: Service, call: Call, body: GenerateBody) -> tuple[Prompt, Sam
     # The text is made only where a stop string is looked for in it.
     params = params if params.stop else replace(params, detokenize=False)
     prompt = replace(read_prompt(body.token_ids, service.front.tokenizer, "token_ids"), tenant=tenant(call, body.cache_salt))
-    check_fits(service, prompt.ids, params, "token_ids")
+    check_fits(service.engine.setup, prompt.ids, params, "token_ids")
     return prompt, params
 
 

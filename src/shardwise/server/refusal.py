@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from http import HTTPStatus
 
 from shardwise.errors import QueueFull, RequestError, ShardwiseError, Unavailable
+from shardwise.sched.checks import in_json
 
 KINDS = {
     400: "invalid_request_error",
@@ -32,8 +33,8 @@ RETRY_S = 5
 """When to come back where nobody knows better: after a restart, or to another replica."""
 
 FIELD = re.compile(
-    r"(?:the conversation: |a (?:text in|key of) )?([a-z]+[a-z_0-9]*(?:\.[a-z_0-9]+)*)"
-    r"(?=\[| is | has | are | takes | asks | says | does | cannot | must | needs | holds | sets |: )"
+    r"(?:the conversation: |a (?:text in|key of) |unknown field ')?([a-z]+[a-z_0-9]*(?:\.[a-z_0-9]+)*)"
+    r"(?=\[|'| is | has | are | takes | asks | says | does | cannot | must | needs | holds | sets |: )"
 )
 """A field's name, up to a place in a list, where a message of `sched.checks`, or of what calls it, begins with it."""
 
@@ -80,8 +81,9 @@ class Refusal(ShardwiseError):
             return error
         if isinstance(error, RequestError):
             # Such a message begins with what it is about: the field, or a part of it.
-            field = FIELD.match(str(error))
-            return Refusal(400, str(error), param=field[1] if field else None)
+            said = in_json(str(error))
+            field = FIELD.match(said)
+            return Refusal(400, said, param=field[1] if field else None)
         if isinstance(error, QueueFull):
             return Refusal(429, str(error), code="queue_full", retry_after_s=error.retry_after_s)
         if isinstance(error, Unavailable):

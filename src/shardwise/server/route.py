@@ -17,6 +17,10 @@ Endpoint = Callable[[Service, Call, Any], Awaitable[Reply]]
 """endpoint(service, call, body): `body` is a value of the route's `body` type; without one, the parameters as a dict."""
 
 
+Errors = Callable[[Refusal, Call], dict[str, object]]
+"""errors(refusal, call): the body of a refusal."""
+
+
 @dataclass(frozen=True, slots=True)
 class Route:
     """`paths` are all its names, the usual one first; `{name}` in one is a parameter, and one at the end takes slashes too.
@@ -39,6 +43,6 @@ class Route:
     streams: bool = False
     queued: bool = False
     open: bool = False
-    errors: Callable[[Refusal, Call], dict[str, object]] | None = None
+    errors: Errors | None = None
     example: dict[str, Any] | None = None
     media: str = "application/json"

@@ -8,7 +8,6 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
-from shardwise.engine.admit import admit
 from shardwise.engine.prompts import last_ids
 from shardwise.errors import RequestError
 from shardwise.sched.fields import sampling_fields
@@ -54,7 +53,13 @@ class DrawBody(msgspec.Struct, kw_only=True):
 class SamplingBody(DrawBody, kw_only=True):
     """All that may be said of an answer's tokens."""
 
-    n: Annotated[int, Meta(ge=1, le=MAX_CHOICES, description="How many answers to give; each is drawn apart.")] | None = None
+    n: (
+        Annotated[
+            int,
+            Meta(ge=1, le=MAX_CHOICES, description="So many answers, each drawn apart; no more than --max-num-seqs lets run."),
+        ]
+        | None
+    ) = None
     max_tokens: Annotated[int, Meta(ge=0, le=MOST, description="The most tokens of an answer.")] | None = None
     min_tokens: Annotated[int, Meta(ge=0, le=MOST, description="No end before so many tokens.")] | None = None
     stop_token_ids: Annotated[list[int], _says("The answer ends at any of these tokens.")] | None = None
@@ -123,9 +128,17 @@ def sampling(service: Service, asked: Mapping[str, object], **usual: object) -> 
     if isinstance(seed := fields.get("seed"), int) and -SEEDS < seed < 0:
         fields["seed"] = seed + SEEDS  # OpenAI's seeds are signed; ours begin at 0
     params = SamplingParams(**{**usual, **service.defaults, **fields})
-    if params.n > service.settings.max_choices:
-        raise Refusal(400, f"n is {params.n}; this server gives at most {service.settings.max_choices} answers", param="n")
+    check_choices(service, params.n, "n")
     return params
+
+
+def check_choices(service: Service, count: int, name: str) -> None:
+    """Refusal for more answers to one prompt than this server gives, or runs at once; the field is called `name`."""
+    most, at_once = service.settings.max_choices, service.engine.setup.limits.sequences
+    if count > most:
+        raise Refusal(400, f"{name} is {count}; this server gives at most {most} answers", param=name)
+    if count > at_once:
+        raise Refusal(400, f"{name} is {count}, but at most {at_once} sequences run at once (--max-num-seqs)", param=name)
 
 
 def check_names_scores(ids: list[int] | None, *, asked: bool) -> None:
@@ -144,22 +157,6 @@ def check_prompt_scores(most: int | None, *, streams: bool | None) -> None:
         raise RequestError(
             "prompt_logprobs are told all at once; leave out stream (completions stream them with echo and logprobs)"
         )
-
-
-def check_fits(service: Service, ids: tuple[int, ...], params: SamplingParams, param: str) -> None:
-    """Refuses what the model's context does not hold, with the code that clients shorten their prompts by."""
-    try:
-        admit(service.engine.setup, ids, params)
-    except RequestError as error:
-        least = 1 if params.max_tokens is None else params.max_tokens
-        context = service.engine.setup.context
-        if len(ids) + least <= context:
-            raise
-        # In the words of OpenAI's and of Anthropic's API, by which clients (litellm, Claude Code) know what to do about it.
-        known = (
-            f"{'The prompt is too long: this' if len(ids) >= context else 'This'} model's maximum context length is {context}"
-        )
-        raise Refusal(400, f"{error}. {known} tokens", param=param, code="context_length_exceeded") from None
 
 
 def shortened(

@@ -12,15 +12,14 @@ from typing import Annotated
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from shardwise.engine.admit import admit
 from shardwise.engine.likelihood import SCORING, Pair, pair, paired
 from shardwise.engine.outputs import RequestOutput
 from shardwise.engine.setup import Setup
 from shardwise.engine.text import Tokenizer
-from shardwise.errors import RequestError
 from shardwise.sched.request import MOST
 from shardwise.server.embeddings import PromptUsage, usage_of
 from shardwise.server.fields import MAX_INPUTS, ModelName, Priority, Salt, Unused, check_count
+from shardwise.server.fits import check_fits
 
 PASSAGE = "Passage: {document}\n\nPlease write a question based on this passage.\n\nQuestion:"
 """What stands before the query that a document is scored by. The words are of UPR (Sachan et al. 2022, "Improving Passage
@@ -105,9 +104,7 @@ def read_score(
     first, second = _many(body.text_1), _many(body.text_2)
     for name, texts in (("text_1", first), ("text_2", second)):
         check_count(len(texts), most, name)
-    return tuple(
-        _pair(tokenizer, setup, before, scored, f"pair {n}", tenant) for n, (before, scored) in enumerate(paired(first, second))
-    )
+    return tuple(_pair(tokenizer, setup, texts, f"pair {n}", None, tenant) for n, texts in enumerate(paired(first, second)))
 
 
 def score_reply(pairs: Sequence[Pair], outputs: Sequence[RequestOutput], model: str, id: str, created: int) -> ScoreReply:
@@ -121,8 +118,9 @@ def read_rerank(
 ) -> tuple[Pair, ...]:
     """A pair for each document. As `read_score`."""
     check_count(len(body.documents), most, "documents")
+    scored = f" {body.query}"
     return tuple(
-        _pair(tokenizer, setup, PASSAGE.format(document=text), f" {body.query}", f"documents[{n}] with the query", tenant)
+        _pair(tokenizer, setup, (PASSAGE.format(document=text), scored), f"documents[{n}] with the query", "documents", tenant)
         for n, text in enumerate(map(_text, body.documents))
     )
 
@@ -144,10 +142,7 @@ def _text(document: str | Document) -> str:
     return document if isinstance(document, str) else document.text
 
 
-def _pair(tokenizer: Tokenizer, setup: Setup, before: str, scored: str, name: str, tenant: str) -> Pair:
-    found = pair(tokenizer, before, scored, name, tenant=tenant)
-    try:
-        admit(setup, found.prompt.ids, SCORING)
-    except RequestError as error:
-        raise RequestError(f"{name}: {error}") from None
+def _pair(tokenizer: Tokenizer, setup: Setup, texts: tuple[str, str], name: str, param: str | None, tenant: str) -> Pair:
+    found = pair(tokenizer, *texts, name, tenant=tenant)
+    check_fits(setup, found.prompt.ids, SCORING, param, name=name)
     return found

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from shardwise.server.route import Route
+from shardwise.server.route import Errors, Route
 
 V1 = "/v1"
 
@@ -22,6 +22,13 @@ class Found:
     def route(self, method: str) -> Route | None:
         """The one of a method; HEAD is answered like GET."""
         return self.routes.get("GET" if method == "HEAD" and "HEAD" not in self.routes else method)
+
+    def errors(self, method: str) -> Errors | None:
+        """What makes refusals of a method: as its route has them, or all of the path where none takes it; else OpenAI's."""
+        if (route := self.route(method)) is not None:
+            return route.errors
+        shapes = {each.errors for each in self.routes.values()}
+        return shapes.pop() if len(shapes) == 1 else None
 
     @property
     def allow(self) -> str:

@@ -21,6 +21,7 @@ from shardwise.sched.fields import sampling_fields
 from shardwise.sched.request import MAX_STOPS, SamplingParams
 from shardwise.sched.structured_fields import SPELLINGS
 from shardwise.server.call import Call
+from shardwise.server.fits import check_fits, renamed
 from shardwise.server.frames import begun
 from shardwise.server.health import installed
 from shardwise.server.job import Job
@@ -28,7 +29,7 @@ from shardwise.server.logprobs import finite, likeliest
 from shardwise.server.refusal import Refusal
 from shardwise.server.reply import Json, Reply, sse
 from shardwise.server.route import Route
-from shardwise.server.sampling import check_fits, shortened
+from shardwise.server.sampling import check_choices, shortened
 from shardwise.server.service import Service
 from shardwise.server.tgi_body import (
     AboutReply,
@@ -139,10 +140,12 @@ def _read(service: Service, call: Call, body: TextBody, *, streams: bool) -> Ask
     for name in ("top_k", "top_p", "repetition_penalty", "frequency_penalty", "seed", "stop"):
         if (value := getattr(wanted, name)) is not None:
             values[name] = value
+    check_choices(service, wanted.best_of or 1, "parameters.best_of")
     if wanted.grammar is not None:
         values["structured_outputs"] = SPELLINGS["grammar"](wanted.grammar, "parameters.grammar")
-    params = SamplingParams(**sampling_fields(values))  # type: ignore[arg-type]  # they are checked there
-    check_fits(service, prompt.ids, params, "inputs")
+    with renamed(max_tokens="max_new_tokens"):
+        params = SamplingParams(**sampling_fields(values))  # type: ignore[arg-type]  # they are checked there
+    check_fits(service.engine.setup, prompt.ids, params, "inputs", limit="max_new_tokens")
     return Asked(wanted, body.inputs, prompt, params)
 
 

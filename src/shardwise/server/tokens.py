@@ -12,6 +12,7 @@ from shardwise.server.call import Call
 from shardwise.server.chat import read as read_turn
 from shardwise.server.chat_body import ChatBody
 from shardwise.server.conversation import template_of, variables_of
+from shardwise.server.fits import told_of
 from shardwise.server.refusal import Refusal
 from shardwise.server.reply import Json, Reply
 from shardwise.server.route import Route
@@ -65,7 +66,8 @@ def _ids(service: Service, body: TokenizeBody) -> list[int]:
 async def detokenize(service: Service, _call: Call, body: DetokenizeBody) -> Reply:
     """The text of ids."""
     service.model(body.model)
-    text = await service.read(service.front.tokenizer.decode, body.tokens, skip_special_tokens=False)
+    with told_of("tokens"):
+        text = await service.read(service.front.tokenizer.decode, body.tokens, skip_special_tokens=False)
     return Json(DetokenizeReply(text, text))
 
 

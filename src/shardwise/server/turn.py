@@ -21,8 +21,10 @@ from shardwise.server.answer.pieces import Called, Piece, Thought
 from shardwise.server.answer.reader import Reader, reader
 from shardwise.server.answer.style import Style, detect
 from shardwise.server.call import Call
+from shardwise.server.fits import check_fits
 from shardwise.server.job import Job, Usage
-from shardwise.server.sampling import check_fits, shortened
+from shardwise.server.refusal import Refusal
+from shardwise.server.sampling import shortened
 from shardwise.server.service import Service
 from shardwise.server.shape import shaped
 
@@ -44,7 +46,8 @@ class Turn:
     the last. `offered` is the field that the tools came in, for messages. `budget` bounds the tokens of the reasoning; where
     that cannot be done, the turn is refused unless it is `lenient`. `special`: the prompt begins with the tokens that the
     tokenizer puts first, which most templates write themselves. `fit`: where less of the context is left than `max_tokens`,
-    that is the limit. `source` is the field of the body that the conversation came in."""
+    that is the limit. `source` is the field of the body that the conversation came in, `limit` the one that
+    `max_tokens` came in."""
 
     messages: Sequence[Mapping[str, Any]]
     params: SamplingParams
@@ -66,6 +69,7 @@ class Turn:
     special: bool = False
     fit: bool = False
     source: str = "messages"
+    limit: str = "max_tokens"
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +135,7 @@ def prepare(service: Service, call: Call, turn: Turn) -> Prepared:
     prompt = replace(rendered(service, turn), tenant=tenant(call, turn.salt))
     params, style = shaped(turn, style_of(service, turn, prompt.text or ""), service.front.tokenizer)
     params = _fitting(service, turn, prompt, params)
-    check_fits(service, prompt.ids, params, turn.source)
+    check_fits(service.engine.setup, prompt.ids, params, turn.source, limit=turn.limit)
     return Prepared(prompt, params, [reader(style, turn.tools, turn.tool_choice, turn.parallel) for _ in range(params.n)])
 
 
@@ -158,6 +162,11 @@ def rendered(service: Service, turn: Turn) -> Prompt:
         if turn.template is None:
             raise
         raise RequestError(f"chat_template: {error}") from None  # the client's own
+    except RequestError as error:
+        refusal = Refusal.of(error)
+        if refusal.param == "messages":  # which are not what each API calls them
+            refusal.param = turn.source
+        raise refusal from None
     if turn.special and prompt.text is not None:
         prompt = replace(prompt, ids=tuple(service.front.tokenizer.encode(prompt.text)))
     return replace(prompt, ids=shortened(service, prompt.ids, turn.truncate))

@@ -265,7 +265,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"system": [{"type": "image"}]}, "system[0].type is 'image'"),
     ({"temperature": 1.5}, "temperature is the number 1.5"),
     ({"top_p": 2}, "top_p is the number 2"),
-    ({"stop_sequences": [""]}, "stop_sequences is ['']"),
+    ({"stop_sequences": [""]}, "stop_sequences[0] is ''"),
     ({"stop_sequences": ["x"] * 17}, "stop_sequences is"),
     ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, "tools[0].type is 'web_search_20250305'"),
     ({"tools": [{**TOOL, "name": "a b"}]}, "tools[0].name is 'a b'"),

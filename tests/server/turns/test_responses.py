@@ -289,26 +289,29 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"input": 3}, "input is the number 3"),
     ({"input": ["text"]}, "input[0] is"),
     ({"input": [{"type": "message", "role": "king", "content": "x"}]}, "input[0]"),
-    ({"input": [{"type": "message", "role": "user"}]}, "missing required field `content`"),
-    ({"input": [{"content": "x"}]}, "input[0].type is None; items of these types are taken: message, function_call"),
+    ({"input": [{"type": "message", "role": "user"}]}, "input[0].content is missing"),
+    ({"input": [{"content": "x"}]}, "input[0].type is null; items of these types are taken: message, function_call"),
     ({"input": [{"type": "web_search_call", "id": "x"}]}, "input[0].type is 'web_search_call'"),
     ({"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "http://x"}]}]}, "this is a text model"),
     ({"input": [{"role": "user", "content": [{"type": "input_file", "file_url": "http://x"}]}]}, "this is a text model"),
-    ({"input": [{"role": "user", "content": [{"type": "input_text"}]}]}, "input[0].content[0].text is None; it takes text"),
-    ({"input": [{"type": "function_call", "call_id": "c", "name": "f", "arguments": "{"}]}, "arguments must be an object"),
-    ({"input": [{"type": "function_call_output", "output": "x"}]}, "missing required field `call_id`"),
+    ({"input": [{"role": "user", "content": [{"type": "input_text"}]}]}, "input[0].content[0].text is null; it takes text"),
+    ({"input": [{"type": "function_call_output", "output": "x"}]}, "input[0].call_id is missing"),
+    ({"input": [{"role": None}]}, "input[0].role is null; it must be a string"),
+    ({"input": [{"role": "robot", "content": "a"}]}, 'input[0].role is the string "robot"; it must be one of "assistant", '),
+    ({"input": [{"role": "user", "content": [None]}]}, "input[0].content[0] is null; it must be an object"),
     ({"input": [{"type": "reasoning", "encrypted_content": "plain:%%%"}]}, "input[0].encrypted_content is damaged"),
     ({"temperature": 100.5}, "temperature is the number 100.5"),
     ({"temperature": "hot"}, "temperature is the string"),
     ({"top_p": 0}, "top_p is the number 0"),
     ({"max_output_tokens": 0}, "max_output_tokens is the number 0"),
-    ({"max_output_tokens": 10**6}, "max_tokens is 1000000"),
+    ({"max_output_tokens": 10**6}, "max_output_tokens is 1000000"),
     ({"top_logprobs": 21}, "top_logprobs is the number 21"),
     ({"metadata": {str(n): "x" for n in range(17)}}, "metadata"),
     ({"metadata": {"k": "x" * 513}}, "metadata"),
     ({"truncation": "middle"}, 'truncation is the string "middle"'),
     ({"tools": [{"type": "teleport", "name": "x"}]}, "tools[0] is of type 'teleport'; tools of the types function and custom"),
-    ({"tools": [{"type": "function"}]}, "tools[0]"),
+    ({"tools": [{"type": "function"}]}, "tools[0].name is null"),
+    ({"tools": [{}]}, "tools[0] is of type null; tools of"),
     ({"tools": [FUNCTION, FUNCTION]}, "has the name of tools[0]"),
     ({"tools": [{**FUNCTION, "parameters": {"type": "string"}}]}, "tools[0].parameters.type"),
     ({"tools": [{"type": "namespace", "name": "x"}]}, "tools[0] is a namespace, which takes a name and a list of tools"),
@@ -323,7 +326,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"conversation": "conv_1"}, "conversation is not served here"),
     ({"prompt": {"id": "x"}}, "prompt is not served here"),
     ({"background": True, "store": False}, "a background response has to be kept"),
-    ({"chat_template_kwargs": {"tokenize": True}}, "chat template variable 'tokenize' cannot be set"),
+    ({"chat_template_kwargs": {"tokenize": True}}, "chat_template_kwargs: 'tokenize' cannot be set"),
     ({"input": "x " * 3000}, "the prompt has"),
 ]
 
@@ -354,7 +357,8 @@ def test_parameters_of_the_query_are_checked(engine: Scripted, served: Served):
     for query, message in (
         ("?stream=maybe", "stream is 'maybe'"),
         ("?starting_after=-1", "starting_after is '-1'"),
-        ("/input_items?limit=101", "limit is '101'; it takes a whole number from 0 to 100"),
+        ("/input_items?limit=101", "limit is '101'; it takes a whole number from 1 to 100"),
+        ("/input_items?limit=0", "limit is '0'; it takes a whole number from 1 to 100"),
         ("/input_items?order=up", "order is 'up'; it takes desc or asc"),
         ("/input_items?after=msg_0", "after is 'msg_0', which is no item"),
     ):
@@ -362,3 +366,14 @@ def test_parameters_of_the_query_are_checked(engine: Scripted, served: Served):
         assert answer.status == 400 and message in answer.json["error"]["message"]
     answer = served.post(f"{PATH}/{id}/cancel", {})
     assert answer.status == 400 and "not made in the background" in answer.json["error"]["message"]
+
+
+def test_a_call_that_was_cut_is_gone_on_from(engine: Scripted, served: Served):
+    """Its arguments are no JSON, and the template gets them as they are."""
+    tokens = engine.say(CALL)
+    first = made(served, input="Hi", tools=[FUNCTION], max_output_tokens=len(tokens) - 8)
+    call = first["output"][-1]
+    assert (call["type"], call["status"]) == ("function_call", "incomplete") and not call["arguments"].endswith("}")
+    engine.say("Well.")
+    made(served, input="And?", previous_response_id=first["id"], tools=[FUNCTION])
+    assert f'"arguments": {json.dumps(call["arguments"], ensure_ascii=False)}}}</tool_call>' in engine.prompt()

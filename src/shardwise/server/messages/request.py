@@ -11,6 +11,7 @@ from shardwise.sched.request import SamplingParams
 from shardwise.sched.structured import StructuredOutputs
 from shardwise.server.answer.tools import anthropic_offer
 from shardwise.server.conversation import variables_of
+from shardwise.server.fits import renamed
 from shardwise.server.messages.body import Blocks, CountBody, InputMessage, MessagesBody
 from shardwise.server.sampling import given, sampling
 from shardwise.server.service import Service
@@ -52,10 +53,8 @@ def _params(service: Service, body: CountBody) -> SamplingParams:
         values["structured_outputs"] = StructuredOutputs(json=schema, name="output_config.format.schema")
     if isinstance(body, MessagesBody):
         values["stop"] = body.stop_sequences or []
-    try:
+    with renamed(stop="stop_sequences"):
         return sampling(service, values, max_tokens=1)
-    except RequestError as error:
-        raise RequestError(f"stop_sequences{str(error)[4:]}" if str(error).startswith("stop") else str(error)) from None
 
 
 # --- messages ---------------------------------------------------------------------------------------------------------

@@ -236,7 +236,7 @@ async def delete(service: Service, call: Call, given: Mapping[str, str]) -> Repl
 async def input_items(service: Service, call: Call, given: Mapping[str, str]) -> Reply:
     """What a response was made from, the newest first unless `order=asc`."""
     kept = _find(service, call, given)
-    order, limit = _word(given, "order", ("desc", "asc")), _whole(given, "limit", LISTED, MOST_LISTED)
+    order, limit = _word(given, "order", ("desc", "asc")), _whole(given, "limit", LISTED, MOST_LISTED, least=1)
     items = list(kept.context)
     if order == "desc":
         items.reverse()
@@ -245,7 +245,7 @@ async def input_items(service: Service, call: Call, given: Mapping[str, str]) ->
         if place is None:
             raise Refusal(400, f"after is {shown(after)}, which is no item of response {kept.id}", param="after")
         items = items[place + 1 :]
-    page = [dict(item) for item in items[: max(limit, 1)]]
+    page = [dict(item) for item in items[:limit]]
     first, last = (page[0]["id"], page[-1]["id"]) if page else ("", "")
     return Json(InputItems(page, first, last, len(items) > len(page)))
 
@@ -264,13 +264,13 @@ def _word(given: Mapping[str, str], name: str, words: tuple[str, ...]) -> str:
     return value
 
 
-def _whole(given: Mapping[str, str], name: str, default: int, most: int) -> int:
+def _whole(given: Mapping[str, str], name: str, default: int, most: int, *, least: int = 0) -> int:
     """A query parameter that is a whole number."""
     value = given.get(name)
     if value is None:
         return default
-    if not (value.isascii() and value.isdigit() and len(value) < 11 and int(value) <= most):
-        raise RequestError(f"{name} is {shown(value)}; it takes a whole number from 0 to {most}")
+    if not (value.isascii() and value.isdigit() and len(value) < 11 and least <= int(value) <= most):
+        raise RequestError(f"{name} is {shown(value)}; it takes a whole number from {least} to {most}")
     return int(value)
 
 

@@ -11,6 +11,7 @@ import msgspec
 
 from shardwise.errors import RequestError
 from shardwise.sched.checks import shown
+from shardwise.server.body import reworded
 from shardwise.server.frames import new_id
 from shardwise.server.responses.body import MOST_ITEMS
 from shardwise.server.responses.writer import KEPT_THOUGHT
@@ -113,7 +114,7 @@ def conversation(items: Sequence[Mapping[str, Any]], instructions: str | None, *
         try:
             read = msgspec.convert(item, AnyItem)
         except msgspec.ValidationError as error:
-            raise RequestError(f"{place}: {str(error).replace('$', place)}") from None
+            raise RequestError(f"{place}.{reworded(str(error), item, AnyItem)}") from None
         told.add(read, place)
     leading = [instructions] if instructions else []
     while told.messages and told.messages[0]["role"] in ("system", "developer"):

@@ -14,6 +14,7 @@ from shardwise.sched.request import SamplingParams
 from shardwise.sched.structured import StructuredOutputs
 from shardwise.server.answer.tools import responses_offer
 from shardwise.server.conversation import variables_of
+from shardwise.server.fits import renamed
 from shardwise.server.frames import new_id, now
 from shardwise.server.refusal import Refusal
 from shardwise.server.responses.body import ResponsesBody, TextConfig
@@ -24,6 +25,7 @@ from shardwise.server.sampling import given, sampling
 from shardwise.server.service import Service
 from shardwise.server.turn import Turn
 
+LIMIT = "max_output_tokens"
 LOGPROBS = "message.output_text.logprobs"
 SEALED = "reasoning.encrypted_content"
 SERVED_ELSEWHERE = (
@@ -84,6 +86,7 @@ def ask(
         priority=body.priority,
         salt=body.cache_salt or "",
         source="input",
+        limit=LIMIT,
     )
     response = Response(
         id=new_id("resp_"),
@@ -131,7 +134,8 @@ def _params(service: Service, body: ResponsesBody, top: int | None) -> SamplingP
         values["structured_outputs"] = StructuredOutputs(json=form.schema, name="text.format.schema")
     if top is not None:
         values["logprobs"] = top
-    return sampling(service, values, max_tokens=body.max_output_tokens)
+    with renamed(max_tokens=LIMIT):
+        return sampling(service, values, max_tokens=body.max_output_tokens)
 
 
 def _text(text: TextConfig | None) -> dict[str, Any]:
@@ -165,12 +169,14 @@ def _tools(given: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], di
 
 def _add(tool: object, place: str, namespace: str | None, tools: list[dict[str, Any]], origins: dict[str, Origin]) -> None:
     """One tool of type function or custom, under its own name, or one that tells of its namespace."""
-    if not isinstance(tool, Mapping) or tool.get("type") not in ("function", "custom") or not isinstance(tool.get("name"), str):
+    if not isinstance(tool, Mapping) or tool.get("type") not in ("function", "custom"):
         kind = tool.get("type") if isinstance(tool, Mapping) else tool
         raise RequestError(
             f"{place} is of type {shown(kind)}; tools of the types function and custom, which have a name, are called by the "
             "model, and none are run by this server"
         )
+    if not isinstance(tool.get("name"), str):
+        raise RequestError(f"{place}.name is {shown(tool.get('name'))}; it takes the name that the model calls the tool by")
     custom, own = tool["type"] == "custom", tool["name"]
     name = own if namespace is None else f"{namespace}__{own}"
     origins[name] = Origin(own, custom, namespace)
