@@ -11,11 +11,12 @@ import re
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from shardwise.engine.formats import bound_formats
 from shardwise.engine.text import Tokenizer, open_tokenizer
 from shardwise.errors import RequestError
 from shardwise.sched.structured import StructuredOutputs
@@ -257,9 +258,7 @@ def source(wanted: StructuredOutputs) -> str:
 
 def _form(wanted: StructuredOutputs) -> str:
     if wanted.kind in ("json", "json_object"):
-        schema = json.loads(wanted.json) if isinstance(wanted.json, str) else {"type": "object"}
-        schema["x-guidance"] = {"whitespace_pattern": WHITESPACE}
-        return f"{_NO_FORCING}start: %json {json.dumps(schema, ensure_ascii=False)}"
+        return f"{_NO_FORCING}start: {_json(json.loads(wanted.json) if isinstance(wanted.json, str) else {'type': 'object'})}"
     if wanted.choice is not None:
         return f"{_NO_FORCING}start: CHOICE\nCHOICE: " + " | ".join(json.dumps(text) for text in wanted.choice)
     if wanted.regex is not None:
@@ -268,6 +267,12 @@ def _form(wanted: StructuredOutputs) -> str:
         # Line by line nothing else ends a regular expression in Lark.
         return f"{_NO_FORCING}start: /{regex_to_lark(wanted.regex)}/"
     return _NO_FORCING + _lark(wanted.grammar or "", wanted.said)
+
+
+def _json(schema: Mapping[str, Any]) -> str:
+    """A rule's body that is JSON of the schema."""
+    bound = {**bound_formats(schema), "x-guidance": {"whitespace_pattern": WHITESPACE}}
+    return f"%json {json.dumps(bound, ensure_ascii=False)}"
 
 
 # What may hold any characters in Lark: strings, JSON's among them, comments, regular expressions, special tokens. Also where
