@@ -23,7 +23,7 @@ def check_size(name: str, text: object, most: int) -> None:
         raise RequestError(f"{name} has {size} bytes; it takes at most {most}")
 
 
-def given_object(name: str, value: object, what: str) -> dict[str, Any]:
+def object_given(name: str, value: object, what: str) -> dict[str, Any]:
     """The object that was given, of plain values; of a text its meaning, so that what two parsers may read in two ways does not
     get in. RequestError for anything else than `what`, which is an object."""
     if isinstance(value, str):

@@ -12,7 +12,7 @@ from typing import TypeAlias
 
 from shardwise.errors import RequestError
 from shardwise.sched.checks import check_text, flag, sequence, shown, strings, whole
-from shardwise.sched.given_json import given_object, written
+from shardwise.sched.given_json import object_given, written
 
 MAX_TAGS = 1024
 MAX_TRIGGERS = 128
@@ -111,7 +111,7 @@ _WHAT = "an object with structures and triggers, or with format"
 
 def tag_text(name: str, value: object) -> str:
     """The structural tag as JSON text, once checked. RequestError, which begins with `name`, for what is none."""
-    given = given_object(name, value, _WHAT)
+    given = object_given(name, value, _WHAT)
     if given.pop("type", "structural_tag") not in ("structural_tag", None):
         raise RequestError(f"{name}.type is not structural_tag; leave it out")
     read_tag(name, given)
@@ -285,7 +285,7 @@ def _elements(name: str, fields: Mapping[str, object]) -> list[object]:
 
 def _schema(name: str, fields: Mapping[str, object], key: str) -> Json:
     value = {} if fields.get(key) is True else fields.get(key)
-    return Json(given_object(f"{name}.{key}", value, "a JSON schema, which is an object"))
+    return Json(object_given(f"{name}.{key}", value, "a JSON schema, which is an object"))
 
 
 def _text(name: str, fields: Mapping[str, object], key: str) -> str:

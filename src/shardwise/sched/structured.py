@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields
 
 from shardwise.errors import RequestError
 from shardwise.sched.checks import flag, shown, strings
-from shardwise.sched.given_json import check_size, given_object, written
+from shardwise.sched.given_json import check_size, object_given, written
 from shardwise.sched.structural_tag import tag_text
 
 MAX_REGEX_BYTES = 32 * 2**10
@@ -53,7 +53,7 @@ class StructuredOutputs:
             found = "says nothing" if not given else f"has {' and '.join(given)}"
             raise RequestError(f"{self.name or 'structured_outputs'} {found}; it takes exactly one of {', '.join(KINDS)}")
         if self.json is not None:
-            schema = given_object(self.said, self.json, "a JSON schema, which is an object")
+            schema = object_given(self.said, self.json, "a JSON schema, which is an object")
             object.__setattr__(self, "json", written(self.said, schema))
         if self.regex is not None:
             check_size(self.said, self.regex, MAX_REGEX_BYTES)
