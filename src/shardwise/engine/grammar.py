@@ -253,10 +253,10 @@ def _library_tokenizer(tokenizer: Tokenizer, vocab: int) -> llguidance.LLTokeniz
     return LLTokenizer(_Spellings(tokenizer, vocab), n_vocab=vocab + 1, eos_token=vocab)  # type: ignore[arg-type]
 
 
-def source(wanted: StructuredOutputs, specials: Mapping[str, int]) -> str:
+def source(wanted: StructuredOutputs, specials: Mapping[str, int] | None = None) -> str:
     """The grammar in llguidance's own form. RequestError for one that cannot be brought into it. `specials`: ids of special
     tokens by their texts."""
-    form = _form(wanted, specials)
+    form = _form(wanted, specials or {})
     if wanted.opening is None:
         return form
     # A grammar of its own, so that names and what one ignores mean nothing in the other.

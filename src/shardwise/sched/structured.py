@@ -19,6 +19,7 @@ MAX_GRAMMAR_BYTES = 128 * 2**10
 MAX_CHOICES = 1024
 MAX_CHOICE_CHARS = 4096
 MAX_CHOICES_BYTES = 256 * 2**10
+_FLAG = "json_object"  # the one field that is a flag
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +49,7 @@ class StructuredOutputs:
 
     def __post_init__(self) -> None:
         given = [name for name in KINDS if getattr(self, name) not in (None, False)]
-        flag(self.name or "structured_outputs.json_object", self.json_object)
+        flag(self.name or f"structured_outputs.{_FLAG}", getattr(self, _FLAG))
         if len(given) != 1:
             found = "says nothing" if not given else f"has {' and '.join(given)}"
             raise RequestError(f"{self.name or 'structured_outputs'} {found}; it takes exactly one of {', '.join(KINDS)}")
