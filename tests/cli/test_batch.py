@@ -71,6 +71,19 @@ def test_every_kind_of_line(front: Front):
     assert found[6]["prompt_logprobs"][0] is None and found[6]["prompt_logprobs"][1]["token_id"] == 8
 
 
+def test_a_line_may_ask_for_a_structural_tag(front: Front):
+    """Under any of its names; one that is none is that line's error alone."""
+    tag = {"structures": [{"begin": "<f>", "schema": {"type": "integer"}, "end": "</f>"}], "triggers": ["<f"]}
+    asked = [
+        {"response_format": {"type": "structural_tag", **tag}},
+        {"structural_tag": json.dumps(tag)},
+        {"structured_outputs": {"structural_tag": {**tag, "triggers": ["@"]}}},
+    ]
+    found = answered(front, jsonl(*({"prompt": "Once", "max_tokens": 2, **each} for each in asked)))
+    assert found[1]["error"] is None and found[1]["outputs"] == found[2]["outputs"]
+    assert "structured_outputs.structural_tag.triggers has '@', with which none of structures begins" in str(found[3]["error"])
+
+
 def test_defaults_and_what_lines_say_otherwise(front: Front):
     engine = front.core
     assert isinstance(engine, FakeEngine)

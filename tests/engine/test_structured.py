@@ -47,17 +47,28 @@ SCHEMA: dict[str, Any] = {
 }
 CHOICES = ["yes", "no", "yesterday", "ö 𝄞"]
 GBNF = 'root ::= pair ("," pair)?\npair ::= [a-c] "=" [0-9]{1,2}'
+TAG: dict[str, Any] = {
+    "format": {
+        "type": "triggered_tags",
+        "triggers": ["<t>"],
+        "tags": [{"begin": "<t>", "content": {"type": "json_schema", "json_schema": {"enum": [1, "é"]}}, "end": "</t>"}],
+        "at_least_one": True,
+        "stop_after_first": True,
+    }
+}
 WANTED: dict[str, StructuredOutputs] = {
     "json": StructuredOutputs(json=SCHEMA),
     "regex": StructuredOutputs(regex=r"(ab|cd){1,4}-\d{2}"),
     "choice": StructuredOutputs(choice=CHOICES),
     "grammar": StructuredOutputs(grammar=GBNF),
+    "structural_tag": StructuredOutputs(structural_tag=TAG),
 }
 FITS: dict[str, Callable[[str], object]] = {
     "json": lambda text: answers(text, SCHEMA),
     "regex": re.compile(r"(ab|cd){1,4}-\d{2}").fullmatch,
     "choice": CHOICES.__contains__,
     "grammar": re.compile(r"[a-c]=[0-9]{1,2}(,[a-c]=[0-9]{1,2})?").fullmatch,
+    "structural_tag": re.compile(r'<t>\s*(1|"é")</t>').fullmatch,
 }
 
 

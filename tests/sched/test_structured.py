@@ -10,13 +10,12 @@ import pytest
 
 from shardwise.errors import RequestError
 from shardwise.sched.fields import sampling_fields
+from shardwise.sched.given_json import MAX_SCHEMA_BYTES, MAX_SCHEMA_DEPTH
 from shardwise.sched.request import SamplingParams
 from shardwise.sched.structured import (
     MAX_CHOICES,
     MAX_GRAMMAR_BYTES,
     MAX_REGEX_BYTES,
-    MAX_SCHEMA_BYTES,
-    MAX_SCHEMA_DEPTH,
     StructuredOutputs,
 )
 
@@ -26,7 +25,18 @@ AS_CHOICE, AS_OBJECT = StructuredOutputs(choice=["yes", "no"]), StructuredOutput
 GBNF = 'root ::= "a"'
 AS_GRAMMAR = StructuredOutputs(grammar=GBNF)
 
+TAG = {"structures": [{"begin": "<f>", "schema": SCHEMA, "end": "</f>"}], "triggers": ["<f"]}
+NEWER = {"format": {"type": "tag", "begin": "<f>", "content": {"type": "json_schema", "json_schema": SCHEMA}, "end": "</f>"}}
+AS_TAG, AS_NEWER = StructuredOutputs(structural_tag=TAG), StructuredOutputs(structural_tag=NEWER)
+
 SPELLINGS = [
+    ({"structured_outputs": {"structural_tag": TAG}}, AS_TAG),
+    ({"structured_outputs": {"structural_tag": json.dumps({"type": "structural_tag", **TAG})}}, AS_TAG),
+    ({"structured_outputs": {"structural_tag": {**NEWER, "type": "structural_tag"}}}, AS_NEWER),
+    ({"response_format": {"type": "structural_tag", **TAG}}, AS_TAG),
+    ({"response_format": {"type": "structural_tag", **NEWER}}, AS_NEWER),
+    ({"structural_tag": TAG}, AS_TAG),
+    ({"structural_tag": json.dumps(NEWER), "response_format": {"type": "structural_tag", **NEWER}}, AS_NEWER),
     ({"structured_outputs": {"json": SCHEMA}}, AS_JSON),
     ({"structured_outputs": {"json": json.dumps(SCHEMA), "regex": None, "json_object": False}}, AS_JSON),
     ({"structured_outputs": {"json": SCHEMA, "whitespace_pattern": None, "disable_any_whitespace": False}}, AS_JSON),
@@ -73,7 +83,7 @@ def test_all_spellings_are_one(body, wanted):
 
 def test_it_is_a_value_that_travels():
     """Hashable, so that what is compiled can be kept by it; the same after msgpack; a schema's keys in their order."""
-    for one in (AS_JSON, AS_REGEX, AS_CHOICE, AS_OBJECT, AS_GRAMMAR):
+    for one in (AS_JSON, AS_REGEX, AS_CHOICE, AS_OBJECT, AS_GRAMMAR, AS_TAG, AS_NEWER):
         params = SamplingParams(structured_outputs=one)
         there = msgspec.msgpack.decode(msgspec.msgpack.encode(params), type=SamplingParams)
         assert there == params and hash(there.structured_outputs) == hash(one)
@@ -95,9 +105,7 @@ def deep(levels: int) -> dict[str, object]:
     return found
 
 
-FORMATS = (
-    "response_format.type is 'structural_tag', which is not supported; it takes one of text, json_object, json_schema, regex"
-)
+FORMATS = "response_format.type is 'xml', which is not supported; it takes one of text, json_object, json_schema, regex"
 REFUSED = [
     (
         {"structured_outputs": {}},
@@ -108,7 +116,6 @@ REFUSED = [
         "structured_outputs has regex and choice; it takes exactly one of",
     ),
     ({"structured_outputs": {"regexp": "a"}}, "structured_outputs has no 'regexp', nearest: regex"),
-    ({"structured_outputs": {"structural_tag": "a"}}, "structured_outputs has no 'structural_tag'"),
     ({"structured_outputs": {"regex": "a", "disable_any_whitespace": True}}, "has no 'disable_any_whitespace'"),
     ({"structured_outputs": "json"}, "structured_outputs is 'json'; it takes an object with one of json"),
     ({"structured_outputs": {"json_object": 1}}, "structured_outputs.json_object is 1; it takes True or False"),
@@ -137,7 +144,9 @@ REFUSED = [
     ({"structured_outputs": {"choice": ["a"] * (MAX_CHOICES + 1)}}, f"it takes at most {MAX_CHOICES}"),
     ({"structured_outputs": {"choice": [f"{n:0300}" for n in range(MAX_CHOICES)]}}, "bytes in all; it takes at most"),
     ({"response_format": "json_object"}, "response_format is 'json_object'; it takes an object such as"),
-    ({"response_format": {"type": "structural_tag"}}, FORMATS),
+    ({"response_format": {"type": "xml"}}, FORMATS),
+    ({"response_format": {"type": "structural_tag"}}, "response_format has no structures; it takes an object with structures"),
+    ({"response_format": {"type": "structural_tag", **TAG}, "structural_tag": NEWER}, "response_format and structural_tag ask"),
     ({"response_format": {}}, "response_format.type is None"),
     ({"response_format": {"type": "json_schema"}}, "response_format.json_schema has no schema"),
     ({"response_format": {"type": "json_schema", "json_schema": {"name": "n"}}}, "response_format.json_schema has no schema"),

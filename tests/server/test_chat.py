@@ -128,6 +128,22 @@ def test_a_call_that_is_cut_short_ends_with_length(served: Served, engine: Servi
     assert answer[0]["finish"] == "length"
 
 
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "f"}}])
+def test_of_a_forced_call_that_is_cut_short_nothing_is_content(served: Served, engine: ServingFake, choice: object):
+    """Wherever `max_tokens` cuts it: its syntax is no word to the user. Where the model chose to call, all is told."""
+    tokenizer = served.service.front.tokenizer
+    says_texts(engine, tokenizer, CALL)
+    asked = {"messages": HI, "tools": [TOOL], "tool_choice": choice}
+    called = []
+    for most in range(1, len(tokenizer.encode(CALL, add_special_tokens=False)) + 1):
+        whole = chat_whole(served.post(PATH, {**asked, "max_tokens": most}))
+        assert chat_streamed(served.post(PATH, {**asked, "max_tokens": most, "stream": True})) == whole
+        assert whole[0]["content"] == "" and whole[0]["finish"] == "length"
+        called += [arguments for _, arguments in whole[0]["calls"]]
+    assert called[-1] == '{"a": "Zürich"}' and all(called[-1].startswith(each.rstrip("\ufffd")) for each in called)
+    assert chat_whole(served.post(PATH, {**asked, "tool_choice": "auto", "max_tokens": 2}))[0]["content"]
+
+
 def test_no_tools_are_shown_that_must_not_be_used(served: Served, engine: ServingFake):
     says_texts(engine, served.service.front.tokenizer, CALL)
     with_tools, without = {"messages": HI, "tools": [TOOL]}, {"messages": HI, "tools": [TOOL], "tool_choice": "none"}

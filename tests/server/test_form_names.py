@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -25,6 +26,8 @@ BAD: dict[str, Any] = {"type": "nothing"}
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {"a": BAD}}}}
 FLAT = {"type": "json_schema", "name": "n", "schema": BAD}
 
+TAG = {"structures": [{"begin": "<f>", "schema": BAD, "end": "</f>"}], "triggers": ["<f>"]}
+
 FORMS: list[tuple[dict[str, Any], str]] = [
     ({"response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": BAD}}},
      "response_format.json_schema.schema"),
@@ -38,6 +41,11 @@ FORMS: list[tuple[dict[str, Any], str]] = [
     ({"structured_outputs": {"regex": "("}}, "structured_outputs.regex"),
     ({"structured_outputs": {"grammar": 'start: a\na[stop="x"]: /b/'}}, "structured_outputs.grammar"),
     ({"structured_outputs": {}}, "structured_outputs"),
+    ({"structured_outputs": {"structural_tag": TAG}}, "structured_outputs.structural_tag"),
+    ({"structured_outputs": {"structural_tag": {**TAG, "triggers": ["@"]}}}, "structured_outputs.structural_tag.triggers"),
+    ({"response_format": {"type": "structural_tag", **TAG}}, "response_format"),
+    ({"response_format": {"type": "structural_tag", "format": {"type": "x"}}}, "response_format.format.type"),
+    ({"structural_tag": json.dumps(TAG)}, "structural_tag"), ({"structural_tag": "{"}, "structural_tag"),
     ({"guided_json": BAD}, "guided_json"), ({"guided_json": "{"}, "guided_json"),
     ({"guided_regex": "("}, "guided_regex"), ({"guided_regex": "a" * 40_000}, "guided_regex"),
     ({"guided_choice": []}, "guided_choice"), ({"guided_grammar": "x"}, "guided_grammar"),

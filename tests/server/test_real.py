@@ -107,6 +107,24 @@ def test_forms_are_kept(served: Served):
     assert served.post("/generate", asked).json["generated_text"][0] == "1"
 
 
+def test_a_tag_that_begins_in_free_text_holds_to_its_schema(served: Served):
+    """Each of n answers, in a stream as at once. Up to " the", which the model says and which must be a tag here, it says what
+    it would have said."""
+    tag = {"structures": [{"begin": " the", "schema": {"enum": ["up", 5]}, "end": " end"}], "triggers": [" the"]}
+    asked = {"messages": HI, "n": 2, "temperature": 1, "seed": 1, "max_tokens": 40, "ignore_eos": True}
+    forms = [
+        {"response_format": {"type": "structural_tag", **tag}},
+        {"structured_outputs": {"structural_tag": json.dumps(tag)}},
+    ]
+    whole, plain = chat_whole(served.post(CHAT, {**asked, **forms[0]})), chat_whole(served.post(CHAT, asked))
+    assert whole == chat_streamed(served.post(CHAT, {**asked, **forms[1], "stream": True}))
+    assert whole[0]["content"] != whole[1]["content"]
+    for n in range(2):
+        free, _, tags = whole[n]["content"].partition(" the")
+        assert len(free) > 5 and free == plain[n]["content"].partition(" the")[0]
+        assert tags.lstrip().startswith(('"up" end', "5 end"))
+
+
 def test_prompts_are_found_in_the_cache_of_their_tenant(served: Served):
     asked = {"prompt": "Once upon a time there was " * 20, "max_tokens": 1, "cache_salt": "a"}
     found = [served.post(TEXT, {**asked, "cache_salt": salt}).json["usage"] for salt in ("a", "a", "b")]

@@ -11,13 +11,16 @@ import re
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from shardwise.engine.formats import bound_formats
+from shardwise.engine.tag_grammar import tag_grammar
 from shardwise.engine.text import Tokenizer, open_tokenizer
 from shardwise.errors import RequestError
+from shardwise.sched.structural_tag import read_tag
 from shardwise.sched.structured import StructuredOutputs
 
 if TYPE_CHECKING:
@@ -167,6 +170,7 @@ class Grammars:
     def __init__(self, folder: Path, vocab: int, most_bytes: int = KEPT_BYTES) -> None:
         self._folder, self._vocab, self._most = folder, vocab, most_bytes
         self._tokenizer: llguidance.LLTokenizer | None = None
+        self._specials: dict[str, int] = {}
         self._kept: OrderedDict[StructuredOutputs, Grammar] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -194,7 +198,8 @@ class Grammars:
     def _compiled(self, wanted: StructuredOutputs) -> Grammar:
         from llguidance import LLMatcher, LLParserLimits
 
-        tokenizer, begun, text = self._opened(), time.thread_time(), source(wanted)
+        tokenizer, begun = self._opened(), time.thread_time()
+        text = source(wanted, self._specials)
 
         # About a fifth of the defaults in time and memory; a schema of 300 properties is far below.
         limits = LLParserLimits(
@@ -213,7 +218,9 @@ class Grammars:
 
     def _opened(self) -> llguidance.LLTokenizer:
         if self._tokenizer is None:
-            self._tokenizer = _library_tokenizer(open_tokenizer(self._folder), self._vocab)
+            opened = open_tokenizer(self._folder)
+            self._specials = {opened.token_text(i): i for i in sorted(opened.special_ids) if i < self._vocab}
+            self._tokenizer = _library_tokenizer(opened, self._vocab)
         return self._tokenizer
 
 
@@ -246,28 +253,41 @@ def _library_tokenizer(tokenizer: Tokenizer, vocab: int) -> llguidance.LLTokeniz
     return LLTokenizer(_Spellings(tokenizer, vocab), n_vocab=vocab + 1, eos_token=vocab)  # type: ignore[arg-type]
 
 
-def source(wanted: StructuredOutputs) -> str:
-    """The grammar in llguidance's own form. RequestError for one that cannot be brought into it."""
+def source(wanted: StructuredOutputs, specials: Mapping[str, int] | None = None) -> str:
+    """The grammar in llguidance's own form. RequestError for one that cannot be brought into it. `specials`: ids of special
+    tokens by their texts."""
+    form = _form(wanted, specials or {})
     if wanted.opening is None:
-        return _form(wanted)
+        return form
     # A grammar of its own, so that names and what one ignores mean nothing in the other.
     first = {"lark_grammar": f"{_NO_FORCING}start: opening @form\n{wanted.opening}"}
-    return json.dumps({"grammars": [first, {"name": "form", "lark_grammar": _form(wanted)}]}, ensure_ascii=False)
+    return json.dumps({"grammars": [first, {"name": "form", "lark_grammar": form}]}, ensure_ascii=False)
 
 
-def _form(wanted: StructuredOutputs) -> str:
+def _form(wanted: StructuredOutputs, specials: Mapping[str, int]) -> str:
     if wanted.kind in ("json", "json_object"):
-        schema = json.loads(wanted.json) if isinstance(wanted.json, str) else {"type": "object"}
-        schema["x-guidance"] = {"whitespace_pattern": WHITESPACE}
-        return f"{_NO_FORCING}start: %json {json.dumps(schema, ensure_ascii=False)}"
+        return f"{_NO_FORCING}start: {_json(json.loads(wanted.json) if isinstance(wanted.json, str) else {'type': 'object'})}"
     if wanted.choice is not None:
         return f"{_NO_FORCING}start: CHOICE\nCHOICE: " + " | ".join(json.dumps(text) for text in wanted.choice)
     if wanted.regex is not None:
-        from llguidance import regex_to_lark
-
-        # Line by line nothing else ends a regular expression in Lark.
-        return f"{_NO_FORCING}start: /{regex_to_lark(wanted.regex)}/"
+        return f"{_NO_FORCING}start: {_regex(wanted.regex)}"
+    if isinstance(wanted.structural_tag, str):
+        tag = read_tag(wanted.said, json.loads(wanted.structural_tag))
+        return _NO_FORCING + tag_grammar(tag, specials, _json, _regex)
     return _NO_FORCING + _lark(wanted.grammar or "", wanted.said)
+
+
+def _json(schema: Mapping[str, Any]) -> str:
+    """A rule's body that is JSON of the schema."""
+    bound = {**bound_formats(schema), "x-guidance": {"whitespace_pattern": WHITESPACE}}
+    return f"%json {json.dumps(bound, ensure_ascii=False)}"
+
+
+def _regex(text: str) -> str:
+    from llguidance import regex_to_lark
+
+    # Line by line nothing else ends a regular expression in Lark.
+    return f"/{regex_to_lark(text)}/"
 
 
 # What may hold any characters in Lark: strings, JSON's among them, comments, regular expressions, special tokens. Also where

@@ -9,7 +9,7 @@ from shardwise.errors import RequestError
 from shardwise.sched.checks import shown
 from shardwise.sched.structured import StructuredOutputs, structured
 
-FORMATS = ("text", "json_object", "json_schema", "regex")
+FORMATS = ("text", "json_object", "json_schema", "regex", "structural_tag")
 
 
 Read = Callable[[object, str], StructuredOutputs | None]
@@ -64,6 +64,8 @@ def _response_format(value: object, name: str) -> StructuredOutputs | None:
                     f"{name}.pattern is missing; with the type regex it is the expression that the answer matches"
                 )
             return _regex(pattern, f"{name}.pattern")
+        case "structural_tag":  # its fields lie beside the type
+            return StructuredOutputs(structural_tag=value, name=name)
         case kind:
             raise RequestError(f"{name}.type is {shown(kind)}, which is not supported; it takes one of {', '.join(FORMATS)}")
 
@@ -80,6 +82,7 @@ SPELLINGS: dict[str, Read] = {
     "structured_outputs": structured, "response_format": _response_format,
     "guided_json": _json, "guided_regex": _regex, "guided_choice": _as("choice"), "guided_grammar": _grammar,
     "json_schema": _json, "regex": _regex, "ebnf": _grammar, "grammar": _grammar,
+    "structural_tag": _as("structural_tag"),
 }  # fmt: skip
 """By the name of the field."""
 
@@ -105,5 +108,8 @@ def structured_field(given: Mapping[str, object]) -> StructuredOutputs | None:
 
 def _meaning(one: StructuredOutputs) -> tuple[object, ...]:
     """Equal for two that ask for the same; the order of keys is no difference."""
-    schema = json.dumps(json.loads(one.json), sort_keys=True) if isinstance(one.json, str) else None
-    return (schema, one.regex, one.choice, one.grammar, one.kind)
+    schema, tag = (
+        json.dumps(json.loads(text), sort_keys=True) if isinstance(text, str) else None
+        for text in (one.json, one.structural_tag)
+    )
+    return (schema, one.regex, one.choice, one.grammar, tag, one.kind)

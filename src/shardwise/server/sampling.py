@@ -85,10 +85,16 @@ class SamplingBody(DrawBody, kw_only=True):
         | None
     ) = None
     response_format: (
-        Annotated[dict[str, Any], _says("The form of the answer: {type: text | json_object | json_schema, ...}.")] | None
+        Annotated[
+            dict[str, Any], _says("The form of the answer: {type: text | json_object | json_schema | structural_tag, ...}.")
+        ]
+        | None
     ) = None
     structured_outputs: (
-        Annotated[dict[str, Any], _says("The form of the answer: one of json, regex, choice, grammar, json_object.")] | None
+        Annotated[
+            dict[str, Any], _says("The form of the answer: one of json, regex, choice, grammar, json_object, structural_tag.")
+        ]
+        | None
     ) = None
     guided_json: Annotated[str | dict[str, Any], _says("Older name of structured_outputs.json.")] | None = None
     guided_regex: Annotated[str, _says("Older name of structured_outputs.regex.")] | None = None
@@ -100,6 +106,9 @@ class SamplingBody(DrawBody, kw_only=True):
         None
     )
     grammar: Annotated[str, _says("llama.cpp's name of structured_outputs.grammar: GBNF or Lark.")] | None = None
+    structural_tag: (
+        Annotated[str | dict[str, Any], _says("Older name, and SGLang's, of structured_outputs.structural_tag.")] | None
+    ) = None
 
 
 SHARED = SamplingBody.__struct_fields__

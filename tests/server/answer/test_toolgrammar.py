@@ -176,6 +176,11 @@ def test_whatever_is_sampled_is_calls_that_hold(
         for name, arguments in told.calls:
             tool = next(tool for tool in ALL if tool.name == name)
             assert holds(json.loads(arguments), tool), text
+        for cut in range(len(text)):  # as by max_tokens
+            short = read(style, text[:cut], tools=ALL, choice="required", parallel=parallel)
+            assert not short.content and len(short.calls) <= len(told.calls), text[:cut]
+            for (name, arguments), (whole_name, whole) in zip(short.calls, told.calls, strict=False):
+                assert name == whole_name and whole.startswith(arguments), text[:cut]
     assert ended >= 3
 
 
@@ -222,6 +227,7 @@ def test_only_the_named_tool_and_only_one_call_get_through(vocabulary: Vocabular
         {"type": "object", "properties": {"next": {"$ref": "#"}}},
         {"type": "object", "properties": {"a": {"type": "string", "pattern": "^[a-z]+$"}}, "required": ["a"]},
         {"type": "object", "properties": {"a": {"enum": ["x", 1, None, "y\n</parameter>"]}}},
+        {"type": "object", "properties": {"a": {"anyOf": [{"type": "string", "format": "path"}, {"type": "integer"}]}}},
     ],
 )
 def test_schemas_of_all_kinds_compile(llguided: llguidance.LLTokenizer, dialect: Dialect, parameters: dict[str, Any]):

@@ -28,6 +28,7 @@ class Outlet:
         self._muted = self._called_last = False
         self._said_gap = self._thought_gap = ""
         self._before_thought, self._after_thought = True, False
+        self._mute = False
 
     def collect(self) -> list[Piece]:
         """The pieces since the last time."""
@@ -44,6 +45,8 @@ class Outlet:
 
     def say(self, text: str) -> None:
         """Content."""
+        if self._mute:
+            return
         if self._after_thought:
             text = text.lstrip(SPACE)
         if not text:
@@ -88,6 +91,10 @@ class Outlet:
         """More of the arguments of the call that began last."""
         if not self._muted:
             self._emit("argued", text)
+
+    def mute(self) -> None:
+        """Nothing more is said: what comes yet is a call's syntax, cut short."""
+        self._mute, self._said_gap = True, ""
 
     def finish(self) -> None:
         """No more comes: white space that need not go is said."""

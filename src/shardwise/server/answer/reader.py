@@ -18,11 +18,13 @@ class Reader:
     """Give it the text of one choice with `feed`, then `finish` it once; both return the pieces that have become certain.
 
     Text goes out as soon as it cannot be part of a mark; time is linear in the text, memory bounded by one call (1 MiB).
-    A call of a tool that was not offered, or with arguments that are no JSON object, is content, verbatim.
+    A call of a tool that was not offered, or with arguments that are no JSON object, is content, verbatim; so is one that is
+    cut short before it is certain, unless a call was `forced`: then it says nothing.
     """
 
-    def __init__(self, style: Style, tools: Sequence[Tool], *, reads_calls: bool, parallel: bool) -> None:
+    def __init__(self, style: Style, tools: Sequence[Tool], *, reads_calls: bool, parallel: bool, forced: bool = False) -> None:
         """Use `reader`."""
+        self._forced = forced
         self._tape = Tape()
         reads = reads_calls and bool(tools)
         self._outlet = Outlet(reads_calls=reads, parallel=parallel, short_ids=style.calls == "mistral")
@@ -42,6 +44,8 @@ class Reader:
     def finish(self) -> list[Piece]:
         """The rest, once no more text comes."""
         self._tape.ended = True
+        if self._forced:
+            self._outlet.mute()
         for _ in self._reading:
             raise AssertionError("a reader waits for text after its end")
         if not self._finished:
@@ -57,7 +61,8 @@ def reader(style: Style, tools: Sequence[Tool], choice: ToolChoice, parallel: bo
     keeps the first call alone.
     """
     reads_calls = choice != "none" and (style.calls != "plain" or choice != "auto")
-    return Reader(style, callable_tools(tools, choice), reads_calls=reads_calls, parallel=parallel)
+    forced = choice not in ("none", "auto")
+    return Reader(style, callable_tools(tools, choice), reads_calls=reads_calls, parallel=parallel, forced=forced)
 
 
 def _answer(source: Source, style: Style, tools: Sequence[Tool]) -> Reading[None]:

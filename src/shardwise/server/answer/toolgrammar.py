@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from shardwise.engine.formats import bound_formats
 from shardwise.server.answer.choice import Tool, ToolChoice, callable_tools
 from shardwise.server.answer.jsoncalls import DEEPSEEK, KIMI, Marks
 from shardwise.server.answer.schema import TYPES, resolved, types_of
@@ -69,7 +70,7 @@ def tool_grammar(
 def _json(schema: Mapping[str, Any]) -> str:
     """A rule's body that is JSON of the schema, with the white space that chat templates write and no other."""
     spaced = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
-    return f"%json {json.dumps({**schema, 'x-guidance': spaced}, ensure_ascii=False)}"
+    return f"%json {json.dumps({**bound_formats(schema), 'x-guidance': spaced}, ensure_ascii=False)}"
 
 
 def _repeated(call: str, between: str, most: int, before: str = "", after: str = "") -> list[str]:
