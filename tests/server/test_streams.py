@@ -154,7 +154,7 @@ def test_a_job_that_nobody_reads_is_cut_off(held: ServingFake):
 def test_a_request_that_nobody_reads_ends_before_its_reader_wakes(held: ServingFake, limits: dict[str, int]):
     async def run() -> None:
         service = Service(held, Settings(**limits))
-        async with Job(service) as job:
+        async with Job(service, Call("test", "", 0.0, "/")) as job:
             await job.start([service.front.prompt("Once")], [SamplingParams(max_tokens=1000, ignore_eos=True, logprobs=5)])
             held.allow(500)
             until = asyncio.get_running_loop().time() + 20
