@@ -46,6 +46,9 @@ GOOD: tuple[tuple[str, dict[str, Any]], ...] = (
     ("/v1/completions", {"prompt": ["Once", [9, 10]], **SHARED, "echo": True, "logprobs": 2}),
     ("/v1/completions", {"prompt": [9, 10], **SHARED_STREAM}),
     ("/v1/completions", {"prompt": "A year:", "max_tokens": 6, "structured_outputs": {"regex": "1[0-9]{3}"}}),
+    ("/v1/completions", {"prompt": "Once", "max_tokens": 4, "structural_tag": {"format": {
+        "type": "triggered_tags", "triggers": ["<"], "excludes": ["@"], "tags": [{"begin": "<f>", "end": ["</f>"], "content": {
+            "type": "json_schema", "json_schema": {"type": "integer"}}}]}}}),
     ("/v1/completions", {"prompt": "Once", "max_tokens": 4, "best_of": 2, "guided_choice": ["yes", "no"]}),
     ("/v1/responses", {"input": "Hi", "max_output_tokens": 4, "store": False}),
     ("/v1/responses", {

@@ -101,6 +101,8 @@ def bombs(path: str) -> tuple[dict[str, Any], ...]:
             {"response_format": form},
             {"text": {"format": {**form, "name": "a", "schema": schema}}},
         ]
+        tag = {"structures": [{"begin": "<", "schema": schema, "end": ">"}], "triggers": ["<"]}
+        found += [{"structural_tag": tag}, {"response_format": {"type": "structural_tag", **tag}}]
         function = {"name": "f", "parameters": schema, "input_schema": schema}
         tool = {"type": "function", "function": function, **function}
         found.append({"tools": [tool], "tool_choice": {"type": "any"} if path == "/v1/messages" else "required"})

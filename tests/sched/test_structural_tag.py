@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from shardwise.errors import RequestError
 from shardwise.sched.given_json import MAX_SCHEMA_BYTES, MAX_SCHEMA_DEPTH
@@ -144,3 +147,37 @@ def test_refused(value: Any, message: str):
     with pytest.raises(RequestError, match=re.escape(message)) as raised:
         tag_text("t", value)
     assert len(str(raised.value)) < 450
+
+
+GOOD: list[dict[str, Any]] = [
+    {**OLD, "type": "structural_tag"},
+    of("sequence", elements=[{"type": "tag", **TAG}, {**TRIGGERED, "at_least_one": True, "excludes": ["x"]}]),
+    of("or", elements=[{"type": "repeat", "min": 0, "max": 2, "content": CONTENT}, {"type": "regex", "pattern": "a"}, ANY]),
+    of("tags_with_separator", tags=[TAG], separator=",", at_least_one=True),
+]
+VALUES = st.sampled_from(
+    [None, True, -1, 10**400, 1.5, "", "<f", "\ud800", [], [5], ["a", None], {}, {"type": "any_text"}, {5: 6}]
+)
+
+
+def places(value: Any) -> list[tuple[Any, Any]]:
+    """Each container within, with each of its keys."""
+    keys = list(value) if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ()
+    return [(value, key) for key in keys] + [each for key in keys for each in places(value[key])]
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.sampled_from(GOOD), st.lists(st.tuples(st.integers(0, 100), VALUES), min_size=1, max_size=3))
+def test_whatever_is_sent_is_taken_or_refused(good: dict[str, Any], changes: list[tuple[int, Any]]):
+    """What is taken stays as it is when it is read again."""
+    assert read(good)
+    value = json.loads(json.dumps(good))
+    for place, new in changes:
+        container, key = (found := places(value))[place % len(found)]
+        container[key] = copy.deepcopy(new)
+    try:
+        text = tag_text("t", value)
+    except RequestError as error:
+        assert re.match(r"(a text in |a key of )?t[ .]", str(error)), error
+    else:
+        assert tag_text("t", text) == text
