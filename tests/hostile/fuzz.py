@@ -99,6 +99,8 @@ def by_description(seed: int, examples: int) -> dict[str, Any]:
                 pass
 
         asyncio.run(alone())
+        grammar = {"prompt": "A year:", "max_tokens": 1, "regex": "1[0-9]{3}"}
+        assert live.ask("/v1/completions", grammar, key=KEY)[0] == 200  # the process that tries grammars begins with the first
         watched = Watched(live, KEY)
         return {**asyncio.run(play()), "good_streams": asdict(streams), **watched.result()}
 

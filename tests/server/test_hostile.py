@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import json
 import time
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Any
@@ -18,6 +20,7 @@ from shardwise.server.routes import ROUTES
 from shardwise.server.service import Service
 from tests.hostile.access import tried
 from tests.hostile.campaign import Target, run
+from tests.hostile.described import counted
 from tests.hostile.wire import KINDS, case, planted
 from tests.server.drive import Served, serving, wait_for
 from tests.server.engines import ServingFake
@@ -87,3 +90,23 @@ def test_a_case_is_the_same_by_its_number():
     assert [case(3, n) for n in range(300)] == [case(3, n) for n in range(300)]
     assert case(3, 1) != case(4, 1)
     assert len({case(3, n).kind for n in range(2000)}) == len(KINDS)
+
+
+def test_no_case_is_larger_than_the_server_has_to_refuse():
+    sizes = [sum(map(len, case(0, n).parts)) for n in range(260, 280)]  # 270 repeats a list of lists
+    assert max(sizes) < 6 * 2**20, sizes
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "effective"),
+    [(200, "", 1), (400, "x", 1), (401, "x", 0), (404, "unknown_path", 0), (404, "model_not_found", 1), (405, "x", 0)],
+)
+def test_a_described_case_counts_where_it_reached_its_endpoint(status: int, code: str, effective: int):
+    content = {"$base64": base64.b64encode(json.dumps({"error": {"code": code}}).encode()).decode()}
+    recorder = {
+        "label": "GET /a",
+        "cases": {"1": {}},
+        "interactions": {"1": {"response": {"status_code": status, "content": content}}},
+    }
+    found = counted(json.dumps({"ScenarioFinished": {"recorder": recorder}}))
+    assert (found["cases"], found["effective"], found["failures"]) == (1, effective, [])
