@@ -128,7 +128,7 @@ def test_ranks_of_a_server_write_what_they_did(tmp_path: Path):
     folder = tmp_path / "traces"
     folder.mkdir()
     with live.serving("-tp", "2", "--profiler-dir", folder, "--max-profile-steps", "6") as server:
-        assert server.ask(START, {})[0] == 200
+        assert [server.ask(path, {})[0] for path in (STOP, START, START)] == [409, 200, 409]
         assert server.ask("/v1/completions", {**ASKED, "max_tokens": 3})[0] == 200
         status, ended = server.ask(STOP, {})
         assert (status, [trace["rank"] for trace in ended["traces"]]) == (200, [0, 1])
