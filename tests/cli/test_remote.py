@@ -161,6 +161,23 @@ def test_what_cannot_be_asked(args: tuple[str, ...], words: tuple[str, ...]) -> 
         assert word in done.err
 
 
+def test_the_oldest_turns_make_way_where_the_context_is_full() -> None:
+    def answer(door: BaseHTTPRequestHandler, body: dict[str, Any]) -> None:
+        if len("".join(each["content"] for each in body["messages"])) > 12:
+            said = "This model's maximum context length is 12 tokens"
+            whole(door, 400, {"error": {"message": said, "code": "context_length_exceeded"}})
+        else:
+            streamed(door, *deltas("ok"))
+
+    with canned(answer) as server:
+        done = shardwise("chat", "--url", server.url, given=b"one\ntwo\nfour\n" + b"x" * 20 + b"\nsix\n")
+    assert (done.code, done.out) == (0, "ok\nok\nok\n\nok\n"), done.err
+    assert done.err.count("the oldest turn was dropped") == 2 and done.err.count("maximum context length") == 1
+    taken = [[each["content"] for each in body["messages"]] for body in server.asked]
+    assert taken[2:4] == [["one", "ok", "two", "ok", "four"], ["two", "ok", "four"]]
+    assert taken[-2:] == [["two", "ok", "four", "ok", "six"], ["four", "ok", "six"]]
+
+
 def test_a_dialogue_tells_all_that_was_said_and_outlives_a_refusal() -> None:
     def answer(door: BaseHTTPRequestHandler, body: dict[str, Any]) -> None:
         last = body["messages"][-1]["content"]

@@ -9,6 +9,8 @@ from contextlib import closing, contextmanager
 
 import pytest
 
+from shardwise.errors import ShardwiseError
+from shardwise.server.failure import told
 from shardwise.server.service import Service
 from shardwise.server.settings import Settings
 from shardwise.server.web import LEAVE_S, Web
@@ -54,3 +56,14 @@ def test_no_client_holds_up_the_end(engine: ServingFake, does: Callable[[socket.
 
     with closing(socket.create_server(("127.0.0.1", 0))) as listener:
         asyncio.run(main(listener))
+
+
+def test_a_request_that_fails_because_the_server_ends_is_told_so(engine: ServingFake) -> None:
+    """It may ask another server; a failure before is this one's."""
+    service = Service(engine, Settings(**PATIENT))
+    closed = ShardwiseError("the engine was closed")
+    assert told(service, closed, "a").status == 500
+    service.drain.begin()
+    answer = told(service, closed, "a")
+    assert (answer.status, answer.code) == (503, "draining") and "retry-after" in answer.headers
+    assert told(service, KeyError("a"), "a").status == 500

@@ -13,11 +13,15 @@ from typing import Any
 
 from shardwise import env
 from shardwise.cli import flags
-from shardwise.errors import ShardwiseError, UserError
+from shardwise.errors import ShardwiseError, TooLong, UserError
 from shardwise.verify.client import Client, complaint, worded
 
 LIMIT_BYTES = 16 * 2**20
 """The longest line, and the longest answer that is no stream."""
+
+
+FULL = b"maximum context length"
+"""In the refusals of OpenAI's API, vLLM's and this one, where a prompt is too long."""
 
 
 class Server:
@@ -41,7 +45,7 @@ class Server:
 
     def stream(self, path: str, body: Mapping[str, Any]) -> Generator[dict[str, Any], None, None]:
         """What comes of a POST of `body` at /v1/`path`, chunk by chunk; a server that does not stream gives one. UserError
-        where the server refuses it, ShardwiseError where it fails."""
+        where the server refuses it, TooLong where that is for its length, ShardwiseError where it fails."""
         return self._ask(path, json.dumps({**body, "stream": True}).encode())
 
     def _ask(self, path: str, body: bytes | None) -> Generator[dict[str, Any], None, None]:
@@ -102,12 +106,15 @@ def _object(where: str, data: bytes) -> dict[str, Any]:
 def _refused(where: str, answer: http.client.HTTPResponse) -> ShardwiseError:
     """What a status other than 200 says: the user's to mend, or not."""
     try:
-        said = complaint(answer.read(2**16))
+        data = answer.read(2**16)
     except (OSError, http.client.HTTPException):
-        said = ""  # the status says enough
+        data = b""  # the status says enough
+    said = complaint(data)
     text = f"{where} answered {answer.status}: {said or answer.reason}"
     if answer.status in (401, 403):
         text += f"; give --api-key KEY, or set {env.API_KEY}"
     if again := answer.headers.get("Retry-After"):
         text += f"; try again in {again} s"
+    if answer.status == 400 and FULL in data:
+        return TooLong(text)
     return UserError(text) if answer.status < 500 and answer.status != 429 else ShardwiseError(text)

@@ -12,7 +12,7 @@ from shardwise.cli import flags
 from shardwise.cli.dialogue import Dialogue, say
 from shardwise.cli.remote import Server, server
 from shardwise.cli.show import rates, write
-from shardwise.errors import RequestError, ShardwiseError, UserError
+from shardwise.errors import RequestError, ShardwiseError, TooLong, UserError
 
 MINE = ("model", "url", "api_key", "system", "stats", *flags.SAMPLING, "stop", "ignore_eos")
 """The flags that say something of a model that runs elsewhere; all others are its server's to say."""
@@ -46,21 +46,36 @@ class There:
 
     def answer(self, question: str) -> None:
         try:
-            self._answer(question)
+            self._fitting(question)
         except RequestError:
             raise
         except (UserError, ShardwiseError) as error:
             # What one question meets need not end the dialogue.
             raise RequestError(str(error)) from None
 
-    def _answer(self, question: str) -> None:
+    def _fitting(self, question: str) -> None:
+        """Where the context is full, the oldest turns make way, as in a dialogue with a model that runs here."""
+        for first in range(0, len(self._turns) + 1, 2):
+            try:
+                self._answer(question, self._turns[first:])
+            except TooLong:
+                if first == len(self._turns):
+                    write("\n")
+                    raise
+                continue
+            if first:
+                count = first // 2
+                say(f"[the context is full: the oldest {'turn was' if count == 1 else f'{count} turns were'} dropped]")
+            return
+
+    def _answer(self, question: str, turns: list[dict[str, Any]]) -> None:
         asked = {"role": "user", "content": question}
         first = [{"role": "system", "content": self.system}] if self.system else []
-        body = {"model": self._model, "messages": [*first, *self._turns, asked], **self._fields}
+        body = {"model": self._model, "messages": [*first, *turns, asked], **self._fields}
         if self._stats:
             body["stream_options"] = {"include_usage": True}
         begun, times, parts, finish, tokens = time.perf_counter(), [], [], None, 0
-        stream = self._server.stream("chat/completions", body)
+        stream, too_long = self._server.stream("chat/completions", body), False
         try:
             with closing(stream):
                 for chunk in stream:
@@ -74,11 +89,15 @@ class There:
                             write(text)
         except KeyboardInterrupt:
             finish = "stopped"
+        except TooLong:
+            too_long = True
+            raise
         finally:
-            write("\n")
+            if not too_long:
+                write("\n")
         if finish in ("stopped", "length"):
             say("[stopped]" if finish == "stopped" else "[cut at --max-tokens, or at the end of the context]")
         if self._stats and times:
             say(", ".join(rates(tokens or len(times), times[0], times[-1])))
         if parts:
-            self._turns += [asked, {"role": "assistant", "content": "".join(parts)}]
+            self._turns = [*turns, asked, {"role": "assistant", "content": "".join(parts)}]

@@ -28,6 +28,8 @@ def told(service: Service, error: BaseException, name: str) -> Refusal:
     named = {"request_id": name.partition(" ")[0]}
     if isinstance(error, ShardwiseError):
         LOG.error("request %s failed: %s", name, error, extra=named)
+        if service.drain.draining:
+            return stopping()  # its time to finish was up
         if service.engine.lost is not None:
             return Refusal(503, "the engine is lost", code="engine_lost", retry_after_s=RETRY_S)
     else:
