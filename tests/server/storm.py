@@ -172,12 +172,13 @@ class _Kept(asyncio.Protocol):
         self._done: asyncio.Future[None] | None = None
 
     async def ask(self, request: bytes) -> Answer:
-        """OSError where nothing came, since the connection was closed meanwhile."""
+        """Cut where the connection was closed before all had come."""
         assert self.transport is not None
         self._answer, self._done, begun = Answer(), asyncio.get_running_loop().create_future(), time.perf_counter()
-        self._came.clear()
         self.transport.write(request)
+        self._read()  # too many connections are told so before anything is asked
         await self._done
+        self._came.clear()
         self._answer.seconds = time.perf_counter() - begun
         return self._answer
 
@@ -186,7 +187,11 @@ class _Kept(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._came += data
-        assert self._answer is not None and self._done is not None
+        self._read()
+
+    def _read(self) -> None:
+        if self._answer is None or self._done is None:
+            return
         if not self._answer.status and (end := self._came.find(b"\r\n\r\n")) >= 0:
             read_head(self._answer, bytes(self._came[: end + 4]))
             del self._came[: end + 4]

@@ -27,6 +27,10 @@ clients would then never see the answer (RFC 9112, 9.6)."""
 DROPPED_BYTES = 8 * 2**20
 """After so many bytes that are dropped, a connection is cut off."""
 
+TOGETHER_BYTES = 16 * 2**10
+"""What is written within one turn of the loop goes out together, up to so much: a head and its body are one system call, which
+is what a small answer costs the most."""
+
 OVERHEAD = 4
 """How much longer a chunked body may be on the wire than what it holds: chunks of a few bytes are no honest way to send one."""
 
@@ -44,6 +48,7 @@ class Connection(HttpToolsProtocol):
         self._fed = self._head_bytes = self._heads = self._dropped = 0
         self._head_done, self._message_done, self._deaf = False, True, False
         self._refusal: Refusal | None = None
+        self._held = bytearray()
 
     # --- timers -------------------------------------------------------------------------------------------------------
 
@@ -202,8 +207,26 @@ class Connection(HttpToolsProtocol):
         self.transport.write(STATUS_LINE[refusal.status] + lines.encode("latin-1") + b"\r\n" + body)
         self._linger()
 
+    def write(self, data: bytes) -> None:
+        """A piece of an answer."""
+        if not self._held:
+            self.loop.call_soon(self._flush)
+        self._held += data
+        if len(self._held) >= TOGETHER_BYTES:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._held:
+            held, self._held = self._held, bytearray()
+            self.transport.write(held)
+
+    def shutdown(self) -> None:
+        self._flush()
+        super().shutdown()
+
     def _linger(self) -> None:
         """Ends the answer, and reads on for a moment so that it arrives."""
+        self._flush()
         self._deaf = True
         self._disarm("head")
         if self.transport.can_write_eof() and not self.transport.is_closing():
@@ -213,6 +236,7 @@ class Connection(HttpToolsProtocol):
 
     def _close(self) -> None:
         """Closes once all is sent, or cuts off a reader that takes nothing."""
+        self._flush()
         self.transport.close()
         self._watch("close")
 
@@ -251,7 +275,7 @@ class Side(asyncio.Transport):
         self._connection = connection
 
     def write(self, data: Any) -> None:
-        self._connection.transport.write(data)
+        self._connection.write(data)
 
     def is_closing(self) -> bool:
         return self._connection.transport.is_closing()
