@@ -20,8 +20,8 @@ from tests.server.storm import Answer, Pool, ask, asked
 QUEUE, AT_ONCE = 16, 8
 TOKENS = 8
 
-# One thread a rank: threads of one rank wait for each other at every product, and long where clients use the cores, too. A small
-# cache is full before memory is looked at.
+# One thread a rank: threads of one rank wait for each other at every product, and long where clients use the cores, too.
+# A small cache is full before memory is looked at.
 FLAGS = ("--max-queue", str(QUEUE), "--max-num-seqs", str(AT_ONCE), "--threads", "1", "--kv-cache-memory", "16MiB")
 
 
@@ -111,7 +111,7 @@ def figures_of(found: Overload, capacity: float, seconds: float) -> dict[str, fl
     assert all(1 <= int(answer.headers["retry-after"]) <= 300 for answer in found.first if answer.status == 429)
     assert max(found.waiting) <= QUEUE
     taken = sum(answer.status == 200 for answer in found.retried)
-    half = [size for at, size in found.resident if at > seconds / 2]
+    half = [size for at, size in found.resident if seconds / 2 < at <= seconds]
     served = sum(seconds * 0.2 <= at <= seconds for at in found.finished) / (0.8 * seconds)
     return {
         "accepted": len(accepted),
