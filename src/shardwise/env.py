@@ -50,16 +50,11 @@ QUIET = "9"
 """Of KINETO_LOG_LEVEL, the profiler's own log: errors alone."""
 
 
-PRODUCTS = "256"
-"""Of ONEDNN_PRIMITIVE_CACHE_CAPACITY: of how many shapes products are kept as machine code. 1024 by itself, which takes up to
-100 MiB where steps are of all sizes: docs/log.md, "Overload"."""
-
-
 def of_a_rank(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """The environment of a rank process: this one, with threads that do not spin for long, code for fewer shapes, and a
-    profiler that writes no lines of its own, unless the user says otherwise."""
+    """The environment of a rank process: this one, with threads that do not spin for long, and a profiler that writes no lines
+    of its own, unless the user says otherwise."""
     waits = {} if "OMP_WAIT_POLICY" in environ else {"GOMP_SPINCOUNT": SPINS}
-    return {**waits, "KINETO_LOG_LEVEL": QUIET, "ONEDNN_PRIMITIVE_CACHE_CAPACITY": PRODUCTS, **environ}
+    return {**waits, "KINETO_LOG_LEVEL": QUIET, **environ}
 
 
 @dataclass(frozen=True, slots=True)
