@@ -216,8 +216,8 @@ class Connection(HttpToolsProtocol):
             self._flush()
 
     def _flush(self) -> None:
-        if self._held:
-            held, self._held = self._held, bytearray()
+        held, self._held = self._held, bytearray()
+        if held and not self.transport.is_closing():  # the client may have left in this very turn
             self.transport.write(held)
 
     def shutdown(self) -> None:
