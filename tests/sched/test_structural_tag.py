@@ -98,7 +98,7 @@ REFUSED: list[tuple[Any, str]] = [
     ({**OLD, "structures": [{"begin": 5, "schema": {}, "end": ""}]}, "t.structures[0].begin must be a string, not int"),
     ({**OLD, "triggers": []}, "t.structures[0].begin is '<f>', which begins with none of the triggers"),
     ({"structures": [], "triggers": []}, "t.triggers is empty; name at least one text"),
-    ({**OLD, "triggers": [""]}, "it takes a list of strings of at least one character"),
+    ({**OLD, "triggers": [""]}, "it takes a string of at least one character"),
     ({**OLD, "triggers": ["<f", "@"]}, "t.triggers has '@', with which none of structures begins"),
     ({**OLD, "triggers": ["@"] * (MAX_TRIGGERS + 1)}, f"it takes at most {MAX_TRIGGERS}"),
     ({**OLD, "triggers": ["x" * (MAX_MARK_CHARS + 1)]}, f"{MAX_MARK_CHARS}"),
