@@ -20,9 +20,7 @@ from tests.server.storm import Answer, Pool, ask, asked
 QUEUE, AT_ONCE = 16, 8
 TOKENS = 8
 
-# One thread a rank: threads of one rank wait for each other at every product, and long where clients use the cores, too.
-# A small cache is full before memory is looked at.
-FLAGS = ("--max-queue", str(QUEUE), "--max-num-seqs", str(AT_ONCE), "--threads", "1", "--kv-cache-memory", "16MiB")
+FLAGS = ("--max-queue", str(QUEUE), "--max-num-seqs", str(AT_ONCE))
 
 
 @dataclass
@@ -111,7 +109,7 @@ def figures_of(found: Overload, capacity: float, seconds: float) -> dict[str, fl
     assert all(1 <= int(answer.headers["retry-after"]) <= 300 for answer in found.first if answer.status == 429)
     assert max(found.waiting) <= QUEUE
     taken = sum(answer.status == 200 for answer in found.retried)
-    half = [size for at, size in found.resident if seconds / 2 < at <= seconds]
+    half = [size for at, size in found.resident if at > seconds / 2]
     served = sum(seconds * 0.2 <= at <= seconds for at in found.finished) / (0.8 * seconds)
     return {
         "accepted": len(accepted),
@@ -147,14 +145,14 @@ def test_ten_times_too_many(figures: Callable[..., None]) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
+@pytest.mark.parametrize("more", [(), ("--threads", "1")], ids=["all threads", "one thread"])
 @pytest.mark.parametrize("keeps", [True, False])
-def test_ten_times_too_many_for_a_minute(keeps: bool, figures: Callable[..., None]) -> None:
-    """Alone on its machine: the bounds are of time, with room for a noisy one. The aims are refusals within 50 ms, 0.9 of the
-    peak, and memory that stays; docs/log.md has what was measured."""
-    with serving(*FLAGS) as live:
+def test_ten_times_too_many_for_a_minute(keeps: bool, more: tuple[str, ...], figures: Callable[..., None]) -> None:
+    """Alone on its machine: the bounds are of time. They are the aims, which are not met yet: docs/log.md, "Overload, again"."""
+    with serving(*FLAGS, *more) as live:
         found = uvloop.run(ten_times(live, 60, 200, keeps=keeps))
-        figures("overload, connections kept" if keeps else "overload, a connection a request", **found)
-        assert found["refused_p99_ms"] <= (100 if keeps else 250)
-        assert found["of_peak"] >= 0.7
+        figures(f"overload, connections {'kept' if keeps else 'not kept'} {' '.join(more)}".rstrip(), **found)
+        assert found["refused_p99_ms"] <= 50
+        assert found["of_peak"] >= 0.9
         assert found["retried"] > 50 and found["retried_and_taken"] >= 0.9 * found["retried"]
-        assert found["growth_mib"] < 64
+        assert found["growth_mib"] < 8
