@@ -148,7 +148,7 @@ def test_ten_times_too_many(figures: Callable[..., None]) -> None:
 @pytest.mark.parametrize("more", [(), ("--threads", "1")], ids=["all threads", "one thread"])
 @pytest.mark.parametrize("keeps", [True, False])
 def test_ten_times_too_many_for_a_minute(keeps: bool, more: tuple[str, ...], figures: Callable[..., None]) -> None:
-    """Alone on its machine: the bounds are of time. They are the aims, which are not met yet: docs/log.md, "Overload, again"."""
+    """Alone on its machine. The bounds are the aims, which are not met yet: docs/log.md, "Overload, again"."""
     with serving(*FLAGS, *more) as live:
         found = uvloop.run(ten_times(live, 60, 200, keeps=keeps))
         figures(f"overload, connections {'kept' if keeps else 'not kept'} {' '.join(more)}".rstrip(), **found)
