@@ -99,6 +99,8 @@ class Client:
         late = threading.Event()
         clock = threading.Timer(within_s or 0.0, _cut, (connection.sock, late))
         clock.daemon = True
+        # One limit at a time: two that end together would leave it to chance which of them is named.
+        connection.sock.settimeout(self._timeout_s if within_s is None else None)
         if within_s is not None:
             clock.start()
         headers = self._headers if body is None else {**self._headers, "Content-Type": "application/json"}
@@ -134,7 +136,6 @@ class Client:
                 f"{where} cannot be reached: {reason}; does the server run there? `shardwise serve` starts one, {self._flag} "
                 "names another"
             ) from None
-        made.sock.settimeout(self._timeout_s)
         return made
 
 
