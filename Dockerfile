@@ -6,6 +6,8 @@
 # With GPUs, torch of another index:  docker build --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cu130 .
 #   docker run --gpus all --shm-size 1g ..., as NCCL keeps its buffers in shared memory
 FROM python:3.11-slim AS build
+# For the compiled kernels; the image that serves is made of the stage below, which has none of it.
+RUN apt-get update && apt-get install --no-install-recommends --yes g++ && rm -rf /var/lib/apt/lists/*
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 WORKDIR /src
 COPY constraints.txt ./
@@ -15,7 +17,8 @@ RUN python -m venv /opt/shardwise
 # torch by itself, pinned and first: a range would fetch another, far larger build. A layer of its own: it seldom changes.
 RUN /opt/shardwise/bin/pip install --index-url "$TORCH_INDEX" --extra-index-url https://pypi.org/simple \
       "$(grep '^torch==' constraints.txt)"
-COPY pyproject.toml README.md LICENSE ./
+COPY pyproject.toml setup.py MANIFEST.in README.md LICENSE ./
+COPY native native
 COPY src src
 RUN /opt/shardwise/bin/pip install .
 

@@ -12,7 +12,7 @@ SERVE ?=
 
 setup: $(READY)
 
-$(READY): pyproject.toml constraints.txt
+$(READY): pyproject.toml constraints.txt setup.py $(wildcard native/*.h native/*.cpp native/isa/*)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "shardwise needs Python 3.11 or newer; set PYTHON=/path/to/python3.11")'
 	$(PYTHON) -m venv $(VENV)
 	@# torch by itself and pinned: a range would let pip fetch another, far larger build.
@@ -84,4 +84,4 @@ fmt: setup
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) .clients build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .clients build dist src/shardwise/_native*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis

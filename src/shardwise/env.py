@@ -15,6 +15,9 @@ DEBUG = "SHARDWISE_DEBUG"
 LOG_FORMAT = "SHARDWISE_LOG_FORMAT"
 """text or json: how `shardwise serve` and all its processes log."""
 
+KERNELS = "SHARDWISE_KERNELS"
+"""torch: compute with torch alone; or one of `native.PATHS`: as a CPU of that kind would. By default the best there is."""
+
 PREFIX = "SHARDWISE_"
 """Every option of `shardwise serve` may be set as a variable: this, and its long flag in capitals, as SHARDWISE_MAX_QUEUE."""
 
@@ -35,6 +38,11 @@ def debug(environ: Mapping[str, str] = os.environ) -> bool:
 def log_format(environ: Mapping[str, str] = os.environ) -> str:
     """How a process that was started by another one is to log: as that one."""
     return environ.get(LOG_FORMAT, "text")
+
+
+def kernels(environ: Mapping[str, str] = os.environ) -> str | None:
+    """Which kernels are asked for; None where that is left to us."""
+    return environ.get(KERNELS) or None
 
 
 def visible_gpus(environ: Mapping[str, str] = os.environ) -> str | None:

@@ -1,0 +1,32 @@
+"""What a rank's modules compute with, chosen once: compiled kernels on a CPU that has them, torch everywhere else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from shardwise import native
+from shardwise.nn.kernels.pool import Pool
+from shardwise.nn.kernels.step import NativeStep, Step, TorchStep
+
+
+@dataclass(frozen=True, slots=True)
+class Kernels:
+    """A family of kernels each. `compiled`: activations are float32, whatever the weights are."""
+
+    compiled: bool
+    step: Step
+
+    @staticmethod
+    def reference() -> Kernels:
+        """Torch's: the reference."""
+        return Kernels(False, TorchStep())
+
+    @staticmethod
+    def of(device: torch.device, threads: int) -> Kernels:
+        """What is fastest on `device`, with so many threads."""
+        if device.type != "cpu" or not native.available():
+            return Kernels.reference()
+        pool = Pool(threads)
+        return Kernels(True, NativeStep(pool))
