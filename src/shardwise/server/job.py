@@ -54,7 +54,7 @@ class Batch(Generic[T]):
         self._service, self._call = service, call
         self._running: list[T] = []
         self._backlog = self._room(1)
-        self._some = asyncio.Event()
+        self._waiter: asyncio.Future[None] | None = None
         self._late = False
         self._left = 0
         self._feeder: asyncio.Task[None] | None = None
@@ -111,12 +111,12 @@ class Batch(Generic[T]):
         except ShardwiseError as error:
             self._failure = self._failure or error
             self._left = 0
-            self._some.set()
+            self._wake()
 
     def _put(self, index: int, event: Event) -> None:
         """On the engine's thread, or on this loop's."""
         self._backlog.put(index, event)
-        wake = self._some.set
+        wake = self._wake
         if self._backlog.full:
             if self._late:
                 return
@@ -130,7 +130,16 @@ class Batch(Generic[T]):
 
     def _cut(self) -> None:
         self.abort()
-        self._some.set()
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    async def _some(self) -> None:
+        """Waits until something has come. What comes while nobody waits is in the backlog."""
+        self._waiter = self._loop.create_future()
+        await self._waiter
 
     async def _news(self) -> list[int]:
         """Which of them have something new, at least one; none where all have ended. Raises what one has failed of, once what
@@ -141,8 +150,7 @@ class Batch(Generic[T]):
             if self._backlog.full:
                 raise self._too_slow()
             # Of what has come, some at a time: others have their turn between, and no piece to be written gets too large.
-            await (asyncio.sleep(0) if self._backlog else self._some.wait())
-            self._some.clear()
+            await (asyncio.sleep(0) if self._backlog else self._some())
             touched: dict[int, None] = {}
             for index, event in self._backlog.take():
                 if isinstance(event, Scored) and len(event.scores) > LONG_SCORES:

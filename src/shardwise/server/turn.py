@@ -11,6 +11,8 @@ from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 
+import msgspec
+
 from shardwise.engine.complete import Prompt
 from shardwise.engine.outputs import CompletionOutput, Logprobs
 from shardwise.engine.prompts import read_chat
@@ -72,8 +74,7 @@ class Turn:
     limit: str = "max_tokens"
 
 
-@dataclass(frozen=True, slots=True)
-class News:
+class News(msgspec.Struct, frozen=True):
     """What is new of one choice. `pieces` are those of `answer.pieces`; `finish` is set on its last.
 
     `finish` is "tool_calls" where calls were made and the answer was not cut short, whoever chose the tool."""
