@@ -79,6 +79,7 @@ class Connection(HttpToolsProtocol):
         self._unset_keepalive_if_required()
         self._deaf = True
         super().connection_lost(exc)
+        self.cycle = None  # type: ignore[assignment]  # each holds the other, and both what was asked, until a collection
 
     def data_received(self, data: bytes) -> None:
         if self._deaf:
