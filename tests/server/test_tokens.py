@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from shardwise.engine.setup import Setup
 from shardwise.server.routes import ROUTES
 from tests.server.drive import Served, serving
 from tests.server.engines import ServingFake
@@ -117,6 +119,15 @@ def test_tgi(served: Served, engine: ServingFake):
     assert served.post("/", {"inputs": "Say"}).json == [{"generated_text": "Hello 日本 you", "details": None}]
     full = {"inputs": "Say", "parameters": {"return_full_text": True, "stop": ["本"]}}
     assert served.post("/generate", full).json["generated_text"] == "SayHello 日本"
+
+
+def test_tgi_tells_of_a_prompt_that_takes_several_steps(setup: Setup):
+    with ServingFake(replace(setup, limits=replace(setup.limits, tokens=4))) as engine, serving(engine, ROUTES) as served:
+        text = "Once upon a time there was a little girl"
+        wanted = {"decoder_input_details": True, "details": True, "max_new_tokens": 1}
+        answer = served.post("/generate", {"inputs": text, "parameters": wanted})
+        ids = served.service.front.tokenizer.encode(text)
+        assert len(ids) > 8 and [token["id"] for token in answer.json["details"]["prefill"]] == ids
 
 
 @pytest.mark.parametrize("path", ["/generate_stream", "/"])

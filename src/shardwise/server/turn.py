@@ -74,7 +74,7 @@ class Turn:
     limit: str = "max_tokens"
 
 
-class News(msgspec.Struct, frozen=True):
+class News(msgspec.Struct, frozen=True, gc=False):
     """What is new of one choice. `pieces` are those of `answer.pieces`; `finish` is set on its last.
 
     `finish` is "tool_calls" where calls were made and the answer was not cut short, whoever chose the tool."""

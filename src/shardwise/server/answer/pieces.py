@@ -13,19 +13,19 @@ MISTRAL_ID_CHARS = 9  # all of it: Mistral's chat templates refuse an id of any 
 _ALPHANUMERIC = string.ascii_letters + string.digits
 
 
-class Thought(msgspec.Struct, frozen=True):
+class Thought(msgspec.Struct, frozen=True, gc=False):
     """Text of the reasoning."""
 
     text: str
 
 
-class Said(msgspec.Struct, frozen=True):
+class Said(msgspec.Struct, frozen=True, gc=False):
     """Text of the content."""
 
     text: str
 
 
-class Called(msgspec.Struct, frozen=True):
+class Called(msgspec.Struct, frozen=True, gc=False):
     """A call begins: `index` counts the calls of a message from 0."""
 
     index: int
@@ -33,7 +33,7 @@ class Called(msgspec.Struct, frozen=True):
     name: str
 
 
-class Argued(msgspec.Struct, frozen=True):
+class Argued(msgspec.Struct, frozen=True, gc=False):
     """More of the arguments' JSON text of call `index`; all of them together are the arguments."""
 
     index: int
