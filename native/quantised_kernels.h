@@ -143,7 +143,24 @@ void product_of(const Rounded& x, const PackedWeight& w, const float* bias, floa
     }
 }
 
+}  // namespace SW_ISA
+}  // namespace sw
+
+#if SW_LEVEL >= 4
+#include "quantised_tiles.h"
+#endif
+
+namespace sw {
+namespace SW_ISA {
+
 void product(const Rounded& x, const PackedWeight& w, const float* bias, float* y, int64_t first, int64_t last) {
+#if SW_LEVEL >= 4
+    if (x.rows >= TILE_ROWS) {
+        if (w.bits == 8) product_by_tiles<8>(x, w, bias, y, first, last);
+        else product_by_tiles<4>(x, w, bias, y, first, last);
+        return;
+    }
+#endif
     if (w.bits == 8) product_of<8>(x, w, bias, y, first, last);
     else product_of<4>(x, w, bias, y, first, last);
 }
