@@ -45,9 +45,12 @@ struct Pieces {
 
 // Room for a block of x, for each thread that ever computes one.
 float* room() {
-    static thread_local std::unique_ptr<float[]> floats;
-    if (!floats) floats.reset(new float[BLOCK_ROWS * DEPTH]);
-    return floats.get();
+    struct alignas(64) Floats {
+        float at[BLOCK_ROWS * DEPTH];
+    };
+    static thread_local std::unique_ptr<Floats> floats;
+    if (!floats) floats.reset(new Floats);
+    return floats->at;
 }
 
 int threads_of(Pool* pool) { return pool ? pool->threads() : 1; }
