@@ -69,7 +69,7 @@ class NativeDense:
         x = x.contiguous()
         turned = weight.stride(2) == 1
         assert x.dtype == torch.float32 and x.shape[1:] == (heads, inputs)
-        assert weight.stride()[1:] == ((outputs, 1) if turned else (1, inputs))
+        assert not weight.numel() or weight.stride()[1:] == ((outputs, 1) if turned else (1, inputs))
         y = torch.empty(len(x), heads, outputs)
         self._by_head(
             self._pool.handle,
