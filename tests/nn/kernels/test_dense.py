@@ -1,4 +1,4 @@
-"""Dense products, compiled, against torch in double precision: every path that this CPU has, any shape, any dtype of weights."""
+"""Dense products, compiled, against torch in double precision: every path that this CPU has, any shape, any dtype."""
 
 from __future__ import annotations
 
@@ -60,11 +60,7 @@ def test_by_head(rows: int, heads: int, inputs: int, outputs: int, turned: bool,
     make = torch.Generator().manual_seed(seed)
     x = torch.randn(rows, heads, inputs, generator=make)
     matrices = torch.randn(heads, 3 + max(inputs, outputs) ** 2, generator=make).to(dtype)[:, 3 : 3 + inputs * outputs]
-    weight = (
-        matrices.unflatten(1, (inputs, outputs))
-        if turned
-        else matrices.unflatten(1, (outputs, inputs)).transpose(1, 2)
-    )
+    weight = matrices.unflatten(1, (inputs, outputs)) if turned else matrices.unflatten(1, (outputs, inputs)).transpose(1, 2)
     close(NativeDense(Pool(2)).by_head(x, weight), TorchDense().by_head(x.double(), weight), inputs)
 
 

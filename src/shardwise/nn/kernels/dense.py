@@ -67,9 +67,10 @@ class NativeDense:
     def by_head(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         heads, inputs, outputs = weight.shape
         x = x.contiguous()
-        turned = weight.stride(2) == 1
+        # A matrix of one row, or one column, lies both ways round.
+        turned = weight.stride(2) == 1 or weight.stride(1) != 1
         assert x.dtype == torch.float32 and x.shape[1:] == (heads, inputs)
-        assert not weight.numel() or weight.stride()[1:] == ((outputs, 1) if turned else (1, inputs))
+        assert not weight.numel() or weight[0].is_contiguous() or weight[0].T.is_contiguous()
         y = torch.empty(len(x), heads, outputs)
         self._by_head(
             self._pool.handle,
