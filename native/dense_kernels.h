@@ -2,6 +2,7 @@
 
 namespace sw {
 namespace SW_ISA {
+namespace dense {
 
 // A tile of y stays in registers: so many rows of x by so many outputs.
 constexpr int ROWS = SW_LEVEL >= 2 ? 4 : 1, OUTS = 4;
@@ -230,7 +231,9 @@ void across(const Product& p, const Part& part) {
     });
 }
 
-extern const DenseKernels dense_kernels = {linear, across};
+}  // namespace dense
+
+extern const DenseKernels dense_kernels = {dense::linear, dense::across};
 
 }  // namespace SW_ISA
 }  // namespace sw
