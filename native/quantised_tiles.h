@@ -8,7 +8,7 @@ namespace SW_ISA {
 
 constexpr int TILE_ROWS = 16;           // rows of activations at a time
 constexpr int64_t UNPACKED_BYTES = 16384;  // of weights as signed bytes, in the first cache
-constexpr int TURNS = 4;                // dots of so many groups are under way
+constexpr int TURNS = 4, AHEAD = 2;     // room for dots of so many groups, of which so many are ahead of the sums
 
 // As LDTILECFG reads it.
 struct alignas(64) TileConfig {
@@ -79,9 +79,14 @@ inline void multiply_tiles(const Part& part, int64_t row, int64_t tile, const in
     const int8_t* q = x.q + row * x.stride;
     const float* scale = x.scale + row * groups;
     const uint16_t* w_scale = part.w.scale + tile * groups * TILE;
-    for (int64_t g = part.begin; g < part.end; g++) {
+    const auto start = [&](int64_t g) {
         const int turn = static_cast<int>(g % TURNS);
         dots_of(turn, q + g * group, x.stride, signed_weights + (g - part.begin) * group * TILE, group, dots[turn][0]);
+    };
+    for (int64_t g = part.begin; g < part.begin + AHEAD && g < part.end; g++) start(g);
+    for (int64_t g = part.begin; g < part.end; g++) {
+        if (g + AHEAD < part.end) start(g + AHEAD);
+        const int turn = static_cast<int>(g % TURNS);
         const F scales = F::f16(w_scale + g * TILE);
 #pragma GCC unroll 16
         for (int r = 0; r < TILE_ROWS; r++) {
@@ -95,14 +100,17 @@ inline void multiply_tiles(const Part& part, int64_t row, int64_t tile, const in
 
 // As product_of; a last few rows go the other way.
 template <int BITS>
-void product_by_tiles(const Rounded& x, const PackedWeight& w, const float* bias, float* y, int64_t first, int64_t last) {
+void product_by_tiles(const Product& p, int64_t first, int64_t last) {
+    const Rounded& x = p.x;
+    const PackedWeight& w = p.w;
     alignas(64) int8_t weights[UNPACKED_BYTES];
     configure(w.group < 64 ? w.group : 64);
     const int64_t groups = UNPACKED_BYTES / (w.group * TILE);
     for (int64_t row = 0; row < x.rows; row += NEAR_ROWS) {
         const int64_t stop = row + NEAR_ROWS < x.rows ? row + NEAR_ROWS : x.rows;
         for (int64_t g = 0; g < w.groups; g += groups) {
-            const Part part{x, w, bias, y, g, g + groups < w.groups ? g + groups : w.groups};
+            const int64_t end = g + groups < w.groups ? g + groups : w.groups;
+            const Part part{x, w, p.bias, p.y, p.sums, g, end, row, first};
             for (int64_t tile = first; tile < last; tile++) {
                 unpack_bytes(w.weight + (tile * w.groups + g) * w.bytes(), (part.end - g) * w.bytes(), BITS, weights);
                 written();
