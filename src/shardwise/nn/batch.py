@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
 from shardwise.comm.protocol import Comm
+from shardwise.nn.kernels.kernels import Kernels
 from shardwise.spec.layout import Layout
 from shardwise.spec.mesh import Coords
 
@@ -22,6 +23,7 @@ class Rank:
     device: torch.device
     dtype: torch.dtype
     kv_dtype: torch.dtype
+    kernels: Kernels = field(default_factory=Kernels.reference)
 
     @property
     def at(self) -> Coords:

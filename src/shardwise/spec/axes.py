@@ -101,9 +101,11 @@ class Packed:
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """How the last two axes of a weight, outputs and inputs, are laid in memory: in tiles of `rows` outputs by `columns` inputs,
-    `cells` stored elements each. A rank's tiles begin with its own first row and column; the last of each may be padded."""
+    """How the last two axes of a weight, outputs and inputs, are laid in memory: tiles of `rows` outputs by `columns` inputs,
+    `cells` stored elements each. A rank's tiles begin with its own first row and column; the last of each may be padded.
+    `kind` says what stands in them."""
 
+    kind: str
     rows: int
     columns: int
     cells: int

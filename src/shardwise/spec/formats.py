@@ -71,7 +71,7 @@ GROUPS = (16, 32, 64, 128)
 class Grouped:
     """What shardwise itself quantises to while it loads: `kind` numbers, `size` inputs of an output share a float16 scale.
 
-    The numbers are bytes in tiles (docs in nn/kernels/quantised.py), and the scales stand in the same order.
+    The numbers are bytes in tiles (nn/kernels/packing.py), and the scales stand in the same order.
     """
 
     kind: str
@@ -85,9 +85,14 @@ class Grouped:
     def bits(self) -> int:
         return KINDS[self.kind]
 
+    @property
+    def title(self) -> str:
+        """What people read, with the bits that a weight and its part of a scale take."""
+        return f"{self.kind} in groups of {self.size} ({self.bits + 16 / self.size:g} bits a weight)"
+
     def weights(self, name: str, out: Axis, inp: Axis) -> Iterator[tuple[Weight, int]]:
-        numbers = Tile(TILE_ROWS, self.size, TILE_ROWS * self.size * self.bits // 8)
-        scales = Tile(TILE_ROWS, self.size, TILE_ROWS)
+        numbers = Tile(self.kind, TILE_ROWS, self.size, TILE_ROWS * self.size * self.bits // 8)
+        scales = Tile(self.kind, TILE_ROWS, self.size, TILE_ROWS)
         yield Weight(f"{name}.weight", (out, inp), "uint8", tile=numbers), 0
         yield Weight(f"{name}.weight_scale", (out, inp), "float16", companion=True, tile=scales), 0
 

@@ -51,6 +51,16 @@ def requantised(model: Model, kind: str, group: int) -> Model:
     return replace(model, embed=embed, runs=tuple(replace(r, block=blocks[id(r.block)]) for r in model.runs), head=head)
 
 
+def quantised_as(model: Model, form: Grouped | None) -> Model:
+    """The model in the format that was asked for, or as it is where none was."""
+    return requantised(model, form.kind, form.size) if form else model
+
+
+def quantised(model: Model) -> bool:
+    """Whether any linear is in a format of shardwise's own."""
+    return any(isinstance(linear.format, Grouped) for _, linear in _linears(model))
+
+
 def left_dense(model: Model) -> tuple[str, ...]:
     """The linears of a quantised model that stayed dense though such ones are quantised, by path: of equal layers the first."""
     kept = {id(linear) for run in model.runs for linear in _kept(run.block)}
