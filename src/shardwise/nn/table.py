@@ -9,8 +9,9 @@ from torch import nn
 from torch.nn import functional
 
 from shardwise.nn.batch import Batch, Rank
-from shardwise.nn.linear import Linear, packed
+from shardwise.nn.linear import Linear
 from shardwise.nn.norm import Norm
+from shardwise.nn.product import packed
 from shardwise.spec import blocks
 from shardwise.spec.axes import Axis
 from shardwise.spec.traffic import SITES
