@@ -19,8 +19,8 @@ class Linear(nn.Module):
     def __init__(self, block: blocks.Linear, path: str, rank: Rank, tensors: Mapping[str, torch.Tensor]) -> None:
         super().__init__()
         name = block.tied or f"{path}.weight"
-        self.weight = tensors[name]
         self.product = product(block, name, rank, tensors)
+        self.weight = tensors[name]
         cut = rank.layout.cut(block.inp)
         self.site = SITES[block.inp.cut] if block.inp.cut and cut and not block.partial else None
         # Of a sum that is finished elsewhere, the first rank's part alone has the bias.

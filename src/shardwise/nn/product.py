@@ -77,4 +77,6 @@ def packed(form: Format, name: str, rank: Rank, axes: tuple[Axis, Axis], tensors
 
 def _check(linear: blocks.Linear, name: str) -> None:
     if not isinstance(linear.format, Dense | Grouped):
-        raise NotImplementedError(f"{name}: format {linear.format.name} is described but not computed yet")
+        raise NotImplementedError(
+            f"{name.removesuffix('.weight')}: format {linear.format.name} is described but not computed yet"
+        )

@@ -75,9 +75,9 @@ def _quantise(
     """Fills a quantised weight and its scales, some rows at a time: `read_in` fills a tensor with a box of numbers."""
     *above, rows, columns = part.ranges
     tile, scales = part.weight.tile, tensors[f"{part.weight.name}_scale"]
-    assert tile is not None and columns.start % tile.columns == 0, f"{part.weight.name}: a cut falls within a group"
     if not rows or not columns:
         return
+    assert tile is not None and columns.start % tile.columns == 0, f"{part.weight.name}: a cut falls within a group"
     count = max(BLOCK_ELEMENTS // len(columns) // tile.rows, 1) * tile.rows
     for place in product(*(range(len(span)) for span in above)):
         packed = Packed(tile.kind, tensors[part.weight.name][place], scales[place], len(rows), len(columns), tile.columns)
