@@ -3,3 +3,6 @@
 // One family a line, in the order of need.
 #include "../step.h"
 #include "../step_kernels.h"
+#include "../quantised.h"
+#include "../quantised_lanes.h"
+#include "../quantised_kernels.h"

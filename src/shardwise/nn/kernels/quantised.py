@@ -8,7 +8,9 @@ from typing import Protocol
 import torch
 from torch.nn import functional
 
-from shardwise.nn.kernels.packing import TILE, Packed, rows_of, unpack
+from shardwise import native
+from shardwise.nn.kernels.packing import BITS, TILE, Packed, rows_of, unpack
+from shardwise.nn.kernels.pool import Pool
 
 TINY = 1e-30
 """Activations that are all smaller are taken as zeros: the inverse of their scale would not be finite."""
@@ -35,8 +37,10 @@ def quantise_rows(x: torch.Tensor, group: int) -> tuple[torch.Tensor, torch.Tens
     grouped = functional.pad(x.float(), (0, -x.shape[1] % group)).view(len(x), -1, group)
     most = grouped.abs().amax(-1) if grouped.numel() else grouped.new_zeros(grouped.shape[:2])
     counts = most >= TINY
-    inverse = torch.where(counts, 127.0 / most, 0.0)
-    scale = torch.where(most.isfinite(), torch.where(counts, most / 127.0, 0.0), torch.nan)
+    # A tensor, for a number divided by a tensor is computed as the number times an inverse, which rounds twice.
+    full = torch.full_like(most, 127.0)
+    inverse = torch.where(counts, full / most, 0.0)
+    scale = torch.where(most.isfinite(), torch.where(counts, most / full, 0.0), torch.nan)
     return (grouped * inverse[..., None]).round().nan_to_num(0.0), scale
 
 
@@ -79,3 +83,53 @@ def _tiles(packed: Packed, first: int, count: int) -> Packed:
     rows = min(packed.rows - first * TILE, count * TILE)
     stop = first + count
     return Packed(packed.kind, packed.weight[first:stop], packed.scale[first:stop], rows, packed.columns, packed.group)
+
+
+class NativeQuantised:
+    """Compiled: float32 tensors of a CPU."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+        p, n, i = native.POINTER, native.WHOLE, native.NUMBER
+        self._linear = native.function("sw_quantised_linear", p, p, p, p, p, p, p, n, n, n, i, i)
+        self._rows = native.function("sw_quantised_rows", p, p, p, p, n, n, i, i)
+        self._room = native.function("sw_rounded_bytes", n, n, i, result=n)
+        self._scratch = torch.empty(0, dtype=torch.uint8)
+
+    def linear(self, x: torch.Tensor, packed: Packed, bias: torch.Tensor | None) -> torch.Tensor:
+        x, m, columns = x.contiguous(), x.numel() // packed.columns, packed.columns
+        y = torch.empty(*x.shape[:-1], packed.rows, dtype=torch.float32)
+        room = self._room(m, columns, packed.group)
+        if len(self._scratch) < room:
+            # Grown by halves, so that slowly growing batches do not ask anew each time.
+            self._scratch = torch.empty(room + room // 2, dtype=torch.uint8)
+        self._linear(
+            self._pool.handle,
+            x.data_ptr(),
+            self._scratch.data_ptr(),
+            packed.weight.data_ptr(),
+            packed.scale.data_ptr(),
+            None if bias is None else bias.data_ptr(),
+            y.data_ptr(),
+            m,
+            packed.rows,
+            columns,
+            packed.group,
+            BITS[packed.kind],
+        )
+        return y
+
+    def rows(self, packed: Packed, ids: torch.Tensor) -> torch.Tensor:
+        ids = ids.contiguous()
+        y = torch.empty(len(ids), packed.columns, dtype=torch.float32)
+        self._rows(
+            packed.weight.data_ptr(),
+            packed.scale.data_ptr(),
+            ids.data_ptr(),
+            y.data_ptr(),
+            len(ids),
+            packed.columns,
+            packed.group,
+            BITS[packed.kind],
+        )
+        return y

@@ -1,0 +1,82 @@
+#include "quantised.h"
+
+#include "api.h"
+#include "paths.h"
+#include "pool.h"
+
+namespace sw {
+SW_PATHS(QuantisedKernels, quantised_kernels)
+
+namespace {
+
+constexpr int64_t PIECE_FLOATS = 1 << 14;   // rounded in one piece
+constexpr int64_t PIECE_BYTES = 1 << 17;    // of weights, in one piece
+
+int64_t ceil_of(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Room in `scratch`, which is as `sw_rounded_bytes` says: scales, sums, bytes.
+Rounded rounded(char* scratch, int64_t rows, int64_t columns, int group) {
+    Rounded r;
+    r.rows = rows, r.group = group, r.groups = ceil_of(columns, group);
+    // A line more than needed: rows that are a power of two apart would compete for the same places of a cache.
+    r.stride = ceil_of(r.groups * group, 64) * 64 + 64;
+    const int64_t numbers = ceil_of(rows * r.groups, 16) * 16;
+    r.q = reinterpret_cast<int8_t*>(scratch);
+    r.scale = reinterpret_cast<float*>(scratch + rows * r.stride);
+    r.eighths = reinterpret_cast<int32_t*>(r.scale + numbers);
+    return r;
+}
+
+void round_all(Pool* pool, const float* x, int64_t columns, const Rounded& out) {
+    const auto kernel = quantised_kernels_of().round_rows;
+    const int64_t step = 1 + PIECE_FLOATS / (columns + 1);
+    each(pool, ceil_of(out.rows, step), [&](int64_t piece, int) {
+        const int64_t first = piece * step;
+        kernel(x, columns, out, first, first + step < out.rows ? first + step : out.rows);
+    });
+}
+
+void multiply_all(Pool* pool, const Rounded& x, const PackedWeight& w, const float* bias, float* y) {
+    const auto kernel = quantised_kernels_of().product;
+    const int64_t tiles = ceil_of(w.rows, TILE);
+    const int64_t step = ceil_of(PIECE_BYTES, w.groups * w.bytes() + 1);
+    const int64_t even = step + (step & 1);  // two tiles at a time
+    each(pool, ceil_of(tiles, even), [&](int64_t piece, int) {
+        const int64_t first = piece * even;
+        kernel(x, w, bias, y, first, first + even < tiles ? first + even : tiles);
+    });
+}
+
+PackedWeight packed(uint8_t* weight, uint16_t* scale, int64_t rows, int64_t columns, int group, int bits) {
+    return {weight, scale, rows, columns, ceil_of(columns, group), group, bits};
+}
+
+}  // namespace
+}  // namespace sw
+
+// How much room `rows` rounded rows take.
+SW_API int64_t sw_rounded_bytes(int64_t rows, int64_t columns, int group) {
+    const sw::Rounded r = sw::rounded(nullptr, rows, columns, group);
+    return rows * r.stride + 8 * sw::ceil_of(rows * r.groups, 16) * 16;
+}
+
+// Rounds x [rows, columns] into `scratch`.
+SW_API void sw_quantise_rows(void* pool, const float* x, char* scratch, int64_t rows, int64_t columns, int group) {
+    using namespace sw;
+    round_all(static_cast<Pool*>(pool), x, columns, rounded(scratch, rows, columns, group));
+}
+
+// y [m, rows] = x [m, columns], rounded into `scratch` before if `x` is given, times the weight, plus bias (may be null).
+SW_API void sw_quantised_linear(void* pool, const float* x, char* scratch, uint8_t* weight, uint16_t* scale, const float* bias,
+                                float* y, int64_t m, int64_t rows, int64_t columns, int group, int bits) {
+    using namespace sw;
+    const Rounded in = rounded(scratch, m, columns, group);
+    if (x) round_all(static_cast<Pool*>(pool), x, columns, in);
+    multiply_all(static_cast<Pool*>(pool), in, packed(weight, scale, rows, columns, group, bits), bias, y);
+}
+
+// y [count, columns]: the rows `ids` of a packed table.
+SW_API void sw_quantised_rows(uint8_t* weight, uint16_t* scale, const int64_t* ids, float* y, int64_t count, int64_t columns,
+                              int group, int bits) {
+    (void)weight, (void)scale, (void)ids, (void)y, (void)count, (void)columns, (void)group, (void)bits;
+}
