@@ -67,13 +67,8 @@ def packed_of(part: Slice, tensors: dict[str, torch.Tensor]) -> list[tuple[int, 
 @pytest.mark.parametrize("name", LOADED)
 def test_a_rank_holds_its_part_of_what_the_whole_is_quantised_to(name: str, checkpoint: Checkpoints) -> None:
     folder = checkpoint(name)
-    tensors, seen = stored(folder), 0
-    for kind, group, shares in (
-        ("int8", 32, even(1)),
-        ("int8", 16, (3.0, 1.0, 1.0)),
-        ("int4", 32, even(2)),
-        ("int4", 16, even(3)),
-    ):
+    tensors, seen = stored(folder), set()
+    for kind, group, shares in (("int8", 32, even(1)), ("int8", 16, (3.0, 1.0, 1.0)), ("int4", 32, even(2))):
         layout = held(folder, shares, kind, group)
         bound = bind(layout.model, open_checkpoint(folder))
         for rank in range(len(shares)):
@@ -90,8 +85,8 @@ def test_a_rank_holds_its_part_of_what_the_whole_is_quantised_to(name: str, chec
                     found = unpack(packed)
                     assert torch.equal(found[0], q[rows.start : rows.stop, columns.start : columns.stop]), part.weight.name
                     assert torch.equal(found[1], scale[rows.start : rows.stop, groups]), part.weight.name
-                    seen += 1
-    assert seen > 20
+                    seen.add((part.weight.name.rpartition(".layers.")[2], kind, rank))
+    assert len(seen) > 20
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -107,7 +102,7 @@ def test_random_weights_are_the_dense_ones_quantised(dtype: str, checkpoint: Che
                 box = tuple(slice(r.start, r.stop) for r in part.ranges)
                 if part.weight.tile is None:
                     assert torch.equal(own[part.weight.name], plain[part.weight.name][box])
-                elif not part.weight.made:
+                elif not part.weight.made and all(part.ranges):
                     [(_, packed)] = packed_of(part, own)
                     want = plain[part.weight.name].float()
                     step = want.abs().amax() / 127
@@ -135,7 +130,8 @@ def test_logits_agree_at_every_degree(name: str, kind: str, group: int, checkpoi
     dense = logits(layout_of(folder, even(1)), folder)
     one = logits(held(folder, even(1), kind, group), folder)
     off = (one - dense).norm() / dense.norm()
-    assert 1e-4 < off < (0.1 if kind == "int8" else 0.5), "quantised, and still the same model"
+    # A router may choose other experts of random weights.
+    assert 1e-4 < off < (0.05 if kind == "int8" and name not in ("qwen2-moe", "deepseek-v2") else 0.5), "quantised, and still the same model"
     for shares in (even(2), (3.0, 1.0, 1.0)):
         more = logits(held(folder, shares, kind, group), folder)
         # An activation that is rounded the other way, where two sums over ranks differ in their last bit, moves a row: seldom.

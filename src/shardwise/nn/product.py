@@ -42,7 +42,7 @@ class PackedProduct:
 
     def __call__(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         if self.packed.rows and self.packed.columns:
-            return self.quantised.linear(x, self.packed, bias)
+            return self.quantised.linear(x, self.packed, None if bias is None else bias.float())
         # Nothing to multiply: a sum over no inputs, or no outputs.
         y = x.new_zeros(*x.shape[:-1], self.packed.rows)
         return y if bias is None else y + bias
