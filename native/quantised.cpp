@@ -75,8 +75,28 @@ SW_API void sw_quantised_linear(void* pool, const float* x, char* scratch, uint8
     multiply_all(static_cast<Pool*>(pool), in, packed(weight, scale, rows, columns, group, bits), bias, y);
 }
 
-// y [count, columns]: the rows `ids` of a packed table.
-SW_API void sw_quantised_rows(uint8_t* weight, uint16_t* scale, const int64_t* ids, float* y, int64_t count, int64_t columns,
-                              int group, int bits) {
-    (void)weight, (void)scale, (void)ids, (void)y, (void)count, (void)columns, (void)group, (void)bits;
+// y [count, columns]: the rows `ids` of a packed table of `rows` rows.
+SW_API void sw_quantised_rows(uint8_t* weight, uint16_t* scale, const int64_t* ids, float* y, int64_t count, int64_t rows,
+                              int64_t columns, int group, int bits) {
+    using namespace sw;
+    const PackedWeight w = packed(weight, scale, rows, columns, group, bits);
+    const auto kernel = quantised_kernels_of().unpack_row;
+    for (int64_t i = 0; i < count; i++) kernel(w, ids[i], y + i * columns);
+}
+
+// Rounds `count` rows of `values` (`dtype` of DType, `stride` elements from row to row) as the rows first.. of a weight.
+SW_API void sw_pack(void* pool, const void* values, int dtype, int64_t stride, int64_t count, int64_t first, uint8_t* weight,
+                    uint16_t* scale, int64_t rows, int64_t columns, int group, int bits) {
+    using namespace sw;
+    if (count == 0) return;
+    const PackedWeight w = packed(weight, scale, rows, columns, group, bits);
+    const auto kernel = quantised_kernels_of().pack;
+    const int64_t tile = first / TILE, last = (first + count - 1) / TILE, size = dtype == FLOAT32 ? 4 : 2;
+    each(static_cast<Pool*>(pool), last - tile + 1, [&](int64_t piece, int) {
+        int64_t begin = (tile + piece) * TILE, end = begin + TILE;
+        begin = begin > first ? begin : first;
+        end = end < first + count ? end : first + count;
+        const char* from = static_cast<const char*>(values) + (begin - first) * stride * size;
+        kernel(from, dtype, stride, end - begin, w, begin);
+    });
 }

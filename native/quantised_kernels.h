@@ -1,4 +1,4 @@
-// Included once per path by isa/*.cpp, after quantised_lanes.h.
+// Included once per path by isa/*.cpp, after packing_kernels.h.
 //
 // One output element is the same chain of operations wherever it is computed: exact sums of a group, then
 // sum = fma(dot, w_scale · x_scale, sum), group by group.
@@ -180,7 +180,7 @@ void round_rows(const float* x, int64_t columns, const Rounded& out, int64_t fir
         }
 }
 
-extern const QuantisedKernels quantised_kernels = {round_rows, product, nullptr};
+extern const QuantisedKernels quantised_kernels = {round_rows, product, pack, unpack_row};
 
 }  // namespace SW_ISA
 }  // namespace sw

@@ -5,4 +5,5 @@
 #include "../step_kernels.h"
 #include "../quantised.h"
 #include "../quantised_lanes.h"
+#include "../packing_kernels.h"
 #include "../quantised_kernels.h"

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+from random import Random
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,6 +13,8 @@ from hypothesis import strategies as st
 
 from shardwise.nn.kernels import packing
 from shardwise.nn.kernels.packing import Packed
+from shardwise.nn.kernels.pool import Pool
+from tests.nn.kernels.paths import each_path, needs_compiled
 
 kinds = st.sampled_from(["int8", "int4"])
 sizes = st.sampled_from([16, 32, 64, 128])
@@ -32,26 +38,61 @@ def test_unpacked_is_what_was_packed(kind: str, group: int, rows: int, columns: 
     assert torch.equal(packing.rows_of(packed, ids), packing.dequantise(packed)[ids])
 
 
-@settings(deadline=None, max_examples=60)
-@given(
-    kind=kinds,
-    group=sizes,
-    parts=st.lists(st.integers(1, 40), min_size=1, max_size=4),
-    columns=st.integers(1, 200),
-    order=st.randoms(use_true_random=False),
-)
-def test_parts_in_any_order_make_the_whole(kind: str, group: int, parts: list[int], columns: int, order: object) -> None:
+parts_of_rows = st.lists(st.integers(1, 40), min_size=1, max_size=4)
+
+
+@settings(deadline=None, max_examples=30)
+@given(kind=kinds, group=sizes, parts=parts_of_rows, columns=st.integers(1, 200), order=st.randoms(use_true_random=False))
+def test_parts_in_any_order_make_the_whole(kind: str, group: int, parts: list[int], columns: int, order: Random) -> None:
     """Rows arrive from several sources: each part writes its own, and the last row the rest of its tile."""
-    values = torch.randn(sum(parts), columns, generator=torch.Generator().manual_seed(columns)).bfloat16()
-    wanted = Packed(kind, *packing.pack(*packing.quantise(values, kind, group), kind, group), sum(parts), columns, group)
-    found = packing.empty(kind, sum(parts), columns, group)
-    found.weight.fill_(0xEE), found.scale.fill_(torch.nan)
-    starts = [sum(parts[:i]) for i in range(len(parts))]
-    places = list(zip(starts, parts, strict=True))
-    order.shuffle(places)  # type: ignore[attr-defined]
+    values = awkward(sum(parts), columns)
+    found = packed_in_parts(packing.pack_in_torch, values, kind, group, parts, order)
+    weight, scale = packing.pack(*packing.quantise(values, kind, group), kind, group)
+    assert torch.equal(found.weight, weight) and torch.equal(bits(found.scale), bits(scale))
+
+
+@needs_compiled
+@each_path
+@settings(deadline=None, max_examples=30)
+@given(kind=kinds, group=sizes, parts=parts_of_rows, columns=st.integers(1, 200), order=st.randoms(use_true_random=False))
+def test_compiled_packing_is_the_same(kind: str, group: int, parts: list[int], columns: int, order: Random) -> None:
+    """Bit for bit, NaNs and infinities, zeros and tiny numbers among them, of each type, contiguous or not."""
+    dtype = order.choice([torch.float32, torch.bfloat16, torch.float16])
+    values = awkward(sum(parts), columns + 3).to(dtype)[:, 2:-1]
+    pool = Pool(order.choice([1, 3]))
+    found = packed_in_parts(partial(packing.pack_into, pool=pool), values, kind, group, parts, order)
+    weight, scale = packing.pack(*packing.quantise(values, kind, group), kind, group)
+    assert torch.equal(found.weight, weight) and torch.equal(bits(found.scale), bits(scale))
+
+
+def awkward(rows: int, columns: int) -> torch.Tensor:
+    """Rows of all sizes that numbers have, with some values that are none."""
+    make = torch.Generator().manual_seed(rows * 1000 + columns)
+    values = torch.randn(rows, columns, generator=make) * 10.0 ** torch.randint(-9, 6, (rows, 1), generator=make)
+    values[rows // 2, columns // 2] = [torch.nan, torch.inf, -torch.inf, 0.0][rows % 4]
+    values[rows // 3] = 0.0
+    return values
+
+
+def packed_in_parts(
+    write: Callable[[torch.Tensor, Packed, int], None],
+    values: torch.Tensor,
+    kind: str,
+    group: int,
+    parts: list[int],
+    order: Random,
+) -> Packed:
+    found = packing.empty(kind, sum(parts), values.shape[1], group)
+    found.weight.fill_(0xEE), found.scale.fill_(7.0)
+    places = [(sum(parts[:i]), part) for i, part in enumerate(parts)]
+    order.shuffle(places)
     for start, count in places:
-        packing.pack_into(values[start : start + count], found, start)
-    assert torch.equal(found.weight, wanted.weight) and torch.equal(found.scale, wanted.scale)
+        write(values[start : start + count], found, start)
+    return found
+
+
+def bits(scale: torch.Tensor) -> torch.Tensor:
+    return scale.view(torch.int16)
 
 
 @pytest.mark.parametrize(("kind", "bound"), [("int8", 0.007), ("int4", 0.09)])

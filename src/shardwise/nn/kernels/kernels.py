@@ -8,7 +8,7 @@ import torch
 
 from shardwise import native
 from shardwise.nn.kernels.pool import Pool
-from shardwise.nn.kernels.quantised import Quantised, TorchQuantised
+from shardwise.nn.kernels.quantised import NativeQuantised, Quantised, TorchQuantised
 from shardwise.nn.kernels.step import NativeStep, Step, TorchStep
 
 
@@ -31,4 +31,4 @@ class Kernels:
         if device.type != "cpu" or not native.available():
             return Kernels.reference()
         pool = Pool(threads)
-        return Kernels(True, NativeStep(pool), TorchQuantised())
+        return Kernels(True, NativeStep(pool), NativeQuantised(pool))

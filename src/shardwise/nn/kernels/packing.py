@@ -10,9 +10,15 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional
 
+from shardwise import native
+from shardwise.nn.kernels.pool import Pool
+
 BITS = {"int8": 8, "int4": 4}
 TILE = 16
 """Rows that lie side by side; the last tile may hold fewer, and zeros."""
+
+DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+"""As `native/quantised.h` counts them."""
 
 BLOCK_ELEMENTS = 1 << 20
 """How many weights are rounded at a time: some MiB of float32 beside the packed ones."""
@@ -51,20 +57,21 @@ def empty(kind: str, rows: int, columns: int, group: int) -> Packed:
 
 def quantise(values: torch.Tensor, kind: str, group: int) -> tuple[torch.Tensor, torch.Tensor]:
     """values [rows, columns] of floats to q int8 [rows, columns] and scale float16 [rows, groups]; a value is about
-    q · scale. A group with a NaN or an infinity gets a scale that is not finite, and q = 0."""
+    q · scale. A group with a NaN or an infinity, or one beyond 16-bit scales, gets the scale NaN, and q = 0."""
     rows, columns = values.shape
-    grouped = functional.pad(values.float(), (0, -columns % group)).view(rows, -1, group)
+    grouped = functional.pad(values.float(), (0, -columns % group)).view(rows, -(-columns // group), group)
     high, low = grouped.amax(-1), grouped.amin(-1)
     if kind == "int8":
         scale, least, most = torch.maximum(high, -low) / 127.0, -127.0, 127.0
     else:
         # There is one more step below zero than above: the greatest magnitude takes it, as in ggml's Q4_0.
         scale, least, most = torch.where(high > -low, high, low) / -8.0, -8.0, 7.0
-    stored = scale.half()
+    stored = (scale + 0.0).half()  # + 0: no negative zero
+    stored = stored.where(stored.isfinite(), torch.nan)
     wide = stored.float()
     inverse = torch.where(wide == 0.0, 0.0, 1.0 / wide)
     q = (grouped * inverse[..., None]).round_().clamp_(least, most).nan_to_num_(0.0)
-    return q.view(rows, -1)[:, :columns].to(torch.int8), stored
+    return q.flatten(1)[:, :columns].to(torch.int8), stored
 
 
 def pack(q: torch.Tensor, scale: torch.Tensor, kind: str, group: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -85,7 +92,7 @@ def pack(q: torch.Tensor, scale: torch.Tensor, kind: str, group: int) -> tuple[t
 
 def unpack(packed: Packed) -> tuple[torch.Tensor, torch.Tensor]:
     """What `pack` was given: q int8 [rows, columns], scale float16 [rows, groups]."""
-    q = _blocks(packed, packed.weight).permute(0, 3, 1, 2, 4).reshape(len(packed.weight) * TILE, -1)
+    q = _blocks(packed, packed.weight).permute(0, 3, 1, 2, 4).flatten(2).flatten(0, 1)
     scale = packed.scale.transpose(1, 2).reshape(len(packed.scale) * TILE, -1)
     return q[: packed.rows, : packed.columns], scale[: packed.rows]
 
@@ -104,9 +111,33 @@ def rows_of(packed: Packed, ids: torch.Tensor) -> torch.Tensor:
     return wide.flatten(1)[:, : packed.columns]
 
 
-def pack_into(values: torch.Tensor, packed: Packed, first: int = 0) -> None:
+def pack_into(values: torch.Tensor, packed: Packed, first: int = 0, pool: Pool | None = None) -> None:
     """Rounds `values` [n, columns] of floats, and writes them as rows first..first+n-1; others stay as they are. With the
-    last row the rest of its tile is written, too. Beside the packed weight it needs some MiB."""
+    last row the rest of its tile is written, too. Compiled where it can be, by the caller or its `pool`; else in torch, which
+    needs some MiB beside the packed weight. Both write the same."""
+    assert values.shape[1] == packed.columns and first + len(values) <= packed.rows, "more than the weight holds"
+    if native.available() and values.device.type == "cpu" and values.dtype in DTYPES and values.stride(1) == 1:
+        p, n, i = native.POINTER, native.WHOLE, native.NUMBER
+        native.function("sw_pack", p, p, i, n, n, n, p, p, n, n, i, i)(
+            None if pool is None else pool.handle,
+            values.data_ptr(),
+            DTYPES[values.dtype],
+            values.stride(0),
+            len(values),
+            first,
+            packed.weight.data_ptr(),
+            packed.scale.data_ptr(),
+            packed.rows,
+            packed.columns,
+            packed.group,
+            BITS[packed.kind],
+        )
+    else:
+        pack_in_torch(values, packed, first)
+
+
+def pack_in_torch(values: torch.Tensor, packed: Packed, first: int) -> None:
+    """What `pack_into` does, on any device, of any floats."""
     block = max(BLOCK_ELEMENTS // max(packed.columns, 1) // TILE, 1) * TILE
     count, start = len(values), 0
     while start < count:
@@ -139,7 +170,8 @@ def _write(values: torch.Tensor, packed: Packed, first: int) -> None:
 
 def _blocks(packed: Packed, weight: torch.Tensor) -> torch.Tensor:
     """Tiles of packed bytes as q, int8 [tiles, groups, group/4, 16 rows, 4 inputs]."""
-    bytes_ = weight.view(len(weight), weight.shape[1], -1, TILE, 4)
+    tiles, groups, size = weight.shape
+    bytes_ = weight.view(tiles, groups, size // (TILE * 4), TILE, 4)
     if packed.kind == "int8":
         return (bytes_ ^ 128).view(torch.int8)
     nibbles = torch.stack([bytes_ & 15, bytes_ >> 4], 3)

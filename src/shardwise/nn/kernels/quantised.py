@@ -34,8 +34,9 @@ class Quantised(Protocol):
 
 def quantise_rows(x: torch.Tensor, group: int) -> tuple[torch.Tensor, torch.Tensor]:
     """x [rows, columns] to q as float32 whole numbers [rows, groups, group] in -127..127, and scale float32 [rows, groups]."""
-    grouped = functional.pad(x.float(), (0, -x.shape[1] % group)).view(len(x), -1, group)
-    most = grouped.abs().amax(-1) if grouped.numel() else grouped.new_zeros(grouped.shape[:2])
+    rows, columns = x.shape
+    grouped = functional.pad(x.float(), (0, -columns % group)).view(rows, -(-columns // group), group)
+    most = grouped.abs().amax(-1)
     counts = most >= TINY
     # A tensor, for a number divided by a tensor is computed as the number times an inverse, which rounds twice.
     full = torch.full_like(most, 127.0)
@@ -92,7 +93,7 @@ class NativeQuantised:
         self._pool = pool
         p, n, i = native.POINTER, native.WHOLE, native.NUMBER
         self._linear = native.function("sw_quantised_linear", p, p, p, p, p, p, p, n, n, n, i, i)
-        self._rows = native.function("sw_quantised_rows", p, p, p, p, n, n, i, i)
+        self._rows = native.function("sw_quantised_rows", p, p, p, p, n, n, n, i, i)
         self._room = native.function("sw_rounded_bytes", n, n, i, result=n)
         self._scratch = torch.empty(0, dtype=torch.uint8)
 
@@ -128,6 +129,7 @@ class NativeQuantised:
             ids.data_ptr(),
             y.data_ptr(),
             len(ids),
+            packed.rows,
             packed.columns,
             packed.group,
             BITS[packed.kind],
