@@ -3,11 +3,13 @@
 
 #include <cstdint>
 
+#include "stored.h"
+
 namespace sw {
 
 constexpr int TILE = 16;  // rows of a weight that lie side by side
 
-enum DType { FLOAT32 = 0, BFLOAT16 = 1, FLOAT16 = 2 };
+using DType = Stored;
 
 // Activations of `rows` rows, rounded group by group: q in -127..127, `stride` bytes from row to row, zeros behind the last
 // column as far as the last group goes; a scale for each group; and -8 times each group's sum of q.

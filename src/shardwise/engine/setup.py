@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from shardwise import native
 from shardwise.engine.devices import cpus, gpus, torch_is_for_cuda
 from shardwise.engine.hub import model_name, resolve_config, resolve_model
 from shardwise.engine.memory import SEQUENCES, STEP_TOKENS, Bound, Demand, room
@@ -29,6 +30,9 @@ from shardwise.spec.requantised import DEFAULT_GROUPS, quantised_as
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 DEVICES = ("auto", "cpu", "cuda")
 LOAD_FORMATS = ("auto", "dummy")
+
+COMPILED = "float32"
+"""The dtype of activations where kernels are compiled, whatever the weights are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +111,7 @@ def resolve(options: Options) -> Setup:
     quantization = quantization_of(options)
     if quantization and device != "cpu":
         raise UserError(f"--quantization {quantization.kind} is computed on CPUs alone; leave it out, or use --device cpu")
+    layout = computed(layout, device)
     tokens = _least("--max-num-batched-tokens", options.max_num_batched_tokens, STEP_TOKENS[device])
     sequences = _least("--max-num-seqs", options.max_num_seqs, min(SEQUENCES[device], tokens))
     if sequences > tokens:
@@ -162,6 +167,11 @@ def layout_of(options: Options, model: Model) -> Layout:
     shares = Shares.of(options.shares) if options.shares else Shares.even(min(tp, model.heads + 1))
     model = quantised_as(model, quantization_of(options))
     return Layout(model, Mesh(tp=tp), shares, dtype, dtype, options.expert_parallel)
+
+
+def computed(layout: Layout, device: str) -> Layout:
+    """The layout with the dtype that activations will have on `device`."""
+    return replace(layout, activations=COMPILED if device == "cpu" and native.available() else None)
 
 
 def _limits(model: Model, tokens: int, sequences: int, prefixes: bool) -> Limits:

@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping
 
 import torch
 from torch import nn
-from torch.nn import functional
 
 from shardwise.nn.batch import Rank
+from shardwise.nn.kernels import dense as kernels
 from shardwise.nn.mlp import ACTIVATIONS, MLP
 from shardwise.nn.product import Product, products
 from shardwise.nn.state import State
@@ -25,19 +25,16 @@ Tensors = Mapping[str, torch.Tensor]
 class Router(nn.Module):
     """[tokens, hidden] to weights and experts' numbers, both [tokens, top]. Every rank computes it, from the same bits."""
 
-    def __init__(self, block: moe.Router, path: str, tensors: Tensors) -> None:
+    def __init__(self, block: moe.Router, path: str, dense: kernels.Dense, tensors: Tensors) -> None:
         super().__init__()
-        self.block = block
+        self.block, self.dense = block, dense
         self.weight = tensors[f"{path}.weight"]
         self.bias = tensors[f"{path}.bias"] if block.bias else None
         self.correction = tensors[f"{path}.e_score_correction_bias"] if block.correction else None
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         block, dtype = self.block, x.dtype
-        if block.precise:
-            logits = functional.linear(x.float(), self.weight.float(), None if self.bias is None else self.bias.float())
-        else:
-            logits = functional.linear(x, self.weight, self.bias)
+        logits = self.dense.linear(x.float() if block.precise else x, self.weight, self.bias)
         scores = self._scores(logits)  # [tokens, experts], float32
         # Sigmoids saturate where logits still differ: without a correction, logits decide.
         ranked = scores if self.correction is None else scores + self.correction
@@ -75,7 +72,7 @@ class MoE(nn.Module):
     def __init__(self, block: moe.MoE, path: str, rank: Rank, tensors: Tensors) -> None:
         super().__init__()
         assert block.down.experts is not None and (block.shared is None or block.shared.down.partial)
-        self.router = Router(block.router, _join(path, block.router.name), tensors)
+        self.router = Router(block.router, _join(path, block.router.name), rank.kernels.dense, tensors)
         self.gate, self.gate_bias = _stack(block.gate, path, rank, tensors)  # hidden to own rows, for each own expert
         self.up, self.up_bias = _stack(block.up, path, rank, tensors)
         self.down, self.down_bias = _stack(block.down, path, rank, tensors)  # own rows to hidden
@@ -89,14 +86,14 @@ class MoE(nn.Module):
         # Where an expert's rows are cut, the first rank's part alone has the bias of their sum.
         self.biased = self.down_bias is not None and not (rank.layout.cut(block.down.inp) and rank.at.tp)
         self.site = SITES["expert"] if block.summed(rank.layout.cut) else None
-        self.comm = rank.comm
+        self.comm, self.dense = rank.comm, rank.kernels.dense
 
     def forward(self, x: torch.Tensor, state: State) -> torch.Tensor:
         weights, chosen = self.router(x)
         y = self._routed(self.comm.enter(x, site="moe_in"), self.comm.enter(weights, site="moe_in"), chosen)
         if self.shared is not None:
             part = self.shared(x, state)
-            y = y + (part if self.shared_gate is None else functional.linear(x, self.shared_gate).sigmoid() * part)
+            y = y + (part if self.shared_gate is None else self.dense.linear(x, self.shared_gate, None).sigmoid() * part)
         return y if self.site is None else self.comm.all_reduce(y, site=self.site)
 
     def _routed(self, x: torch.Tensor, weights: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Protocol
 
 import torch
-from torch.nn import functional
 
 from shardwise.nn.batch import Rank
+from shardwise.nn.kernels import dense as kernels
 from shardwise.nn.kernels.packing import Packed
 from shardwise.nn.kernels.quantised import Quantised
 from shardwise.spec import blocks
@@ -27,11 +27,11 @@ class Product(Protocol):
 class DenseProduct:
     """With plain numbers: weight [own outputs, own inputs]."""
 
-    def __init__(self, weight: torch.Tensor) -> None:
-        self.weight = weight
+    def __init__(self, weight: torch.Tensor, dense: kernels.Dense) -> None:
+        self.weight, self.dense = weight, dense
 
     def __call__(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        return functional.linear(x, self.weight, bias)
+        return self.dense.linear(x, self.weight, bias)
 
 
 class PackedProduct:
@@ -52,7 +52,7 @@ def product(linear: blocks.Linear, name: str, rank: Rank, tensors: Tensors) -> P
     """The product with the weight `name` of `linear`."""
     _check(linear, name)
     if (held := packed(linear.format, name, rank, (linear.out, linear.inp), tensors)) is None:
-        return DenseProduct(tensors[name])
+        return DenseProduct(tensors[name], rank.kernels.dense)
     return PackedProduct(held, rank.kernels.quantised)
 
 
@@ -61,7 +61,7 @@ def products(linear: blocks.Linear, name: str, rank: Rank, tensors: Tensors) -> 
     _check(linear, name)
     whole = packed(linear.format, name, rank, (linear.out, linear.inp), tensors)
     if whole is None:
-        return tuple(DenseProduct(weight) for weight in tensors[name])
+        return tuple(DenseProduct(weight, rank.kernels.dense) for weight in tensors[name])
     each = zip(whole.weight, whole.scale, strict=True)
     own = (Packed(whole.kind, weight, scale, whole.rows, whole.columns, whole.group) for weight, scale in each)
     return tuple(PackedProduct(one, rank.kernels.quantised) for one in own)

@@ -23,12 +23,12 @@ class Table(nn.Module):
     def __init__(self, block: blocks.Table, path: str, rank: Rank, tensors: Mapping[str, torch.Tensor]) -> None:
         super().__init__()
         name = f"{path}.weight"
-        self.weight, self.size, self.dtype = tensors[name], block.size, rank.dtype
+        self.weight, self.size = tensors[name], block.size
         self.packed = packed(block.format, name, rank, (block.rows, Axis(block.size)), tensors)
         self.quantised = rank.kernels.quantised
         self.rows = rank.layout.span(block.rows, rank.at)
         self.site = SITES[block.rows.cut] if block.rows.cut and rank.layout.cut(block.rows) else None
-        self.comm = rank.comm
+        self.comm, self.dtype = rank.comm, rank.dtype
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         if self.site is None:
@@ -44,7 +44,7 @@ class Table(nn.Module):
     def _found(self, ids: torch.Tensor) -> torch.Tensor:
         """The rows `ids` of this rank's part, counted from its first."""
         if self.packed is None:
-            return functional.embedding(ids, self.weight)
+            return functional.embedding(ids, self.weight).to(self.dtype)
         return self.quantised.rows(self.packed, ids).to(self.dtype)
 
 
@@ -56,7 +56,9 @@ class Embedding(nn.Module):
         self.tokens = Table(block.tokens, _join(path, block.tokens.name), rank, tensors)
         positions = block.positions
         self.positions = Table(positions, _join(path, positions.name), rank, tensors) if positions else None
-        self.scale = torch.tensor(block.scale, dtype=rank.dtype).item() if block.rounded else block.scale
+        # Rounded as the model is held: it was trained with that number, whatever computes it.
+        held: torch.dtype = getattr(torch, rank.layout.dtype)
+        self.scale = torch.tensor(block.scale, dtype=held).item() if block.rounded else block.scale
 
     def forward(self, ids: torch.Tensor, batch: Batch) -> torch.Tensor:
         x = self.tokens(ids)
