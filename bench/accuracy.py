@@ -2,15 +2,17 @@
 
     python bench/accuracy.py [--data FOLDER] [--tokens 20000] [--formats int8,int4:32] [--large] [--json FILE]
 
-FOLDER (default: $SHARDWISE_TEST_DATA) has weights/TinyStories-656K and text/. Stories are scored one by one, each after a BOS and
-cut at the context; the bundled model on the ends of three books, which it was not trained on, in pieces of 256 tokens. The error
-of logits is |quantised - dense| / |dense|, root mean squares over rows whose mean was taken off: what a softmax sees. Greedy
-tokens are compared along the dense model's own. `--large`: logits of a Llama of 1.04 B random weights as well.
+FOLDER (default: $SHARDWISE_TEST_DATA) has weights/TinyStories-656K and text/. Stories are scored one by one, each after a BOS
+and cut at the context; the bundled model on the ends of three books, which it was not trained on, in pieces of 256 tokens.
+The error of logits is |quantised - dense| / |dense|, root mean squares over rows whose mean was taken off: what a softmax sees.
+Greedy tokens are compared along the dense model's own. `--large`: logits of a Llama of 1.04 B random weights as well.
+Bits are those of all weights together, norms and what stays dense included.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import os
@@ -30,6 +32,7 @@ from shardwise.engine.thread_ranks import ThreadRanks
 from shardwise.sched.scheduler import Scheduler
 from shardwise.sched.sequence import Request
 from shardwise.sched.step import Chosen, Result
+from shardwise.spec.model import parameters
 from shardwise.verify.drive import traced
 from shardwise.verify.trace import Text
 
@@ -142,9 +145,7 @@ def compared(subject: Subject, formats: Sequence[str]) -> Iterator[Figures]:
     with closing(ThreadRanks(setup)) as ranks:
         nats, dense = scored(ranks, setup, subject.texts)
         theirs = traced(ranks, setup, prompts, GREEDY[1], None, 10**6, lambda _: None)
-    yield Figures(
-        "dense", 16.0 if setup.layout.dtype != "float32" else 32.0, math.exp(nats), 0.0, 0.0, 1.0 if prompts else None
-    )
+    yield Figures("dense", bits(setup), math.exp(nats), 0.0, 0.0, 1.0 if prompts else None)
     for name in formats:
         setup = opened(subject, name)
         with closing(ThreadRanks(setup)) as ranks:
@@ -157,9 +158,12 @@ def compared(subject: Subject, formats: Sequence[str]) -> Iterator[Figures]:
         ]
         same = sum(best == token for best, token in pairs) / len(pairs) if pairs else None
         error = math.sqrt(float(np.square(logits - dense).sum() / np.square(dense).sum()))
-        assert setup.quantization is not None
-        bits = setup.quantization.bits + 16 / setup.quantization.size
-        yield Figures(name, bits, math.exp(own), math.exp(own - nats) - 1, error, same)
+        yield Figures(name, bits(setup), math.exp(own), math.exp(own - nats) - 1, error, same)
+
+
+def bits(setup: Setup) -> float:
+    """Of a weight, on average."""
+    return 8 * setup.layout.weight_bytes(0) / parameters(setup.layout.model)
 
 
 def opened(subject: Subject, name: str | None) -> Setup:
@@ -182,11 +186,8 @@ def scored(ranks: ThreadRanks, setup: Setup, texts: Sequence[Sequence[int]]) -> 
         step, _ = scheduler.step()
         assert step is not None, "nothing is in flight, so that something can run"
         owners = [scheduler.owner(item.sequence) for item in step.items]
-        rows = (
-            row
-            for message in ranks.logits(step)
-            for row in np.frombuffer(message.logits, "<f4").reshape(-1, message.vocabulary)
-        )
+        pieces = (np.frombuffer(rows.logits, "<f4").reshape(-1, rows.vocabulary) for rows in ranks.logits(step))
+        rows = itertools.chain.from_iterable(pieces)
         results = []
         for item, owner in zip(step.items, owners, strict=True):
             assert owner is not None
