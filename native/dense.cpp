@@ -37,7 +37,7 @@ struct Pieces {
     }
     int64_t count() const { return down * across; }
     // Blocks of rows first: neighbours read the same weights.
-    Region part(int64_t i, int64_t all_rows, int64_t all_outputs) const {
+    Part part(int64_t i, int64_t all_rows, int64_t all_outputs) const {
         const int64_t row = i % down * rows, out = i / down * outputs;
         return {row, least(row + rows, all_rows), out, least(out + outputs, all_outputs)};
     }
@@ -67,7 +67,7 @@ SW_API void sw_linear(void* pool, const float* x, const void* w, int stored, con
     const Product product{x, w, bias, y, inputs, outputs, inputs, outputs, static_cast<Stored>(stored), static_cast<Stored>(bias_stored)};
     const Pieces pieces(rows, product, threads_of(static_cast<Pool*>(pool)));
     each(static_cast<Pool*>(pool), pieces.count(), [&](int64_t piece, int) {
-        const Region part = pieces.part(piece, rows, outputs);
+        const Part part = pieces.part(piece, rows, outputs);
         kernel(product, part, part.row_end - part.row > FEW_ROWS ? room() : nullptr);
     });
 }
@@ -84,7 +84,7 @@ SW_API void sw_by_head(void* pool, const float* x, const void* w, int stored, in
         const int64_t head = piece / blocks, row = piece % blocks * BLOCK_ROWS;
         const Product product{x + head * inputs, static_cast<const char*>(w) + head * w_stride * bytes, nullptr, y + head * outputs,
                               heads * inputs, heads * outputs, inputs, outputs, static_cast<Stored>(stored), FLOAT32};
-        const Region part{row, least(row + BLOCK_ROWS, rows), 0, outputs};
+        const Part part{row, least(row + BLOCK_ROWS, rows), 0, outputs};
         if (turned) kernels.across(product, part);
         else kernels.linear(product, part, part.row_end - part.row > FEW_ROWS ? room() : nullptr);
     });

@@ -27,15 +27,15 @@ constexpr int64_t BLOCK_ROWS = 128;
 constexpr int64_t DEPTH = 1024;
 
 // A part of a product: outputs [out, out_end) of rows [row, row_end).
-struct Region {
+struct Part {
     int64_t row, row_end, out, out_end;
 };
 
 struct DenseKernels {
     // y = x · wᵀ + bias. `room`: BLOCK_ROWS · DEPTH floats, where there are more than FEW_ROWS rows.
-    void (*linear)(const Product& product, const Region& part, float* room);
+    void (*linear)(const Product& product, const Part& part, float* room);
     // y = x · w.
-    void (*across)(const Product& product, const Region& part);
+    void (*across)(const Product& product, const Part& part);
 };
 
 }  // namespace sw

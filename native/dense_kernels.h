@@ -2,9 +2,10 @@
 
 namespace sw {
 namespace SW_ISA {
+namespace dense {
 
 // A tile of y stays in registers: so many rows of x by so many outputs.
-constexpr int HEIGHT = SW_LEVEL >= 2 ? 4 : 1, OUTS = 4;
+constexpr int ROWS = SW_LEVEL >= 2 ? 4 : 1, OUTS = 4;
 
 // Weights to ask memory for while others are in use: `rows` of them that stand `stride` bytes apart, `step` bytes of each at a
 // time. A step of 0 asks for what is there already.
@@ -100,8 +101,8 @@ template <class W, int LINES>
 inline void rows_of_tiles(const float* x, int64_t x_stride, int64_t rows, const typename W::number* w, int64_t w_stride,
                           int64_t size, int outs, Ahead ahead, float* y, int64_t y_stride, bool more) {
     int64_t r = 0;
-    for (; r + HEIGHT <= rows; r += HEIGHT, x += HEIGHT * x_stride, y += HEIGHT * y_stride) {
-        tiles<W, LINES, HEIGHT>(x, x_stride, w, w_stride, size, outs, ahead, y, y_stride, more);
+    for (; r + ROWS <= rows; r += ROWS, x += ROWS * x_stride, y += ROWS * y_stride) {
+        tiles<W, LINES, ROWS>(x, x_stride, w, w_stride, size, outs, ahead, y, y_stride, more);
         ahead = {reinterpret_cast<const char*>(x), 0, 0};
     }
 #if SW_LEVEL >= 2
@@ -120,7 +121,7 @@ inline void panel(const float* x, int64_t x_stride, int64_t rows, const typename
     if constexpr (sizeof(typename W::number) == 4) {
         rows_of_tiles<W, LINES>(x, x_stride, rows, w, w_stride, size, outs, ahead, y, y_stride, more);
     } else {
-        if (rows <= HEIGHT) return rows_of_tiles<W, LINES>(x, x_stride, rows, w, w_stride, size, outs, ahead, y, y_stride, more);
+        if (rows <= ROWS) return rows_of_tiles<W, LINES>(x, x_stride, rows, w, w_stride, size, outs, ahead, y, y_stride, more);
         alignas(64) float wide[OUTS * DEPTH];
         for (int n = 0; n < outs; n++) {
             const auto* from = w + n * w_stride;
@@ -141,7 +142,7 @@ inline void add(float* y, const typename W::number* bias, int64_t size) {
     if (rest) (F::load(y + i, rest) + W::load(bias + i, rest)).store(y + i, rest);
 }
 
-inline void finish(const Product& p, const Region& part) {
+inline void finish(const Product& p, const Part& part) {
     for (int64_t r = part.row; r < part.row_end; r++) {
         float* y = p.y + r * p.y_stride + part.out;
         const int64_t size = part.out_end - part.out;
@@ -155,7 +156,7 @@ inline void finish(const Product& p, const Region& part) {
 }
 
 template <class W>
-inline void linear_of(const Product& p, const Region& part, float* room) {
+inline void linear_of(const Product& p, const Part& part, float* room) {
     using number = typename W::number;
     const int64_t rows = part.row_end - part.row, chunks = (p.inputs + DEPTH - 1) / DEPTH;
     const int64_t panels = (part.out_end - part.out + OUTS - 1) / OUTS;
@@ -186,7 +187,7 @@ inline void linear_of(const Product& p, const Region& part, float* room) {
     }
 }
 
-void linear(const Product& p, const Region& part, float* room) {
+void linear(const Product& p, const Part& part, float* room) {
     with(p.stored, [&](auto stored) { linear_of<decltype(stored)>(p, part, room); });
     finish(p, part);
 }
@@ -213,7 +214,7 @@ inline void across_tile(const Product& p, int64_t row, int64_t out, int rest) {
 }
 
 template <class W, int M>
-inline void across_rows(const Product& p, const Region& part, int64_t row) {
+inline void across_rows(const Product& p, const Part& part, int64_t row) {
     int64_t out = part.out;
     for (; out + 4 * LANES <= part.out_end; out += 4 * LANES) across_tile<W, M, 4>(p, row, out, 0);
     for (; out < part.out_end; out += LANES) {
@@ -222,15 +223,17 @@ inline void across_rows(const Product& p, const Region& part, int64_t row) {
     }
 }
 
-void across(const Product& p, const Region& part) {
+void across(const Product& p, const Part& part) {
     with(p.stored, [&](auto stored) {
         int64_t row = part.row;
-        for (; row + HEIGHT <= part.row_end; row += HEIGHT) across_rows<decltype(stored), HEIGHT>(p, part, row);
+        for (; row + ROWS <= part.row_end; row += ROWS) across_rows<decltype(stored), ROWS>(p, part, row);
         for (; row < part.row_end; row++) across_rows<decltype(stored), 1>(p, part, row);
     });
 }
 
-extern const DenseKernels dense_kernels = {linear, across};
+}  // namespace dense
+
+extern const DenseKernels dense_kernels = {dense::linear, dense::across};
 
 }  // namespace SW_ISA
 }  // namespace sw

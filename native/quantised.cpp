@@ -1,5 +1,7 @@
 #include "quantised.h"
 
+#include <vector>
+
 #include "api.h"
 #include "paths.h"
 #include "pool.h"
@@ -11,6 +13,8 @@ namespace {
 
 constexpr int64_t PIECE_FLOATS = 1 << 14;   // rounded in one piece
 constexpr int64_t PIECE_BYTES = 1 << 17;    // of weights, in one piece
+constexpr int64_t FEW_ROWS = 32;
+constexpr int64_t MANY_TILES = 8;
 
 int64_t ceil_of(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -36,14 +40,26 @@ void round_all(Pool* pool, const float* x, int64_t columns, const Rounded& out) 
     });
 }
 
+// Tiles in a piece. Few rows: what comes from memory in some ten microseconds. Many rows: activations that are read for one
+// tile are there for the next ones, too, as long as all threads find enough pieces.
+int64_t tiles_of(const PackedWeight& w, int64_t rows, int64_t tiles, int threads) {
+    int64_t step = ceil_of(PIECE_BYTES, w.groups * w.bytes() + 1);
+    if (rows > FEW_ROWS) {
+        const int64_t fair = tiles / (4 * threads);
+        step = fair < MANY_TILES ? fair : MANY_TILES;
+    }
+    return step < 2 ? 2 : step + (step & 1);  // two tiles at a time
+}
+
 void multiply_all(Pool* pool, const Rounded& x, const PackedWeight& w, const float* bias, float* y) {
     const auto kernel = quantised_kernels_of().product;
-    const int64_t tiles = ceil_of(w.rows, TILE);
-    const int64_t step = ceil_of(PIECE_BYTES, w.groups * w.bytes() + 1);
-    const int64_t even = step + (step & 1);  // two tiles at a time
-    each(pool, ceil_of(tiles, even), [&](int64_t piece, int) {
-        const int64_t first = piece * even;
-        kernel(x, w, bias, y, first, first + even < tiles ? first + even : tiles);
+    const int64_t tiles = ceil_of(w.rows, TILE), step = tiles_of(w, x.rows, tiles, pool ? pool->threads() : 1);
+    const int64_t room = NEAR_ROWS * step * TILE;
+    each(pool, ceil_of(tiles, step), [&](int64_t piece, int) {
+        thread_local std::vector<float> sums;
+        if (x.rows > 1 && static_cast<int64_t>(sums.size()) < room) sums.resize(static_cast<size_t>(room));
+        const int64_t first = piece * step;
+        kernel({x, w, bias, y, sums.data()}, first, first + step < tiles ? first + step : tiles);
     });
 }
 

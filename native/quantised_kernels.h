@@ -17,35 +17,36 @@ constexpr int ROWS = 2, TILES = 1;
 constexpr int ROWS = 1, TILES = 1;
 #endif
 
-// Weights that are read again for other rows should still be in the first cache, activations in the second.
+// Weights that are read again for other rows should still be in the first cache.
 constexpr int64_t NEAR_BYTES = 16384;
-constexpr int64_t NEAR_ROWS = 512;
 constexpr int AHEAD_BYTES = 2048;
 
-// A part of a product: some rows and some groups of one tile, or two.
+// A part of a product: some rows and some groups of a few tiles. What its groups add up to waits in `sums`, side by side, for
+// the next part: `y` has its rows far apart, often by powers of two, where caches hold few of them.
 struct Part {
     const Rounded& x;
     const PackedWeight& w;
     const float* bias;
-    float* y;
+    float *y, *sums;
     int64_t begin, end;  // groups
+    int64_t row, tile;   // the first
 
-    // The sums that the groups before have left.
-    F load(int64_t row, int64_t tile) const {
-        if (begin == 0) return F::all(0.0f);
-        const float* p = y + row * w.rows + tile * TILE;
-        const int64_t there = w.rows - tile * TILE;
-        return there >= TILE ? F::load(p) : F::load(p, static_cast<int>(there));
-    }
-    void store(int64_t row, int64_t tile, F sum) const {
-        float* p = y + row * w.rows + tile * TILE;
-        const int64_t there = w.rows - tile * TILE;
-        const float* b = end == w.groups && bias ? bias + tile * TILE : nullptr;
+    float* waiting(int64_t r, int64_t t) const { return sums + ((t - tile) * NEAR_ROWS + r - row) * TILE; }
+
+    F load(int64_t r, int64_t t) const { return begin == 0 ? F::all(0.0f) : F::load(waiting(r, t)); }
+
+    void store(int64_t r, int64_t t, F sum) const {
+        if (end < w.groups) {
+            sum.store(waiting(r, t));
+            return;
+        }
+        float* p = y + r * w.rows + t * TILE;
+        const int64_t there = w.rows - t * TILE;
         if (there >= TILE) {
-            (b ? sum + F::load(b) : sum).store(p);
+            (bias ? sum + F::load(bias + t * TILE) : sum).store(p);
         } else {
             const int n = static_cast<int>(there);
-            (b ? sum + F::load(b, n) : sum).store(p, n);
+            (bias ? sum + F::load(bias + t * TILE, n) : sum).store(p, n);
         }
     }
 };
@@ -129,13 +130,16 @@ void multiply_rows(const Part& part, int64_t row, int64_t last, int64_t tile) {
 }
 
 template <int BITS>
-void product_of(const Rounded& x, const PackedWeight& w, const float* bias, float* y, int64_t first, int64_t last) {
+void product_of(const Product& p, int64_t first, int64_t last) {
+    const Rounded& x = p.x;
+    const PackedWeight& w = p.w;
     const int64_t near = NEAR_BYTES / (TILES * w.bytes());
     const int64_t groups = x.rows <= ROWS || near < 1 ? w.groups : near;
     for (int64_t row = 0; row < x.rows; row += NEAR_ROWS) {
         const int64_t rows = row + NEAR_ROWS < x.rows ? row + NEAR_ROWS : x.rows;
         for (int64_t g = 0; g < w.groups; g += groups) {
-            const Part part{x, w, bias, y, g, g + groups < w.groups ? g + groups : w.groups};
+            const int64_t end = g + groups < w.groups ? g + groups : w.groups;
+            const Part part{x, w, p.bias, p.y, p.sums, g, end, row, first};
             int64_t tile = first;
             for (; tile + TILES <= last; tile += TILES) multiply_rows<BITS, TILES>(part, row, rows, tile);
             for (; tile < last; tile++) multiply_rows<BITS, 1>(part, row, rows, tile);
@@ -143,9 +147,26 @@ void product_of(const Rounded& x, const PackedWeight& w, const float* bias, floa
     }
 }
 
-void product(const Rounded& x, const PackedWeight& w, const float* bias, float* y, int64_t first, int64_t last) {
-    if (w.bits == 8) product_of<8>(x, w, bias, y, first, last);
-    else product_of<4>(x, w, bias, y, first, last);
+}  // namespace SW_ISA
+}  // namespace sw
+
+#if SW_LEVEL >= 4
+#include "quantised_tiles.h"
+#endif
+
+namespace sw {
+namespace SW_ISA {
+
+void product(const Product& p, int64_t first, int64_t last) {
+#if SW_LEVEL >= 4
+    if (p.x.rows >= TILE_ROWS) {
+        if (p.w.bits == 8) product_by_tiles<8>(p, first, last);
+        else product_by_tiles<4>(p, first, last);
+        return;
+    }
+#endif
+    if (p.w.bits == 8) product_of<8>(p, first, last);
+    else product_of<4>(p, first, last);
 }
 
 // One group of up to 128 activations; those behind `count` are zeros.

@@ -5,9 +5,9 @@
 // One family a line, in the order of need.
 #include "../step.h"
 #include "../step_kernels.h"
+#include "../dense.h"
+#include "../dense_kernels.h"
 #include "../quantised.h"
 #include "../quantised_lanes.h"
 #include "../packing_kernels.h"
 #include "../quantised_kernels.h"
-#include "../dense.h"
-#include "../dense_kernels.h"
