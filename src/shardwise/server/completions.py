@@ -11,7 +11,7 @@ from msgspec import UNSET
 from shardwise.engine.complete import Prompt
 from shardwise.engine.outputs import CompletionOutput, Logprobs, RequestOutput
 from shardwise.engine.prompts import listed, read_prompt
-from shardwise.engine.text import Detokenizer
+from shardwise.engine.text import Detokenizer, Tokenizer
 from shardwise.errors import RequestError
 from shardwise.sched.request import SamplingParams
 from shardwise.server.call import Call
@@ -24,7 +24,17 @@ from shardwise.server.logprobs import Offsets, Speller, TextLogprobs, joined, pr
 from shardwise.server.refusal import Refusal
 from shardwise.server.reply import DONE, Json, Reply
 from shardwise.server.route import Route
-from shardwise.server.sampling import check_choices, check_names_scores, check_prompt_scores, given, sampling, shortened
+from shardwise.server.sampling import (
+    ID_BYTES,
+    SCORE_BYTES,
+    check_choices,
+    check_names_scores,
+    check_prompt_scores,
+    check_repeated,
+    given,
+    sampling,
+    shortened,
+)
 from shardwise.server.service import Service
 from shardwise.server.turn import started, tenant
 from shardwise.server.usage import told
@@ -103,7 +113,24 @@ def read(service: Service, call: Call, body: CompletionBody) -> Asked:
         prompt = _prompt(service, call, body, one, f"prompt[{n}]" if count > 1 else "prompt")
         check_fits(service.engine.setup, prompt.ids, params, "prompt")
         prompts.append(prompt)
+    if params.n > 1:
+        again = sum(_repeated(service, body, params, prompt) for prompt in prompts)
+        check_repeated(service, params.n, again, "best_of" if params.n > keep else "n")
     return Asked(body, prompts, params, keep)
+
+
+def _repeated(service: Service, body: CompletionBody, params: SamplingParams, prompt: Prompt) -> int:
+    """How many bytes of a prompt, about, each choice tells."""
+    text = len(text_of(service.front.tokenizer, body, prompt).encode()) if body.echo else 0
+    scored = bool(body.echo and body.logprobs is not None) + (body.prompt_logprobs is not None)
+    scores = SCORE_BYTES * scored * (1 + (params.prompt_logprobs or 0))
+    return text + len(prompt.ids) * (scores + ID_BYTES * bool(body.return_token_ids))
+
+
+def text_of(tokenizer: Tokenizer, body: CompletionBody, prompt: Prompt) -> str:
+    """The text of a prompt, as far as it is used."""
+    cut = body.truncate_prompt_tokens is not None
+    return tokenizer.decode(prompt.ids) if prompt.text is None or cut else prompt.text
 
 
 def _values(body: CompletionBody) -> dict[str, object]:
@@ -198,8 +225,7 @@ class Texts:
         return new
 
     def _echoed(self, prompt: Prompt) -> str:
-        cut = self._asked.body.truncate_prompt_tokens is not None
-        return self._tokenizer.decode(prompt.ids) if prompt.text is None or cut else prompt.text
+        return text_of(self._tokenizer, self._asked.body, prompt)
 
     def _prompt_logprobs(self, prompt: Prompt, scores: Sequence[Logprobs | None] | None) -> TextLogprobs:
         assert scores is not None and self._asked.body.logprobs is not None
