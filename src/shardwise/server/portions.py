@@ -5,7 +5,7 @@ The result is what one call makes. It knows no replies and no loop.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import msgspec
 from msgspec import UNSET
@@ -67,16 +67,24 @@ def _encode(value: object, made: list[bytes]) -> None:
             _fields(value.items(), made)
             return
         if isinstance(value, msgspec.Struct) and _is_plain(value):
-            names = zip(value.__struct_encode_fields__, value.__struct_fields__, strict=True)
-            _fields([(name, getattr(value, field)) for name, field in names], made)
+            _fields(_of(value), made)
             return
     made.append(_ENCODER.encode(value))
 
 
 def _is_plain(value: msgspec.Struct) -> bool:
-    """Whether its JSON is an object of its fields, those left out that are UNSET."""
+    """Whether its JSON is an object of its tag and fields, those left out that are UNSET."""
     config = value.__struct_config__
-    return not (config.array_like or config.omit_defaults or config.tag is not None)
+    return not (config.array_like or config.omit_defaults)
+
+
+def _of(value: msgspec.Struct) -> Iterator[tuple[str, object]]:
+    """(name, value) of all that a struct says; its tag first."""
+    config = value.__struct_config__
+    if config.tag_field is not None:
+        yield config.tag_field, config.tag
+    for name, field in zip(value.__struct_encode_fields__, value.__struct_fields__, strict=True):
+        yield name, getattr(value, field)
 
 
 def _fields(fields: Iterable[tuple[str, object]], made: list[bytes]) -> None:

@@ -13,7 +13,9 @@ from shardwise.engine.contract import ServingEngine
 from shardwise.engine.front import Front, sampling_defaults
 from shardwise.sched.request import SamplingParams
 from shardwise.server.drain import Drain
+from shardwise.server.portions import encoded, is_large
 from shardwise.server.refusal import Refusal
+from shardwise.server.reply import ENCODER
 from shardwise.server.settings import Settings
 from shardwise.server.store import Store
 
@@ -54,6 +56,10 @@ class Service:
     async def read(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Does what may take long (templates, tokenising) on another thread."""
         return await asyncio.get_running_loop().run_in_executor(self._readers, lambda: work(*args, **kwargs))
+
+    async def encoded(self, value: object, end: bytes = b"") -> bytes:
+        """The JSON of a value, with `end` behind it; made on another thread where that takes long."""
+        return await self.read(encoded, value, end) if is_large(value) else ENCODER.encode(value) + end
 
     async def check(self, params: SamplingParams) -> None:
         """RequestError for a form of the answer that does not compile. On a thread of its own, since they are checked one after
