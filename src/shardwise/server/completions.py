@@ -21,6 +21,7 @@ from shardwise.server.fits import check_fits
 from shardwise.server.frames import Frames, begun, known, new_id
 from shardwise.server.job import Job, Usage
 from shardwise.server.logprobs import Offsets, Speller, TextLogprobs, joined, prompt_shape, wanted_beside
+from shardwise.server.pace import Pace
 from shardwise.server.refusal import Refusal
 from shardwise.server.reply import DONE, Json, Reply
 from shardwise.server.route import Route
@@ -62,9 +63,11 @@ async def complete(service: Service, call: Call, body: CompletionBody) -> Reply:
     head = known(service.engine.setup, "text_completion", made, model)
     if body.stream:
         return await begun(_stream(service, job, texts, Frames(head, body.stream_options)))
+    pace = Pace()
     async with job:
         async for batch in job:
             for index, output in batch:
+                await pace.step()
                 if texts.are_long(index, output):
                     await service.read(texts.take, index, output)
                 else:
@@ -73,12 +76,14 @@ async def complete(service: Service, call: Call, body: CompletionBody) -> Reply:
 
 
 async def _stream(service: Service, job: Job, texts: Texts, frames: Frames) -> AsyncGenerator[bytes, None]:
+    pace = Pace()
     async with job:
         yield b""
         async for batch in job:
             usage = job.usage if frames.counts else None
             made: list[bytes] = []
             for index, output in batch:
+                await pace.step()
                 if texts.are_long(index, output):
                     made += await service.read(texts.frames, frames, usage, index, output)
                 else:

@@ -63,7 +63,9 @@ class Service:
 
     async def check(self, params: SamplingParams) -> None:
         """RequestError for a form of the answer that does not compile. On a thread of its own, since they are checked one after
-        another, and may take a second each: who wants no form does not wait."""
+        another, and may take a second each: who wants no form does not wait. Words that must not come up are tokenised."""
+        if params.bad_words:
+            await self.read(self.front.bad_ids, params.bad_words)
         if params.structured_outputs is not None:
             await asyncio.get_running_loop().run_in_executor(self._checker, self.front.check, params)
 
