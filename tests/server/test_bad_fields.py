@@ -318,6 +318,16 @@ def test_what_choices_repeat_of_their_prompt_is_bounded(
         assert engine.running == 0
 
 
+def test_what_is_derendered_repeats_no_more_either(setup: Setup) -> None:
+    asked = {"messages": [*HI, {"role": "assistant", "content": "a" * 20}], "echo": True, **GOES_ON}
+    with ServingFake(setup) as engine, serving(engine, ROUTES, max_repeated_bytes=61) as served:
+        for count, status in ((3, 200), (4, 400)):
+            choices = [{"index": n, "token_ids": [9]} for n in range(count)]
+            body = {"generate_response": {"choices": choices}, "chat_request": asked}
+            answer = served.post("/v1/chat/completions/derender", body)
+            assert answer.status == status and (b"would repeat 20 bytes" in answer.body) == (status == 400), answer.body
+
+
 def test_tgi_repeats_no_more_either(setup: Setup) -> None:
     wanted = {"max_new_tokens": 1, "do_sample": True, "return_full_text": True}
     with ServingFake(setup) as engine, serving(engine, ROUTES, max_repeated_bytes=60) as served:

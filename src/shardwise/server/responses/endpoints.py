@@ -97,14 +97,8 @@ async def _answer(service: Service, asked: Asked, talked: Talk, writer: Writer) 
             writer.take(news.pieces, speller.chat(news.logprobs or (), asked.top or 0) if scored else ())
             finish = news.finish or finish
         yield
-    thoughts = writer.reasoning
-    count = await service.read(_tokens, service, thoughts) if thoughts else 0
-    writer.end(cut=finish == "length", usage=used(talked.usage, count))
+    writer.end(cut=finish == "length", usage=used(talked.usage))
     yield
-
-
-def _tokens(service: Service, text: str) -> int:
-    return len(service.front.tokenizer.encode(text, add_special_tokens=False))
 
 
 def _writer(asked: Asked, out: Outbox | None = None) -> Writer:

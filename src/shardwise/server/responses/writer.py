@@ -82,11 +82,6 @@ class Writer:
         self._logprobs: list[TokenLogprob] = []
         self._number = 0
 
-    @property
-    def reasoning(self) -> str:
-        """All that was thought so far."""
-        return "".join(block.text for block in self._blocks.all if block.kind == "thought")
-
     def begin(self) -> None:
         """The first events."""
         self._whole("response.created")
@@ -286,12 +281,12 @@ def custom_input(arguments: str) -> str:
     return mended(text) if isinstance(text, str) else arguments
 
 
-def used(usage: Usage, reasoning_tokens: int) -> ResponseUsage:
+def used(usage: Usage) -> ResponseUsage:
     """A job's tokens as a response tells them."""
     return ResponseUsage(
         usage.prompt,
         InputDetails(usage.cached, usage.prompt - usage.cached),
         usage.completion,
-        OutputDetails(min(reasoning_tokens, usage.completion)),
+        OutputDetails(usage.reasoning or 0),
         usage.prompt + usage.completion,
     )
