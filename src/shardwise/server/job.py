@@ -159,11 +159,11 @@ class Batch(Generic[T]):
                 else:
                     self._running[index].feed(event)
                     if isinstance(event, Scored):
-                        await pace.step()
-                if self._running[index].ended:
-                    self._open.discard(index)
+                        await pace.step()  # and not for tokens: who waits for them may leave meanwhile, and come again
                 touched[index] = None
             for index in touched:
+                if self._running[index].ended:
+                    self._open.discard(index)
                 try:
                     self._running[index].check()
                 except ShardwiseError as error:
