@@ -7,3 +7,7 @@
 #include "../step_kernels.h"
 #include "../dense.h"
 #include "../dense_kernels.h"
+#include "../quantised.h"
+#include "../quantised_lanes.h"
+#include "../packing_kernels.h"
+#include "../quantised_kernels.h"
