@@ -100,7 +100,7 @@ SW_API void sw_quantised_rows(uint8_t* weight, uint16_t* scale, const int64_t* i
     for (int64_t i = 0; i < count; i++) kernel(w, ids[i], y + i * columns);
 }
 
-// Rounds `count` rows of `values` (`dtype` of DType, `stride` elements from row to row) as the rows first.. of a weight.
+// Rounds `count` rows of `values` (`dtype` of Stored, `stride` elements from row to row) as the rows first.. of a weight.
 SW_API void sw_pack(void* pool, const void* values, int dtype, int64_t stride, int64_t count, int64_t first, uint8_t* weight,
                     uint16_t* scale, int64_t rows, int64_t columns, int group, int bits) {
     using namespace sw;

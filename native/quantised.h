@@ -3,11 +3,11 @@
 
 #include <cstdint>
 
+#include "stored.h"
+
 namespace sw {
 
 constexpr int TILE = 16;  // rows of a weight that lie side by side
-
-enum DType { FLOAT32 = 0, BFLOAT16 = 1, FLOAT16 = 2 };
 
 // Activations of `rows` rows, rounded group by group: q in -127..127, `stride` bytes from row to row, zeros behind the last
 // column as far as the last group goes; [groups][rows] scales; and -8 times each group's sum of q, likewise.
@@ -45,7 +45,7 @@ struct QuantisedKernels {
     void (*round_rows)(const float* x, int64_t columns, const Rounded& out, int64_t first, int64_t last);
     // The tiles first..last-1: y[:, 16·first : 16·last].
     void (*product)(const Product& p, int64_t first, int64_t last);
-    // Rounds `count` rows of `values` (`dtype` of DType, `stride` elements from row to row), and writes them as the rows first..
+    // Rounds `count` rows of `values` (`dtype` of Stored, `stride` elements from row to row), and writes them as the rows first..
     // of one tile; with the weight's last row, zeros behind it.
     void (*pack)(const void* values, int dtype, int64_t stride, int64_t count, const PackedWeight& w, int64_t first);
     // The weight's row as floats y [columns].
