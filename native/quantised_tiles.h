@@ -7,7 +7,8 @@ namespace sw {
 namespace SW_ISA {
 
 constexpr int TILE_ROWS = 16;           // rows of activations at a time
-constexpr int64_t UNPACKED_BYTES = 16384;  // of weights as signed bytes, in the first cache
+constexpr int64_t UNPACKED_BYTES = 65536;  // of weights as signed bytes
+constexpr int64_t WIDE = 4;             // tiles for which activations are read once from the second cache
 constexpr int TURNS = 4;                // groups whose dots have room
 
 // As LDTILECFG reads it.
@@ -125,28 +126,37 @@ void multiply_tiles(const Part& part, int64_t row, int64_t tile, const int8_t* w
     t.all(part, row, tile);
 }
 
-// As product_of; a last few rows go the other way.
+// The rows of a part, sixteen at a time, of `tiles` tiles from `tile` on; a last few rows go the other way.
+template <int BITS, bool LONG>
+void multiply_unpacked(const Part& part, int64_t last, int64_t tile, int64_t tiles, int8_t* weights) {
+    const PackedWeight& w = part.w;
+    const int64_t packed = (part.end - part.begin) * w.bytes(), size = packed * 8 / BITS;
+    for (int64_t t = 0; t < tiles; t++)
+        unpack_bytes(w.weight + ((tile + t) * w.groups + part.begin) * w.bytes(), packed, BITS, weights + t * size);
+    written();
+    int64_t row = part.row;
+    for (; row + TILE_ROWS <= last; row += TILE_ROWS)
+        for (int64_t t = 0; t < tiles; t++) multiply_tiles<LONG>(part, row, tile + t, weights + t * size);
+    for (int64_t t = 0; t < tiles; t++) multiply_rows<BITS, 1>(part, row, last, tile + t);
+}
+
+// As product_of.
 template <int BITS>
 void product_by_tiles(const Product& p, int64_t first, int64_t last) {
+    alignas(64) int8_t weights[UNPACKED_BYTES];
     const Rounded& x = p.x;
     const PackedWeight& w = p.w;
-    alignas(64) int8_t weights[UNPACKED_BYTES];
     configure(w.group < 64 ? w.group : 64);
-    const int64_t groups = UNPACKED_BYTES / (w.group * TILE);
+    const int64_t groups = UNPACKED_BYTES / (WIDE * TILE * w.group);
     for (int64_t row = 0; row < x.rows; row += NEAR_ROWS) {
         const int64_t stop = row + NEAR_ROWS < x.rows ? row + NEAR_ROWS : x.rows;
         for (int64_t g = 0; g < w.groups; g += groups) {
             const int64_t end = g + groups < w.groups ? g + groups : w.groups;
             const Part part{x, w, p.bias, p.y, p.sums, g, end, row, first};
-            for (int64_t tile = first; tile < last; tile++) {
-                unpack_bytes(w.weight + (tile * w.groups + g) * w.bytes(), (part.end - g) * w.bytes(), BITS, weights);
-                written();
-                int64_t r = row;
-                for (; r + TILE_ROWS <= stop; r += TILE_ROWS) {
-                    if (w.group > 64) multiply_tiles<true>(part, r, tile, weights);
-                    else multiply_tiles<false>(part, r, tile, weights);
-                }
-                multiply_rows<BITS, 1>(part, r, stop, tile);
+            for (int64_t tile = first; tile < last; tile += WIDE) {
+                const int64_t tiles = tile + WIDE < last ? WIDE : last - tile;
+                if (w.group > 64) multiply_unpacked<BITS, true>(part, stop, tile, tiles, weights);
+                else multiply_unpacked<BITS, false>(part, stop, tile, tiles, weights);
             }
         }
     }
