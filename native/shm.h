@@ -22,7 +22,7 @@ struct alignas(128) Signal {
 // All of it is zeros at first, and says so: nobody has come, nobody has left, nothing is broken.
 struct Line {
     Signal posted;
-    std::atomic<uint32_t> left;
+    std::atomic<uint32_t> here, left;
 };
 
 struct Letters {
@@ -48,6 +48,9 @@ class Group {
 public:
     // `lock`: a file whose byte `lock_at + rank` each living rank holds a lock on; -1 where nobody can die alone.
     Group(char* memory, const Places& places, int rank, bool crowded, int64_t deadline_ns, int lock, int64_t lock_at);
+
+    void arrive() { line(rank_).here.store(1, std::memory_order_release); }
+    bool here(int rank) const { return line(rank).here.load(std::memory_order_acquire) != 0; }
 
     // One round: what this rank put into `slot` of this round is shown, and what the others put into theirs may be read.
     int round(uint64_t digest);

@@ -44,6 +44,8 @@ SW_API int sw_shm_receive(void* group, int from, uint64_t digest) { return of(gr
 
 SW_API void sw_shm_send(void* group, int to, uint64_t digest) { of(group).send(to, digest); }
 SW_API void sw_shm_take(void* group, int from) { of(group).take(from); }
+SW_API void sw_shm_arrive(void* group) { of(group).arrive(); }
+SW_API int sw_shm_here(void* group, int rank) { return of(group).here(rank); }
 SW_API void sw_shm_leave(void* group) { of(group).leave(); }
 
 SW_API int sw_shm_fail(void* group) { return of(group).fail(); }

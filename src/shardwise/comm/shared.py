@@ -67,19 +67,20 @@ class Shared:
             raise ValueError(f"{size} ranks do not fit into shared memory; use gloo")
         # Opened anew: a descriptor that was handed on shares its locks with whoever handed it on.
         self._fd = os.open(f"/proc/self/fd/{fd}", os.O_RDWR | os.O_CLOEXEC)
+        self.handle: int | None = None
         try:
             self._lock(offset)
             with suppress(PermissionError):  # the group of a later epoch has made it longer already
                 if os.fstat(self._fd).st_size < offset + self.bytes:
                     os.ftruncate(self._fd, offset + self.bytes)
-            self._meet(deadline_s)
-            self.handle: int | None = self._open(
+            self.handle = self._open(
                 self._fd, offset, rank, size, SLOT_BYTES, LETTER_BYTES, self._crowded(), round(deadline_s * 1e9), offset
             )
             if self.handle is None:
                 raise joining_failed(rank, f"there is no room to map {self.bytes} bytes")
+            self._meet(deadline_s)
         except BaseException:
-            os.close(self._fd)
+            self.close()
             raise
         self.memory = (ctypes.c_ubyte * self.bytes).from_address(self._memory(self.handle))
         """All of the group's memory: where something lies, `slot`, `shown` and `letter` say."""
@@ -91,6 +92,8 @@ class Shared:
         self._close = native.function("sw_shm_close", p)
         self._memory = native.function("sw_shm_memory", p, result=p)
         self._text = native.function("sw_shm_text", p, i, result=n)
+        self._arrive = native.function("sw_shm_arrive", p)
+        self._here = native.function("sw_shm_here", p, i, result=i)
         self._leave = native.function("sw_shm_leave", p)
         self._fail = native.function("sw_shm_fail", p, result=i)
         self.all_reduce = native.function("sw_shm_all_reduce", p, digest, p, p, n, result=i)
@@ -132,24 +135,23 @@ class Shared:
             raise joining_failed(self.rank, f"another process is rank {self.rank} already", self.rank) from None
 
     def _meet(self, deadline_s: float) -> None:
-        """Says that this rank is here and waits until all are."""
+        """Says that this rank is here and waits until all have been."""
         until = time.monotonic() + deadline_s
         with mmap.mmap(self._fd, _CONTROL_BYTES) as control, memoryview(control) as plain, plain.cast("Q") as epochs:
             epochs[self.rank] = self.epoch + 1
-            while any(epochs[rank] != self.epoch + 1 for rank in range(self.size)):
-                newer = any(epochs[rank] > self.epoch + 1 for rank in range(self.size))
-                if newer or time.monotonic() >= until:
-                    found = [epochs[rank] - 1 for rank in range(self.size)]
-                    raise self._absence(found, deadline_s)
+            self._arrive(self.handle)
+            while absent := {r: epochs[r] - 1 for r in range(self.size) if not self._here(self.handle, r)}:
+                if max(absent.values()) > self.epoch or time.monotonic() >= until:
+                    raise self._absence(absent, deadline_s)
                 time.sleep(_POLL_S)
 
-    def _absence(self, epochs: list[int], deadline_s: float) -> CommError:
-        absent = [rank for rank, epoch in enumerate(epochs) if epoch != self.epoch]
-        named = [f"rank {rank}" + (f" (of epoch {epochs[rank]})" if epochs[rank] >= 0 else "") for rank in absent]
-        newer = [rank for rank in absent if epochs[rank] > self.epoch]
-        within = "" if newer else f" within {deadline_s} s"
+    def _absence(self, absent: dict[int, int], deadline_s: float) -> CommError:
+        """The error that names those who are not here, and the epochs that they have come to instead."""
+        named = [f"rank {rank}" + (f" (of epoch {epoch})" if epoch >= 0 else "") for rank, epoch in absent.items()]
+        newer = next((rank for rank, epoch in absent.items() if epoch > self.epoch), None)
+        within = f" within {deadline_s} s" if newer is None else ""
         reason = f"{', '.join(named)} did not come to epoch {self.epoch}{within}"
-        return joining_failed(self.rank, reason, newer[0] if newer else absent[0])
+        return joining_failed(self.rank, reason, next(iter(absent)) if newer is None else newer)
 
     def say(self, text: str, *, reason: bool = False) -> None:
         """Leaves a text where the others can read it: what this rank asked for, or why it broke the group."""
@@ -175,12 +177,14 @@ class Shared:
         return int(culprit), reason
 
     def close(self) -> None:
-        """Leaves the group and unmaps its memory. Peers that still need this rank are told."""
+        """Leaves the group and unmaps its memory, once. Peers that still need this rank are told."""
+        fd, self._fd = self._fd, -1
         if self.handle is not None:
             handle, self.handle = self.handle, None
             self._leave(handle)
             self._close(handle)
-            os.close(self._fd)
+        if fd >= 0:
+            os.close(fd)
 
 
 def packed(text: str, limit: int) -> bytes:

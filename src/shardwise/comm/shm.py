@@ -306,8 +306,8 @@ _NOTHING = torch.empty(0, dtype=torch.uint8)
 
 
 def _bytes(x: Tensor) -> Tensor:
-    """The same memory as plain bytes, of a contiguous tensor."""
-    return x.view(-1).view(torch.uint8) if x.numel() else _NOTHING
+    """The same memory as plain bytes, of a contiguous tensor. Not by `view(-1)`: a dim of one element may have any stride."""
+    return x.as_strided((x.numel(),), (1,)).view(torch.uint8) if x.numel() else _NOTHING
 
 
 def _pieces(length: int, most: int = SLOT_BYTES) -> Iterator[slice]:
