@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable
 from typing import TypeVar
 
-from shardwise.comm.shared import anonymous
+from shardwise.comm.memory import anonymous
 from shardwise.comm.shm import ShmComm, shm
 from shardwise.errors import CommError
 

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from torch import Tensor
 
 from shardwise import native
+from shardwise.comm.memory import anonymous
 from shardwise.comm.protocol import Comm
-from shardwise.comm.shared import anonymous
 from shardwise.comm.shm import shm
 from shardwise.comm.solo import Recording, Solo
 from shardwise.comm.sums import rank_order_sum

@@ -14,8 +14,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from shardwise.comm.memory import anonymous
 from shardwise.comm.protocol import Comm
-from shardwise.comm.shared import LETTER_BYTES, SLOT_BYTES, anonymous
+from shardwise.comm.shared import LETTER_BYTES, SLOT_BYTES
 from shardwise.comm.shm import ShmComm, shm
 from shardwise.comm.sums import rank_order_sum
 from shardwise.errors import CommError

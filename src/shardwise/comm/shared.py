@@ -43,13 +43,6 @@ class Outcome(IntEnum):
     DIFFER = 5
 
 
-def anonymous() -> int:
-    """A new file without a name, for one engine's ranks. The caller closes it; it is gone with the last that has it open."""
-    fd = os.memfd_create("shardwise", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)  # what one rank has mapped, no other can take away
-    return fd
-
-
 class Shared:
     """One rank's end of a group's memory. One thread at a time uses it, and nothing of it after `close`.
 
