@@ -22,6 +22,7 @@ from shardwise.comm.sums import rank_order_sum
 from shardwise.errors import CommError
 from tests.comm.comm_cases import DIFFERENT, ONES, cases, check, contract_cases, large, same_bits
 from tests.comm.comm_processes import Processes
+from tests.comm.shm_stress import live
 from tests.comm.shm_threads import failures, run
 from tests.nn.kernels.paths import each_path, needs_compiled
 
@@ -122,6 +123,11 @@ def test_a_result_belongs_to_its_rank_and_inference_mode_may_come_and_go() -> No
         return first.tolist()
 
     assert run(2, body) == [[2.0, 2.0]] * 2
+
+
+@pytest.mark.parametrize("size", [2, 3, 7])
+def test_many_calls_of_many_sizes_at_many_times(size: int) -> None:
+    run(size, lambda comm: live(comm, 1200 // size, seed=size))
 
 
 # --- how groups break -------------------------------------------------------------------------------------------------
