@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from shardwise import native
+from shardwise.nn.kernels.attention import Attending, NativeAttending, TorchAttending
 from shardwise.nn.kernels.pool import Pool
 from shardwise.nn.kernels.step import NativeStep, Step, TorchStep
 
@@ -17,11 +18,12 @@ class Kernels:
 
     compiled: bool
     step: Step
+    attention: Attending
 
     @staticmethod
     def reference() -> Kernels:
         """Torch's: the reference."""
-        return Kernels(False, TorchStep())
+        return Kernels(False, TorchStep(), TorchAttending())
 
     @staticmethod
     def of(device: torch.device, threads: int) -> Kernels:
@@ -29,4 +31,4 @@ class Kernels:
         if device.type != "cpu" or not native.available():
             return Kernels.reference()
         pool = Pool(threads)
-        return Kernels(True, NativeStep(pool))
+        return Kernels(True, NativeStep(pool), NativeAttending(pool))
