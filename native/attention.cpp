@@ -17,11 +17,20 @@ constexpr int64_t BLOCK_ROWS = 96;      // about as many rows are read together:
 constexpr int64_t PIECES_A_THREAD = 4;  // with fewer pieces, long ones are divided
 constexpr int64_t SOME_TOKENS = 16;     // tokens that are worth a piece when they are written
 
-// A thread's own memory, kept for the next call.
+constexpr size_t LINE = 64;
+
+// Room for so many floats from a cache line on, in `memory`, which grows as it must.
+float* room(std::vector<float>& memory, int64_t floats) {
+    const size_t needed = static_cast<size_t>(floats) + LINE / sizeof(float);
+    if (memory.size() < needed) memory.resize(needed);
+    const size_t over = reinterpret_cast<uintptr_t>(memory.data()) % LINE;
+    return memory.data() + (over ? (LINE - over) / sizeof(float) : 0);
+}
+
+// A thread's own, kept for the next call.
 float* work_of(int64_t floats) {
     thread_local std::vector<float> memory;
-    if (memory.size() < static_cast<size_t>(floats)) memory.resize(static_cast<size_t>(floats));
-    return memory.data();
+    return room(memory, floats);
 }
 
 // Query heads in the order of the KV heads that they read, and where each of these begins.
@@ -82,8 +91,9 @@ void read_divided(Pool* pool, const Reading& of, const std::vector<Piece>& piece
             floats += part_floats(rows_of(piece), of.dim);
         }
     }
-    std::vector<float> memory(static_cast<size_t>(floats));
-    for (size_t i = 0; i < parts.size(); i++) parts[i].part = memory.data() + places[i];
+    std::vector<float> memory;
+    float* const all = room(memory, floats);
+    for (size_t i = 0; i < parts.size(); i++) parts[i].part = all + places[i];
     read_whole(pool, of, parts);
     const auto kernel = attention_kernels_of().join;
     each(pool, static_cast<int64_t>(pieces.size()), [&](int64_t i, int) {

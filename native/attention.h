@@ -42,11 +42,12 @@ struct Piece {
 
 // Static, as each path compiles its own: the linker must not keep one path's for all.
 static inline int64_t rows_of(const Piece& piece) { return piece.readers * piece.queries; }
+// The next multiple of sixteen floats, a cache line: all that is computed with begins on one.
 static inline int64_t lanes(int64_t dim) { return (dim + 15) / 16 * 16; }
 // Of each row its sums of values, then the greatest score of each, then its sum of weights.
-static inline int64_t part_floats(int64_t rows, int64_t dim) { return rows * (lanes(dim) + 2); }
+static inline int64_t part_floats(int64_t rows, int64_t dim) { return rows * lanes(dim) + lanes(2 * rows); }
 static inline int64_t work_floats(int64_t rows, int64_t dim) {
-    return rows * dim + 2 * TILE * lanes(dim) + rows * (TILE + 1) + 2 * part_floats(rows, dim);
+    return lanes(rows * dim) + 2 * TILE * lanes(dim) + rows * TILE + lanes(rows) + 2 * part_floats(rows, dim);
 }
 // The first position that the query at `position` sees, of a sequence whose table begins at `first`.
 static inline int64_t seen_from(const Reading& of, int64_t first, int64_t position) {
@@ -73,7 +74,7 @@ struct Writing {
 }  // namespace paged
 
 struct AttentionKernels {
-    // `work`: work_floats(rows_of(piece), dim).
+    // `work`: work_floats(rows_of(piece), dim), from a cache line on.
     void (*read)(const paged::Reading& of, const paged::Piece& piece, float* work);
     // Joins the `count` parts of a piece, which lie one behind the other, in order.
     void (*join)(const paged::Reading& of, const paged::Piece& piece, const float* parts, int64_t count, float* work);

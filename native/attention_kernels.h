@@ -155,9 +155,9 @@ struct Under {
     const int64_t* table;
 
     Under(const Reading& of, const Piece& piece, float* work)
-        : of(of), piece(piece), q(work), keys(q + rows_of(piece) * of.dim), values(keys + TILE * lanes(of.dim)),
-          scores(values + TILE * lanes(of.dim)), fade(scores + rows_of(piece) * TILE), split(fade + rows_of(piece), rows_of(piece), of.dim),
-          whole(fade + rows_of(piece) + part_floats(rows_of(piece), of.dim), rows_of(piece), of.dim), start(piece.sequence[2] + piece.first),
+        : of(of), piece(piece), q(work), keys(q + lanes(rows_of(piece) * of.dim)), values(keys + TILE * lanes(of.dim)),
+          scores(values + TILE * lanes(of.dim)), fade(scores + rows_of(piece) * TILE), split(fade + lanes(rows_of(piece)), rows_of(piece), of.dim),
+          whole(fade + lanes(rows_of(piece)) + part_floats(rows_of(piece), of.dim), rows_of(piece), of.dim), start(piece.sequence[2] + piece.first),
           first(piece.sequence[3]), table(of.pages + piece.sequence[4]) {}
 
     int64_t low(int64_t position) const { return seen_from(of, first, position); }

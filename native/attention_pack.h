@@ -67,35 +67,55 @@ inline F element(const uint8_t* row, int64_t i, int64_t dim) {
 
 #if SW_LEVEL >= 2
 
-// Sixteen rows become sixteen columns, `stride` floats apart.
-inline void turned_over(const F (&rows)[LANES], float* to, int64_t stride, int64_t count) {
-    __m512 a[16], b[16];
+// Sixteen rows of sixteen become columns.
+inline void turn_over(__m512 (&a)[LANES]) {
+    __m512 b[16];
     for (int i = 0; i < 16; i += 2) {
-        a[i] = _mm512_unpacklo_ps(rows[i].v, rows[i + 1].v);
-        a[i + 1] = _mm512_unpackhi_ps(rows[i].v, rows[i + 1].v);
+        b[i] = _mm512_unpacklo_ps(a[i], a[i + 1]);
+        b[i + 1] = _mm512_unpackhi_ps(a[i], a[i + 1]);
     }
-    // Of every four rows, element 4 l + j of lane l in b[4 g + j].
+    // Of every four rows, elements j, 4 + j, 8 + j and 12 + j in a[g + j].
     for (int g = 0; g < 16; g += 4) {
         for (int j = 0; j < 2; j++) {
-            const __m512d low = _mm512_castps_pd(a[g + j]), high = _mm512_castps_pd(a[g + 2 + j]);
-            b[g + 2 * j] = _mm512_castpd_ps(_mm512_unpacklo_pd(low, high));
-            b[g + 2 * j + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(low, high));
+            const __m512d low = _mm512_castps_pd(b[g + j]), high = _mm512_castps_pd(b[g + 2 + j]);
+            a[g + 2 * j] = _mm512_castpd_ps(_mm512_unpacklo_pd(low, high));
+            a[g + 2 * j + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(low, high));
         }
     }
     for (int j = 0; j < 4; j++) {
-        const __m512 even = _mm512_shuffle_f32x4(b[j], b[4 + j], 0x88), odd = _mm512_shuffle_f32x4(b[j], b[4 + j], 0xdd);
-        const __m512 even2 = _mm512_shuffle_f32x4(b[8 + j], b[12 + j], 0x88), odd2 = _mm512_shuffle_f32x4(b[8 + j], b[12 + j], 0xdd);
-        a[j] = _mm512_shuffle_f32x4(even, even2, 0x88);
-        a[8 + j] = _mm512_shuffle_f32x4(even, even2, 0xdd);
-        a[4 + j] = _mm512_shuffle_f32x4(odd, odd2, 0x88);
-        a[12 + j] = _mm512_shuffle_f32x4(odd, odd2, 0xdd);
+        const __m512 even = _mm512_shuffle_f32x4(a[j], a[4 + j], 0x88), odd = _mm512_shuffle_f32x4(a[j], a[4 + j], 0xdd);
+        const __m512 even2 = _mm512_shuffle_f32x4(a[8 + j], a[12 + j], 0x88), odd2 = _mm512_shuffle_f32x4(a[8 + j], a[12 + j], 0xdd);
+        b[j] = _mm512_shuffle_f32x4(even, even2, 0x88);
+        b[8 + j] = _mm512_shuffle_f32x4(even, even2, 0xdd);
+        b[4 + j] = _mm512_shuffle_f32x4(odd, odd2, 0x88);
+        b[12 + j] = _mm512_shuffle_f32x4(odd, odd2, 0xdd);
     }
-    for (int64_t i = 0; i < count; i++) _mm512_storeu_ps(to + i * stride, a[i]);
+    for (int i = 0; i < 16; i++) a[i] = b[i];
+}
+
+// The same for floats, to columns `stride` floats apart.
+inline void turned_over(const F (&rows)[LANES], float* to, int64_t stride) {
+    __m512 a[LANES];
+    for (int i = 0; i < LANES; i++) a[i] = rows[i].v;
+    turn_over(a);
+    for (int i = 0; i < LANES; i++) _mm512_storeu_ps(to + i * stride, a[i]);
+}
+
+// Elements d to d + 32 of sixteen rows of bfloat16: turned over in pairs, then taken apart.
+inline void turned_over_pairs(const uint8_t* const (&rows)[LANES], int64_t d, float* to, int64_t stride) {
+    __m512 a[LANES];
+    for (int i = 0; i < LANES; i++) a[i] = _mm512_loadu_ps(rows[i] + 2 * d);
+    turn_over(a);
+    for (int i = 0; i < LANES; i++) {
+        const __m512i both = _mm512_castps_si512(a[i]);
+        _mm512_storeu_ps(to + 2 * i * stride, _mm512_castsi512_ps(_mm512_slli_epi32(both, 16)));
+        _mm512_storeu_ps(to + (2 * i + 1) * stride, _mm512_castsi512_ps(_mm512_and_si512(both, _mm512_set1_epi32(-65536))));
+    }
 }
 
 #elif SW_LEVEL == 1
 
-inline void turned_over_8(__m256 (&r)[8], float* to, int64_t stride, int64_t count) {
+inline void turned_over_8(__m256 (&r)[8], float* to, int64_t stride) {
     __m256 a[8], b[8];
     for (int i = 0; i < 8; i += 2) {
         a[i] = _mm256_unpacklo_ps(r[i], r[i + 1]);
@@ -107,38 +127,43 @@ inline void turned_over_8(__m256 (&r)[8], float* to, int64_t stride, int64_t cou
             b[g + 2 * j + 1] = _mm256_shuffle_ps(a[g + j], a[g + 2 + j], 0xee);
         }
     }
-    for (int64_t i = 0; i < count && i < 8; i++)
+    for (int64_t i = 0; i < 8; i++)
         _mm256_storeu_ps(to + i * stride, i < 4 ? _mm256_permute2f128_ps(b[i], b[i + 4], 0x20) : _mm256_permute2f128_ps(b[i - 4], b[i], 0x31));
 }
 
-inline void turned_over(const F (&rows)[LANES], float* to, int64_t stride, int64_t count) {
+inline void turned_over(const F (&rows)[LANES], float* to, int64_t stride) {
     for (int64_t half = 0; half < 2; half++) {
         __m256 r[8];
         for (int64_t i = 0; i < 8; i++) r[i] = rows[8 * half + i].a;
-        turned_over_8(r, to + 8 * half, stride, count);
+        turned_over_8(r, to + 8 * half, stride);
         for (int64_t i = 0; i < 8; i++) r[i] = rows[8 * half + i].b;
-        turned_over_8(r, to + 8 * half + 8 * stride, stride, count - 8);
+        turned_over_8(r, to + 8 * half + 8 * stride, stride);
     }
 }
 
 #else
 
-inline void turned_over(const F (&rows)[LANES], float* to, int64_t stride, int64_t count) {
-    for (int64_t i = 0; i < count; i++)
+inline void turned_over(const F (&rows)[LANES], float* to, int64_t stride) {
+    for (int64_t i = 0; i < LANES; i++)
         for (int j = 0; j < LANES; j++) to[i * stride + j] = rows[j].v[i];
 }
 
 #endif
 
-// The keys of a page as columns of `to` [dim, TILE]. Those outside of [low, high) are never read: others stand for them.
+// The keys of a page as columns of `to` [lanes(dim), TILE]. Those outside of [low, high) are never read: others stand for them.
 template <class K>
 inline void pack_keys(const uint8_t* page, int64_t stride, int64_t low, int64_t high, int64_t dim, float* to) {
     const uint8_t* rows[PAGE];
     for (int64_t i = 0; i < PAGE; i++) rows[i] = page + (i < low ? low : i < high ? i : high - 1) * stride;
-    for (int64_t d = 0; d < dim; d += LANES) {
+    int64_t d = 0;
+#if SW_LEVEL >= 2
+    if (std::is_same<K, OfBfloat16>::value)
+        for (; d + 2 * LANES <= dim; d += 2 * LANES) turned_over_pairs(rows, d, to + d * TILE, TILE);
+#endif
+    for (; d < dim; d += LANES) {
         F some[LANES];
         for (int i = 0; i < LANES; i++) some[i] = element<K>(rows[i], d, dim);
-        turned_over(some, to + d * TILE, TILE, dim - d < LANES ? dim - d : LANES);
+        turned_over(some, to + d * TILE, TILE);
     }
 }
 
