@@ -108,6 +108,9 @@ def add_model(parser: Parser, *, several: bool = False) -> None:
         dest="expert_parallel", action="store_true", help="deal out whole experts (default: every rank has a part of each)",
     )  # fmt: skip
     cut.add_argument("--dtype", default="auto", help="auto (as saved), float32, bfloat16 or float16 (default: auto)")
+    cut.add_argument(
+        "--kv-cache-dtype", default="auto", help="auto (as --dtype), float32, bfloat16, float16 or int8 (default: auto)"
+    )
     cut.add_argument("--revision", help="branch, tag or commit of a model on the hub")
 
 
@@ -186,6 +189,7 @@ def options(args: argparse.Namespace) -> Options:
         tp=tp,
         shares=args.shares,
         dtype=dtype(args.dtype),
+        kv_cache_dtype=dtype(args.kv_cache_dtype),
         device=args.device,
         load_format=args.load_format,
         memory=args.memory if args.device_share is None else _of_gpus(args, tp or len(args.shares or (1.0,))),

@@ -24,7 +24,12 @@ def run(argv: Sequence[str]) -> None:
     parser.add_argument("--json", action="store_true", help="everything as one JSON object")
     args = parser.read(argv)
     options = Options(
-        args.model or BUNDLED, args.tp, args.shares, flags.dtype(args.dtype), expert_parallel=args.expert_parallel
+        args.model or BUNDLED,
+        args.tp,
+        args.shares,
+        flags.dtype(args.dtype),
+        expert_parallel=args.expert_parallel,
+        kv_cache_dtype=flags.dtype(args.kv_cache_dtype),
     )
     path = resolve_config(options.model, revision=args.revision)
     layout = layout_of(options, read_model(read_json(path)))

@@ -25,6 +25,7 @@ from shardwise.spec.mesh import Mesh
 from shardwise.spec.model import Model, ropes
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+KV_DTYPES = ("auto", "float32", "bfloat16", "float16", "int8")
 DEVICES = ("auto", "cpu", "cuda")
 LOAD_FORMATS = ("auto", "dummy")
 
@@ -51,6 +52,7 @@ class Options:
     enable_prefix_caching: bool = True
     cache_memory: int | None = None
     expert_parallel: bool = False
+    kv_cache_dtype: str = "auto"
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +99,8 @@ def resolve(options: Options) -> Setup:
     layout = layout_of(options, read_model(config))
     _runnable(layout.model)
     device = _device(options.device, layout.mesh.tp)
+    if device == "cuda" and layout.kv_dtype == "int8":
+        raise UserError("--kv-cache-dtype int8 is for CPUs; on GPUs use auto, bfloat16 or float16, or add --device cpu")
     tokens = _least("--max-num-batched-tokens", options.max_num_batched_tokens, STEP_TOKENS[device])
     sequences = _least("--max-num-seqs", options.max_num_seqs, min(SEQUENCES[device], tokens))
     if sequences > tokens:
@@ -127,15 +131,21 @@ def resolve(options: Options) -> Setup:
 
 
 def layout_of(options: Options, model: Model) -> Layout:
-    """How `model` is cut and held by what the options say: degree, shares, whole experts or parts of all, dtype."""
+    """How `model` is cut and held by what the options say: degree, shares, whole experts or parts of all, dtypes."""
     _known("--dtype", options.dtype, DTYPES)
+    if options.kv_cache_dtype.startswith("fp8"):
+        raise UserError(
+            f"--kv-cache-dtype {options.kv_cache_dtype}: there is no cache of 8-bit floats; int8 takes as much room"
+        )
+    _known("--kv-cache-dtype", options.kv_cache_dtype, KV_DTYPES)
     tp = options.tp if options.tp is not None else len(options.shares or (1.0,))
     if tp < 1:
         raise LayoutError(f"--tensor-parallel-size {tp}: it takes a whole number of at least 1")
     dtype = model.dtype if options.dtype == "auto" else options.dtype
     # Shares are made for a degree that can be cut; a higher one is the layout's to refuse.
     shares = Shares.of(options.shares) if options.shares else Shares.even(min(tp, model.heads + 1))
-    return Layout(model, Mesh(tp=tp), shares, dtype, dtype, options.expert_parallel)
+    kv_dtype = dtype if options.kv_cache_dtype == "auto" else options.kv_cache_dtype
+    return Layout(model, Mesh(tp=tp), shares, dtype, kv_dtype, options.expert_parallel)
 
 
 def _limits(model: Model, tokens: int, sequences: int, prefixes: bool) -> Limits:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import torch
 
-SCALE_BYTES = 4
-"""What an int8 head has behind its numbers."""
+from shardwise.spec.layout import SCALE_BYTES
 
 LEAST = 1e-30
 """Where no number of a head is greater, all are kept as 0: the inverse of its scale would be none."""
