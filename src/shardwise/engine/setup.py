@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from shardwise import native
 from shardwise.engine.devices import cpus, gpus, torch_is_for_cuda
 from shardwise.engine.hub import model_name, resolve_config, resolve_model
 from shardwise.engine.memory import SEQUENCES, STEP_TOKENS, Bound, Demand, room
@@ -28,6 +29,9 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 KV_DTYPES = ("auto", "float32", "bfloat16", "float16", "int8")
 DEVICES = ("auto", "cpu", "cuda")
 LOAD_FORMATS = ("auto", "dummy")
+
+COMPILED = "float32"
+"""The dtype of activations where kernels are compiled, whatever the weights are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +105,7 @@ def resolve(options: Options) -> Setup:
     device = _device(options.device, layout.mesh.tp)
     if device == "cuda" and layout.kv_dtype == "int8":
         raise UserError("--kv-cache-dtype int8 is for CPUs; on GPUs use auto, bfloat16 or float16, or add --device cpu")
+    layout = computed(layout, device)
     tokens = _least("--max-num-batched-tokens", options.max_num_batched_tokens, STEP_TOKENS[device])
     sequences = _least("--max-num-seqs", options.max_num_seqs, min(SEQUENCES[device], tokens))
     if sequences > tokens:
@@ -134,9 +139,7 @@ def layout_of(options: Options, model: Model) -> Layout:
     """How `model` is cut and held by what the options say: degree, shares, whole experts or parts of all, dtypes."""
     _known("--dtype", options.dtype, DTYPES)
     if options.kv_cache_dtype.startswith("fp8"):
-        raise UserError(
-            f"--kv-cache-dtype {options.kv_cache_dtype}: there is no cache of 8-bit floats; int8 takes as much room"
-        )
+        raise UserError(f"--kv-cache-dtype {options.kv_cache_dtype}: 8-bit floats are not kept here; int8 takes as much room")
     _known("--kv-cache-dtype", options.kv_cache_dtype, KV_DTYPES)
     tp = options.tp if options.tp is not None else len(options.shares or (1.0,))
     if tp < 1:
@@ -146,6 +149,11 @@ def layout_of(options: Options, model: Model) -> Layout:
     shares = Shares.of(options.shares) if options.shares else Shares.even(min(tp, model.heads + 1))
     kv_dtype = dtype if options.kv_cache_dtype == "auto" else options.kv_cache_dtype
     return Layout(model, Mesh(tp=tp), shares, dtype, kv_dtype, options.expert_parallel)
+
+
+def computed(layout: Layout, device: str) -> Layout:
+    """The layout with the dtype that activations will have on `device`."""
+    return replace(layout, activations=COMPILED if device == "cpu" and native.available() else None)
 
 
 def _limits(model: Model, tokens: int, sequences: int, prefixes: bool) -> Limits:

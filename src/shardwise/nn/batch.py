@@ -15,7 +15,10 @@ from shardwise.spec.mesh import Coords
 
 @dataclass(frozen=True, slots=True)
 class Rank:
-    """One rank's world, made once and passed in: there is no module global and no default group."""
+    """One rank's world, made once and passed in: there is no module global and no default group.
+
+    Activations are of `dtype`, float32 where the kernels are compiled; keys and values are kept as `kv_dtype`.
+    """
 
     layout: Layout
     index: int

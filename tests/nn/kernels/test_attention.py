@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shardwise.nn.kernels.attention import Heads, NativeAttending, TorchAttending
-from shardwise.nn.kernels.kept import SCALE_BYTES, as_floats, keep
+from shardwise.nn.kernels.kept import keep
 from shardwise.nn.kernels.pool import Pool
-from shardwise.nn.kernels.turning import Turn
 from shardwise.nn.reach import GroupBatch, Queries, Reach, Segment, Tables
 from shardwise.spec.layout import PAGE_TOKENS
 from tests.nn.kernels.paths import each_path, needs_compiled

@@ -12,6 +12,7 @@ from torch.nn import functional
 from shardwise import native
 from shardwise.nn.kernels.kept import as_floats, keep
 from shardwise.nn.kernels.pool import Pool
+from shardwise.nn.kernels.stored import STORED
 from shardwise.nn.kernels.turning import Turn, rotate
 from shardwise.nn.reach import GroupBatch, Reach
 
@@ -103,7 +104,7 @@ def _masked(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tenso
     return (scores.to(v.dtype).flatten(2, 3) @ v).unflatten(2, (-1, queries)).flatten(1, 2)
 
 
-KEPT = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.int8: 3}
+KEPT = {**STORED, torch.int8: 3}
 """How numbers of the cache are kept, as `native/attention.h` counts it."""
 
 

@@ -8,6 +8,7 @@ import torch
 
 from shardwise import native
 from shardwise.nn.kernels.attention import Attending, NativeAttending, TorchAttending
+from shardwise.nn.kernels.dense import Dense, NativeDense, TorchDense
 from shardwise.nn.kernels.pool import Pool
 from shardwise.nn.kernels.step import NativeStep, Step, TorchStep
 
@@ -18,12 +19,13 @@ class Kernels:
 
     compiled: bool
     step: Step
+    dense: Dense
     attention: Attending
 
     @staticmethod
     def reference() -> Kernels:
         """Torch's: the reference."""
-        return Kernels(False, TorchStep(), TorchAttending())
+        return Kernels(False, TorchStep(), TorchDense(), TorchAttending())
 
     @staticmethod
     def of(device: torch.device, threads: int) -> Kernels:
@@ -31,4 +33,4 @@ class Kernels:
         if device.type != "cpu" or not native.available():
             return Kernels.reference()
         pool = Pool(threads)
-        return Kernels(True, NativeStep(pool), NativeAttending(pool))
+        return Kernels(True, NativeStep(pool), NativeDense(pool), NativeAttending(pool))
