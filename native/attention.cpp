@@ -15,6 +15,7 @@ using namespace paged;
 
 constexpr int64_t BLOCK_ROWS = 96;      // about as many rows are read together: what is packed serves them all
 constexpr int64_t PIECES_A_THREAD = 4;  // with fewer pieces, long ones are divided
+constexpr int64_t PARTS_BYTES = 16 << 20;  // the most that sums of divided pieces take; the engine plans with it
 constexpr int64_t SOME_TOKENS = 16;     // tokens that are worth a piece when they are written
 
 constexpr size_t LINE = 64;
@@ -102,11 +103,15 @@ void read_divided(Pool* pool, const Reading& of, const std::vector<Piece>& piece
     });
 }
 
-bool worth_dividing(const std::vector<Piece>& pieces, int threads) {
+bool worth_dividing(const Reading& of, const std::vector<Piece>& pieces, int threads) {
     if (threads == 1 || static_cast<int64_t>(pieces.size()) >= PIECES_A_THREAD * threads) return false;
-    for (const Piece& piece : pieces)
-        if (piece.split_end - piece.split > 1) return true;
-    return false;
+    int64_t floats = 0, most = 0;
+    for (const Piece& piece : pieces) {
+        const int64_t splits = piece.split_end - piece.split;
+        floats += splits * part_floats(rows_of(piece), of.dim);
+        most = splits > most ? splits : most;
+    }
+    return most > 1 && floats * static_cast<int64_t>(sizeof(float)) <= PARTS_BYTES;
 }
 
 }  // namespace
@@ -117,7 +122,7 @@ SW_API void sw_attention_read(void* pool, const sw::paged::Reading* of) {
     auto* threads = static_cast<Pool*>(pool);
     const Readers readers(*of);
     const std::vector<Piece> pieces = pieces_of(*of, readers);
-    if (worth_dividing(pieces, threads ? threads->threads() : 1)) read_divided(threads, *of, pieces);
+    if (worth_dividing(*of, pieces, threads ? threads->threads() : 1)) read_divided(threads, *of, pieces);
     else read_whole(threads, *of, pieces);
 }
 
