@@ -31,5 +31,6 @@ def as_floats(kept: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """What `keep` made of numbers as numbers again, in `dtype`."""
     if kept.dtype != torch.int8:
         return kept.to(dtype)
-    scale = kept[..., -SCALE_BYTES:].contiguous().view(torch.float32)
+    # A copy: where it begins in memory must be a multiple of its size.
+    scale = kept[..., -SCALE_BYTES:].clone(memory_format=torch.contiguous_format).view(torch.float32)
     return (kept[..., :-SCALE_BYTES].float() * scale).to(dtype)
