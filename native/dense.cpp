@@ -22,7 +22,7 @@ int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 struct Pieces {
     int64_t rows, outputs, down, across;
 
-    Pieces(int64_t all_rows, const Product& p, int threads) {
+    Pieces(int64_t all_rows, const DenseProduct& p, int threads) {
         const int64_t bytes = p.inputs * (p.stored == FLOAT32 ? 4 : 2) + 1;
         const int64_t blocks = (all_rows + BLOCK_ROWS - 1) / BLOCK_ROWS;
         if (all_rows <= FEW_ROWS) {
@@ -37,7 +37,7 @@ struct Pieces {
     }
     int64_t count() const { return down * across; }
     // Blocks of rows first: neighbours read the same weights.
-    Part part(int64_t i, int64_t all_rows, int64_t all_outputs) const {
+    DensePart part(int64_t i, int64_t all_rows, int64_t all_outputs) const {
         const int64_t row = i % down * rows, out = i / down * outputs;
         return {row, least(row + rows, all_rows), out, least(out + outputs, all_outputs)};
     }
@@ -64,10 +64,10 @@ SW_API void sw_linear(void* pool, const float* x, const void* w, int stored, con
     using namespace sw;
     if (!rows || !outputs) return;
     const auto kernel = dense_kernels_of().linear;
-    const Product product{x, w, bias, y, inputs, outputs, inputs, outputs, static_cast<Stored>(stored), static_cast<Stored>(bias_stored)};
+    const DenseProduct product{x, w, bias, y, inputs, outputs, inputs, outputs, static_cast<Stored>(stored), static_cast<Stored>(bias_stored)};
     const Pieces pieces(rows, product, threads_of(static_cast<Pool*>(pool)));
     each(static_cast<Pool*>(pool), pieces.count(), [&](int64_t piece, int) {
-        const Part part = pieces.part(piece, rows, outputs);
+        const DensePart part = pieces.part(piece, rows, outputs);
         kernel(product, part, part.row_end - part.row > FEW_ROWS ? room() : nullptr);
     });
 }
@@ -82,9 +82,9 @@ SW_API void sw_by_head(void* pool, const float* x, const void* w, int stored, in
     const int64_t bytes = stored == FLOAT32 ? 4 : 2, blocks = (rows + BLOCK_ROWS - 1) / BLOCK_ROWS;
     each(static_cast<Pool*>(pool), heads * blocks, [&](int64_t piece, int) {
         const int64_t head = piece / blocks, row = piece % blocks * BLOCK_ROWS;
-        const Product product{x + head * inputs, static_cast<const char*>(w) + head * w_stride * bytes, nullptr, y + head * outputs,
+        const DenseProduct product{x + head * inputs, static_cast<const char*>(w) + head * w_stride * bytes, nullptr, y + head * outputs,
                               heads * inputs, heads * outputs, inputs, outputs, static_cast<Stored>(stored), FLOAT32};
-        const Part part{row, least(row + BLOCK_ROWS, rows), 0, outputs};
+        const DensePart part{row, least(row + BLOCK_ROWS, rows), 0, outputs};
         if (turned) kernels.across(product, part);
         else kernels.linear(product, part, part.row_end - part.row > FEW_ROWS ? room() : nullptr);
     });

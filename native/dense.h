@@ -9,7 +9,7 @@
 namespace sw {
 
 // Rows of x and y stand `x_stride` and `y_stride` floats apart.
-struct Product {
+struct DenseProduct {
     const float* x;  // [rows, inputs]
     const void* w;   // `linear`: [outputs, inputs]; `across`: [inputs, outputs]
     const void* bias;  // [outputs], or null
@@ -27,15 +27,15 @@ constexpr int64_t BLOCK_ROWS = 128;
 constexpr int64_t DEPTH = 1024;
 
 // A part of a product: outputs [out, out_end) of rows [row, row_end).
-struct Part {
+struct DensePart {
     int64_t row, row_end, out, out_end;
 };
 
 struct DenseKernels {
     // y = x · wᵀ + bias. `room`: BLOCK_ROWS · DEPTH floats, where there are more than FEW_ROWS rows.
-    void (*linear)(const Product& product, const Part& part, float* room);
+    void (*linear)(const DenseProduct& product, const DensePart& part, float* room);
     // y = x · w.
-    void (*across)(const Product& product, const Part& part);
+    void (*across)(const DenseProduct& product, const DensePart& part);
 };
 
 }  // namespace sw

@@ -2,6 +2,7 @@
 
 namespace sw {
 namespace SW_ISA {
+namespace dense {
 
 // A tile of y stays in registers: so many rows of x by so many outputs.
 constexpr int ROWS = SW_LEVEL >= 2 ? 4 : 1, OUTS = 4;
@@ -141,7 +142,7 @@ inline void add(float* y, const typename W::number* bias, int64_t size) {
     if (rest) (F::load(y + i, rest) + W::load(bias + i, rest)).store(y + i, rest);
 }
 
-inline void finish(const Product& p, const Part& part) {
+inline void finish(const DenseProduct& p, const DensePart& part) {
     for (int64_t r = part.row; r < part.row_end; r++) {
         float* y = p.y + r * p.y_stride + part.out;
         const int64_t size = part.out_end - part.out;
@@ -155,7 +156,7 @@ inline void finish(const Product& p, const Part& part) {
 }
 
 template <class W>
-inline void linear_of(const Product& p, const Part& part, float* room) {
+inline void linear_of(const DenseProduct& p, const DensePart& part, float* room) {
     using number = typename W::number;
     const int64_t rows = part.row_end - part.row, chunks = (p.inputs + DEPTH - 1) / DEPTH;
     const int64_t panels = (part.out_end - part.out + OUTS - 1) / OUTS;
@@ -186,14 +187,14 @@ inline void linear_of(const Product& p, const Part& part, float* room) {
     }
 }
 
-void linear(const Product& p, const Part& part, float* room) {
+void linear(const DenseProduct& p, const DensePart& part, float* room) {
     with(p.stored, [&](auto stored) { linear_of<decltype(stored)>(p, part, room); });
     finish(p, part);
 }
 
 // M rows of x by V · 16 outputs, or by `rest` of 16, in the order of the inputs.
 template <class W, int M, int V>
-inline void across_tile(const Product& p, int64_t row, int64_t out, int rest) {
+inline void across_tile(const DenseProduct& p, int64_t row, int64_t out, int rest) {
     F acc[V][M];
     for (int v = 0; v < V; v++)
         for (int m = 0; m < M; m++) acc[v][m] = F::all(0.0f);
@@ -213,7 +214,7 @@ inline void across_tile(const Product& p, int64_t row, int64_t out, int rest) {
 }
 
 template <class W, int M>
-inline void across_rows(const Product& p, const Part& part, int64_t row) {
+inline void across_rows(const DenseProduct& p, const DensePart& part, int64_t row) {
     int64_t out = part.out;
     for (; out + 4 * LANES <= part.out_end; out += 4 * LANES) across_tile<W, M, 4>(p, row, out, 0);
     for (; out < part.out_end; out += LANES) {
@@ -222,7 +223,7 @@ inline void across_rows(const Product& p, const Part& part, int64_t row) {
     }
 }
 
-void across(const Product& p, const Part& part) {
+void across(const DenseProduct& p, const DensePart& part) {
     with(p.stored, [&](auto stored) {
         int64_t row = part.row;
         for (; row + ROWS <= part.row_end; row += ROWS) across_rows<decltype(stored), ROWS>(p, part, row);
@@ -230,7 +231,9 @@ void across(const Product& p, const Part& part) {
     });
 }
 
-extern const DenseKernels dense_kernels = {linear, across};
+}  // namespace dense
+
+extern const DenseKernels dense_kernels = {dense::linear, dense::across};
 
 }  // namespace SW_ISA
 }  // namespace sw

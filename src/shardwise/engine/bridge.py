@@ -202,7 +202,7 @@ class Refused(msgspec.Struct, frozen=True, tag=True):
     retry_after_s: int = 0
 
 
-class Token(msgspec.Struct, frozen=True, array_like=True, tag=0):
+class Token(msgspec.Struct, frozen=True, array_like=True, tag=0, gc=False):
     """An `Emitted` without figures: nearly all events are."""
 
     request: int
@@ -211,7 +211,7 @@ class Token(msgspec.Struct, frozen=True, array_like=True, tag=0):
     finish: Finish | None
 
 
-class Figured(msgspec.Struct, frozen=True, array_like=True, tag=1):
+class Figured(msgspec.Struct, frozen=True, array_like=True, tag=1, gc=False):
     """An `Emitted` with its log-probabilities."""
 
     request: int

@@ -10,6 +10,7 @@ from shardwise import native
 from shardwise.nn.kernels.attention import Attending, NativeAttending, TorchAttending
 from shardwise.nn.kernels.dense import Dense, NativeDense, TorchDense
 from shardwise.nn.kernels.pool import Pool
+from shardwise.nn.kernels.quantised import NativeQuantised, Quantised, TorchQuantised
 from shardwise.nn.kernels.step import NativeStep, Step, TorchStep
 
 
@@ -20,12 +21,13 @@ class Kernels:
     compiled: bool
     step: Step
     dense: Dense
+    quantised: Quantised
     attention: Attending
 
     @staticmethod
     def reference() -> Kernels:
         """Torch's: the reference."""
-        return Kernels(False, TorchStep(), TorchDense(), TorchAttending())
+        return Kernels(False, TorchStep(), TorchDense(), TorchQuantised(), TorchAttending())
 
     @staticmethod
     def of(device: torch.device, threads: int) -> Kernels:
@@ -33,4 +35,4 @@ class Kernels:
         if device.type != "cpu" or not native.available():
             return Kernels.reference()
         pool = Pool(threads)
-        return Kernels(True, NativeStep(pool), NativeDense(pool), NativeAttending(pool))
+        return Kernels(True, NativeStep(pool), NativeDense(pool), NativeQuantised(pool), NativeAttending(pool))
