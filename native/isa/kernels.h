@@ -13,3 +13,5 @@
 #include "../quantised_kernels.h"
 #include "../sum.h"
 #include "../sum_kernels.h"
+#include "../attention.h"
+#include "../attention_kernels.h"
