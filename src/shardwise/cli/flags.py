@@ -111,6 +111,14 @@ def add_model(parser: Parser, *, several: bool = False) -> None:
     cut.add_argument(
         "--kv-cache-dtype", default="auto", help="auto (as --dtype), float32, bfloat16, float16 or int8 (default: auto)"
     )
+    cut.add_argument(
+        "-q", "--quantization",
+        metavar="KIND", help="int8 or int4: quantise the weights while they are loaded (default: as they are stored)",
+    )  # fmt: skip
+    cut.add_argument(
+        "--quantization-group-size", type=count, metavar="N",
+        help="weights that share a scale: 16, 32, 64 or 128 (default: 64 for int8, 32 for int4)",
+    )  # fmt: skip
     cut.add_argument("--revision", help="branch, tag or commit of a model on the hub")
 
 
@@ -197,6 +205,8 @@ def options(args: argparse.Namespace) -> Options:
         threads=args.threads,
         revision=args.revision,
         expert_parallel=args.expert_parallel,
+        quantization=args.quantization,
+        quantization_group=args.quantization_group_size,
         max_num_seqs=args.max_num_seqs,
         max_num_batched_tokens=args.max_num_batched_tokens,
         enable_prefix_caching=args.enable_prefix_caching,
