@@ -156,8 +156,8 @@ class NativeAttending:
     def read(self, q: torch.Tensor, pages: Pages, seen: GroupBatch, heads: Heads) -> torch.Tensor:
         q, tables = q.contiguous(), seen.tables
         out = torch.empty_like(q)
-        # Rows that only pad see nothing; they must stay numbers all the same.
-        out[tables.tokens :] = 0
+        if tables.tokens < len(q):  # rows that only pad see nothing; they must stay numbers all the same
+            out[tables.tokens :] = 0
         keys, values = pages
         told = _Reading(
             q=q.data_ptr(), out=out.data_ptr(), keys=keys.data_ptr(), values=values.data_ptr(),
