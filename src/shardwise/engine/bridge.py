@@ -24,8 +24,10 @@ from shardwise.sched.pooling import PoolingParams
 from shardwise.sched.request import MOST, SamplingParams
 from shardwise.sched.step import Chosen
 from shardwise.spec.config import read_model
+from shardwise.spec.formats import Grouped
 from shardwise.spec.layout import Layout, Shares
 from shardwise.spec.mesh import Mesh
+from shardwise.spec.requantised import quantised_as
 
 LIMIT_BYTES = 64 * 2**20
 """The longest frame that either side accepts: a million token ids take five."""
@@ -48,6 +50,7 @@ class Boot(msgspec.Struct, frozen=True, tag=True):
     shares: tuple[tuple[float, ...], tuple[float, ...], tuple[float, ...]]
     dtype: str
     kv_dtype: str
+    activations: str | None
     expert_parallel: bool
     device: str
     load_format: str
@@ -57,6 +60,7 @@ class Boot(msgspec.Struct, frozen=True, tag=True):
     limits: Limits
     threads: int
     memory: int | None
+    quantization: tuple[str, int] | None = None
     queue: int | None = None
     queue_tokens: int | None = None
 
@@ -72,6 +76,7 @@ class Boot(msgspec.Struct, frozen=True, tag=True):
             shares=(layout.shares.attention, layout.shares.mlp, layout.shares.vocab),
             dtype=layout.dtype,
             kv_dtype=layout.kv_dtype,
+            activations=layout.activations,
             expert_parallel=layout.expert_parallel,
             device=setup.device,
             load_format=setup.load_format,
@@ -81,6 +86,7 @@ class Boot(msgspec.Struct, frozen=True, tag=True):
             limits=setup.limits,
             threads=setup.threads,
             memory=setup.memory,
+            quantization=(setup.quantization.kind, setup.quantization.size) if setup.quantization else None,
             queue=queue,
             queue_tokens=queue_tokens,
         )
@@ -89,11 +95,13 @@ class Boot(msgspec.Struct, frozen=True, tag=True):
         """The setup, equal to the one that it was made of."""
         config = json.loads(self.config)
         mesh, shares = Mesh(tp=self.tp), Shares(*self.shares)
+        form = Grouped(*self.quantization) if self.quantization else None
+        model = quantised_as(read_model(config), form)
         return Setup(
             name=self.name,
             folder=Path(self.folder),
             config=config,
-            layout=Layout(read_model(config), mesh, shares, self.dtype, self.kv_dtype, self.expert_parallel),
+            layout=Layout(model, mesh, shares, self.dtype, self.kv_dtype, self.expert_parallel, self.activations),
             device=self.device,
             load_format=self.load_format,
             context=self.context,
@@ -102,6 +110,7 @@ class Boot(msgspec.Struct, frozen=True, tag=True):
             limits=self.limits,
             threads=self.threads,
             memory=self.memory,
+            quantization=form,
         )
 
 
@@ -200,7 +209,7 @@ class Refused(msgspec.Struct, frozen=True, tag=True):
     retry_after_s: int = 0
 
 
-class Token(msgspec.Struct, frozen=True, array_like=True, tag=0):
+class Token(msgspec.Struct, frozen=True, array_like=True, tag=0, gc=False):
     """An `Emitted` without figures: nearly all events are."""
 
     request: int
@@ -209,7 +218,7 @@ class Token(msgspec.Struct, frozen=True, array_like=True, tag=0):
     finish: Finish | None
 
 
-class Figured(msgspec.Struct, frozen=True, array_like=True, tag=1):
+class Figured(msgspec.Struct, frozen=True, array_like=True, tag=1, gc=False):
     """An `Emitted` with its log-probabilities."""
 
     request: int

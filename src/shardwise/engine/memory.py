@@ -11,6 +11,7 @@ from shardwise.errors import CapacityError, UserError
 from shardwise.runtime.kinds import PIECE
 from shardwise.spec.axes import BITS
 from shardwise.spec.blocks import Attention, Linear, walk
+from shardwise.spec.formats import Grouped
 from shardwise.spec.layout import PAGE_TOKENS, Layout, Shares
 from shardwise.spec.mesh import Coords, Mesh
 from shardwise.spec.mla import MLA
@@ -30,6 +31,9 @@ LEAST_CONTEXT = 256
 
 RANK_BYTES = {"cpu": 320 * 2**20, "cuda": 700 * 2**20}
 """What a rank takes besides weights, cache and activations: interpreter, torch, gloo or the driver. See docs/log.md."""
+
+SPREAD_BYTES = 5 * 2**26
+"""What products with quantised weights take in torch: some rows of them as floats, and products that are not summed yet."""
 
 Bound = Literal["model", "flag", "memory"]
 
@@ -91,11 +95,13 @@ class Demand:
         tokens = min(self.tokens, kept)
         # Sequences are gathered side by side, padded to less than twice their length.
         gathered = max(context, min(2 * kept, self.sequences * context))
-        widest, attended, states = 0, 0, 6
+        widest, attended, rounded, states = 0, 0, 0, 6
         for block in {id(run.block): run.block for run in layout.model.runs}.values():
             for _, node in walk(block):
                 if isinstance(node, Linear):
                     widest = max(widest, len(layout.span(node.out, at)))
+                    if isinstance(node.format, Grouped):
+                        rounded = max(rounded, _rounded_bytes(tokens, len(layout.span(node.inp, at)), layout))
                 elif isinstance(node, Attention):
                     attended = max(attended, _attention_bytes(layout, node, rank, tokens, context, gathered))
                 elif isinstance(node, MLA):
@@ -104,12 +110,13 @@ class Demand:
                     # All tokens may go to one expert: its inputs, its outputs and these weighed, beside the sum.
                     states = 10
         # Norms are computed in float32, whatever the dtype.
-        return 4 * tokens * (states * layout.model.hidden + 3 * widest) + attended + self.sampling_bytes(at, kept)
+        states_bytes = 4 * tokens * (states * layout.model.hidden + 3 * widest)
+        return states_bytes + rounded + attended + self.sampling_bytes(at, kept)
 
     def sampling_bytes(self, at: Coords, kept: int) -> int:
         """Logits as they come and in float32, with what choosing makes of them or of the whole logits of a few rows, where
         candidates are not enough; or, before any of it, a piece of a prompt's log-probabilities. Factors: docs/log.md."""
-        vocab, item = self.layout.model.vocab, BITS[self.layout.dtype] // 8
+        vocab, item = self.layout.model.vocab, BITS[self.layout.compute_dtype] // 8
         own, rows = len(self.layout.span(self.layout.model.head.linear.out, at)), min(self.sequences, kept)
         chosen = max(24 * rows * own, 180 * min(rows, PIECE // 8) * vocab)
         return max(rows * own * (item + 4) + chosen, min(PIECE, self.tokens, kept) * own * (item + 24))
@@ -153,26 +160,37 @@ def _pages(demand: Demand, context: int) -> tuple[int, ...]:
     return demand.pages(context, _last(holds, context, context * demand.sequences))
 
 
+def _rounded_bytes(tokens: int, inputs: int, layout: Layout) -> int:
+    """Activations rounded to 8 bits with their scales and sums, in room that grows by halves; torch's class, where nothing is
+    compiled, also spreads weights out."""
+    return 3 * tokens * inputs + (SPREAD_BYTES if layout.activations is None else 0)
+
+
 def _attention_bytes(layout: Layout, attention: Attention, rank: int, tokens: int, context: int, gathered: int) -> int:
     """Gathered keys and values of one layer, once more where each query head gets its own copy, and the mask: as booleans,
     and as numbers, which torch makes of them. Bent scores are all held at once, in float32, while they are made anew."""
-    at, item = layout.mesh.coords(rank), BITS[layout.dtype] // 8
+    at, item = layout.mesh.coords(rank), BITS[layout.compute_dtype] // 8
     queries, kv = layout.heads(attention, at)
     copies = len(kv) + (0 if layout.even_groups(attention, at) else len(queries))
     reach = context if attention.window is None else min(context, attention.window + tokens + 2 * PAGE_TOKENS)
     scores = 0 if attention.softcap is None and not attention.sinks else 2 * 4 * tokens * len(queries)
-    return gathered * 2 * copies * attention.dim * item + reach * (tokens * (1 + item) + scores)
+    return gathered * 2 * copies * attention.dim * (item + _widened(layout)) + reach * (tokens * (1 + item) + scores)
 
 
 def _latent_bytes(layout: Layout, attention: MLA, rank: int, tokens: int, context: int, gathered: int) -> int:
     """Gathered latents of one layer and the mask, as above; the chunk's queries in the space of the latents: made, joined
     with their turned part, put into rows, and what they read. For 16-bit numbers torch's CPU kernel packs keys and values
     anew for each head that reads them."""
-    item, [width] = BITS[layout.dtype] // 8, attention.kept.dims
+    item, [width] = BITS[layout.compute_dtype] // 8, attention.kept.dims
     heads = len(layout.heads(attention, layout.mesh.coords(rank))[0])
     packed = 2 * heads if item < 4 else 0
     mask = context * tokens * (1 + item)
-    return gathered * (2 + packed) * width * item + mask + 5 * tokens * heads * width * item
+    return gathered * width * ((2 + packed) * item + _widened(layout)) + mask + 5 * tokens * heads * width * item
+
+
+def _widened(layout: Layout) -> int:
+    """Bytes that a gathered number takes a second time, as it is kept, while it becomes what activations are."""
+    return 0 if layout.kv_dtype == layout.compute_dtype else BITS[layout.kv_dtype] // 8
 
 
 def _last(holds: Callable[[int], bool], low: int, high: int) -> int:

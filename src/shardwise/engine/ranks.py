@@ -85,6 +85,7 @@ def start_message(setup: Setup, rank: int) -> wire.Start:
         expert_parallel=layout.expert_parallel,
         dtype=layout.dtype,
         kv_dtype=layout.kv_dtype,
+        activations=layout.activations,
         device=setup.device,
         pages=setup.pages,
         limits=Limits(setup.limits.tokens, setup.limits.sequences, setup.sequence_pages),
@@ -92,6 +93,7 @@ def start_message(setup: Setup, rank: int) -> wire.Start:
         epoch=0,
         deadline_s=DEADLINE_S,
         memory=setup.memory,
+        quantization=(setup.quantization.kind, setup.quantization.size) if setup.quantization else None,
     )
 
 

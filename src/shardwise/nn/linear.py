@@ -6,11 +6,10 @@ from collections.abc import Mapping
 
 import torch
 from torch import nn
-from torch.nn import functional
 
 from shardwise.nn.batch import Rank
+from shardwise.nn.product import product
 from shardwise.spec import blocks
-from shardwise.spec.formats import Dense
 from shardwise.spec.traffic import SITES
 
 
@@ -19,9 +18,8 @@ class Linear(nn.Module):
 
     def __init__(self, block: blocks.Linear, path: str, rank: Rank, tensors: Mapping[str, torch.Tensor]) -> None:
         super().__init__()
-        if not isinstance(block.format, Dense):
-            raise NotImplementedError(f"{path}: format {block.format.name} is described but not computed yet")
         name = block.tied or f"{path}.weight"
+        self.product = product(block, name, rank, tensors)
         self.weight = tensors[name]
         cut = rank.layout.cut(block.inp)
         self.site = SITES[block.inp.cut] if block.inp.cut and cut and not block.partial else None
@@ -32,7 +30,7 @@ class Linear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.site is None:
-            return functional.linear(x, self.weight, self.bias)
-        y = self.comm.all_reduce(functional.linear(x, self.weight), site=self.site)
+            return self.product(x, self.bias)
+        y = self.comm.all_reduce(self.product(x, None), site=self.site)
         # The bias is added once, to the finished sum; every rank holds all of it.
         return y if self.bias is None else y + self.bias

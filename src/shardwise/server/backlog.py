@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -79,10 +80,14 @@ class Backlog:
                 self._older.clear()
                 self._newest = []
 
-    def take(self) -> list[Entry]:
+    def take(self) -> Sequence[Entry]:
         """The oldest entries, a portion of them; none where nothing waits."""
         packs: list[Entry | _Pack] = []
         with self._lock:
+            if not self._older:  # a reader that keeps up
+                newest, self._newest = self._newest, []
+                self._count -= len(newest)
+                return newest
             found = 0
             while self._older and found < PORTION:
                 entry = self._older.popleft()
@@ -94,10 +99,10 @@ class Backlog:
                 else:
                     found += 1
                     self._count -= isinstance(entry[1], Emitted)
-            if found < PORTION:
-                packs += self._newest
-                self._count -= len(self._newest)
-                self._newest = []
+            if (room := PORTION - found) > 0:
+                packs += self._newest[:room]
+                self._count -= len(self._newest[:room])
+                del self._newest[:room]
         entries: list[Entry] = []
         for entry in packs:
             if isinstance(entry, _Pack):

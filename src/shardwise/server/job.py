@@ -14,14 +14,15 @@ from typing import Generic, Self, TypeVar
 from shardwise.engine.complete import Prompt
 from shardwise.engine.embed import Pooling, start_pooling
 from shardwise.engine.front import Running
-from shardwise.engine.outputs import RequestOutput
+from shardwise.engine.outputs import CompletionOutput, Logprobs
 from shardwise.engine.together import Asked
 from shardwise.errors import QueueFull, ShardwiseError
 from shardwise.sched.events import Event, Scored
 from shardwise.sched.pooling import PoolingParams
-from shardwise.sched.request import RequestOutputKind, SamplingParams
+from shardwise.sched.request import SamplingParams
 from shardwise.server.backlog import LOOSE, Backlog
 from shardwise.server.call import Call
+from shardwise.server.pace import Pace
 from shardwise.server.refusal import Refusal
 from shardwise.server.service import Service
 
@@ -53,8 +54,10 @@ class Batch(Generic[T]):
     def __init__(self, service: Service, call: Call) -> None:
         self._service, self._call = service, call
         self._running: list[T] = []
+        self._open: set[int] = set()
+        """The places in it of those that have not ended, as far as their events were read."""
         self._backlog = self._room(1)
-        self._some = asyncio.Event()
+        self._waiter: asyncio.Future[None] | None = None
         self._late = False
         self._left = 0
         self._feeder: asyncio.Task[None] | None = None
@@ -69,7 +72,7 @@ class Batch(Generic[T]):
     async def _begin(self, count: int, start: Callable[[int, Callable[[Event], None]], T]) -> None:
         """Hands so many to the engine, by `start(index, sink)`; returns when as many are taken as there is room for. Raises
         what kept the first one out, or what is wrong with another."""
-        self._left = count
+        self._left, pace = count, Pace()
         while self._left and len(self._running) < TOGETHER:
             try:
                 await self._hand(start)
@@ -77,28 +80,33 @@ class Batch(Generic[T]):
                 if not self._running:
                     raise
                 break
+            await pace.step()
         if self._left:
             self._feeder = asyncio.create_task(self._feed(start))
 
     async def _hand(self, start: Callable[[int, Callable[[Event], None]], T]) -> None:
         """Hands the next one to the engine; raises where it is not taken."""
-        running = start(len(self._running), partial(self._put, len(self._running)))
+        place = len(self._running)
+        running = start(place, partial(self._put, place))
         self._running.append(running)
+        self._open.add(place)
         try:
             await self._service.engine.admitted(running.number)
         except BaseException:
             running.abort()
             self._running.pop()
+            self._open.discard(place)
             raise
         self._left -= 1
 
     async def _feed(self, start: Callable[[int, Callable[[Event], None]], T]) -> None:
         """Hands over the others, each when one before it has ended, or when the queue has a place for it."""
-        most = TOGETHER
+        most, pace = TOGETHER, Pace()
         try:
             while self._left:
+                await pace.step()
                 self._freed.clear()
-                open_now = sum(not running.ended for running in self._running)
+                open_now = len(self._open)
                 if open_now >= most:
                     await self._freed.wait()
                     continue
@@ -111,12 +119,12 @@ class Batch(Generic[T]):
         except ShardwiseError as error:
             self._failure = self._failure or error
             self._left = 0
-            self._some.set()
+            self._wake()
 
     def _put(self, index: int, event: Event) -> None:
         """On the engine's thread, or on this loop's."""
         self._backlog.put(index, event)
-        wake = self._some.set
+        wake = self._wake
         if self._backlog.full:
             if self._late:
                 return
@@ -130,27 +138,40 @@ class Batch(Generic[T]):
 
     def _cut(self) -> None:
         self.abort()
-        self._some.set()
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    async def _some(self) -> None:
+        """Waits until something has come. What comes while nobody waits is in the backlog."""
+        self._waiter = self._loop.create_future()
+        await self._waiter
 
     async def _news(self) -> list[int]:
         """Which of them have something new, at least one; none where all have ended. Raises what one has failed of, once what
         came before that was given out."""
         if self._failure is not None:
             raise self._failure
-        while self._backlog or self._backlog.full or self._left or not all(running.ended for running in self._running):
+        while self._backlog or self._backlog.full or self._left or self._open:
             if self._backlog.full:
                 raise self._too_slow()
             # Of what has come, some at a time: others have their turn between, and no piece to be written gets too large.
-            await (asyncio.sleep(0) if self._backlog else self._some.wait())
-            self._some.clear()
+            await (asyncio.sleep(0) if self._backlog else self._some())
             touched: dict[int, None] = {}
+            pace = Pace()
             for index, event in self._backlog.take():
                 if isinstance(event, Scored) and len(event.scores) > LONG_SCORES:
                     await self._service.read(self._running[index].feed, event)
                 else:
                     self._running[index].feed(event)
+                    if isinstance(event, Scored):
+                        await pace.step()  # and not for tokens: who waits for them may leave meanwhile, and come again
                 touched[index] = None
             for index in touched:
+                if self._running[index].ended:
+                    self._open.discard(index)
                 try:
                     self._running[index].check()
                 except ShardwiseError as error:
@@ -189,8 +210,9 @@ class Batch(Generic[T]):
 
 
 class Job(Batch[Running]):
-    """An async iterator of lists of (index of the prompt, what is new of it). Each list holds all that has come since the one
-    before, so a slow reader gets fewer and larger ones; one that is further behind than the settings allow is cut off."""
+    """An async iterator of lists of (index of the prompt, what is new of one of its choices), the end of each told once. Each
+    list holds all that has come since the one before, so a slow reader gets fewer and larger ones; one that is further behind
+    than the settings allow is cut off."""
 
     async def start(self, prompts: Sequence[Prompt], params: Sequence[SamplingParams], priority: int = 0) -> None:
         """Hands all to the engine. RequestError, QueueFull or Unavailable where one is not taken; then none is."""
@@ -202,20 +224,25 @@ class Job(Batch[Running]):
     def __aiter__(self) -> Self:
         return self
 
-    async def __anext__(self) -> list[tuple[int, RequestOutput]]:
-        touched = await self._news()
-        if not touched:
-            raise StopAsyncIteration
-        return [(index, self._delta(self._running[index])) for index in touched]
+    async def __anext__(self) -> list[tuple[int, CompletionOutput]]:
+        while touched := await self._news():
+            if found := [(index, each) for index in touched for each in self._fresh(self._running[index])]:
+                return found
+        raise StopAsyncIteration
 
-    def _delta(self, running: Running) -> RequestOutput:
+    def _fresh(self, running: Running) -> list[CompletionOutput]:
         """What is new of one; the choices of one that failed have no end, as the failure is told next."""
-        output, ended = running.transcript.output(RequestOutputKind.DELTA), running.transcript.ended
-        if ended is not None and ended.error is not None:
-            for choice in output.outputs:
-                if choice.finish_reason == "abort":
-                    choice.finish_reason = None
-        return output
+        fresh, ended = running.transcript.news(), running.transcript.ended
+        if ended is None or ended.error is None:
+            return fresh
+        for each in fresh:
+            if each.finish_reason == "abort":
+                each.finish_reason = None
+        return [each for each in fresh if each.token_ids or each.text or each.finish_reason]
+
+    def scores(self, index: int) -> list[Logprobs | None] | None:
+        """The log-probabilities of a prompt: complete with its first token, None where nobody asked."""
+        return self._running[index].transcript.scores
 
     @property
     def usage(self) -> Usage:

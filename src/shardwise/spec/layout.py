@@ -148,6 +148,8 @@ def _cut(axis: Axis, shares: tuple[float, ...]) -> tuple[range, ...]:
 class Layout:
     """`model` cut over `mesh` in proportions `shares`, its dense weights held as `dtype`, its KV cache as `kv_dtype`.
 
+    What it computes on the way is held as `activations`; None: as `dtype`.
+
     Every expert of a mixture is cut inside, as an MLP is. With `expert_parallel` whole experts are dealt to the same ranks.
     """
 
@@ -157,6 +159,7 @@ class Layout:
     dtype: str
     kv_dtype: str
     expert_parallel: bool = False
+    activations: str | None = None
 
     def __post_init__(self) -> None:
         if self.mesh.tp > self.model.heads:
@@ -178,6 +181,11 @@ class Layout:
             )
         if self.mesh.ep > 1:
             raise LayoutError(f"experts are dealt to {self.mesh.ep} ranks of their own already; either works, not both")
+
+    @property
+    def compute_dtype(self) -> str:
+        """The dtype of activations: what travels between ranks, too."""
+        return self.activations or self.dtype
 
     # --- spans --------------------------------------------------------------------------------------------------------
 
@@ -262,7 +270,7 @@ class Layout:
         at, offset, found = self.mesh.coords(rank), 0, []
         for weight in self.weights(at.pp):
             box = self.box(weight, at)
-            shape = tuple(len(r) for r in weight.stored(box))
+            shape = weight.held(box)
             dtype = weight.dtype or self.dtype
             size = prod(shape) * BITS[dtype] // 8
             found.append(Slice(weight, box, shape, dtype, offset, size))
@@ -287,12 +295,11 @@ class Layout:
             total += known[id(block)]
         head = self.model.head.linear
         if head.tied and self.mesh.pp == 1:
-            total -= size(self._bytes(Weight(head.tied, (head.out, head.inp)), at))
+            total -= sum(size(self._bytes(w, at)) for w, _ in head.format.weights(head.name, head.out, head.inp))
         return total
 
     def _bytes(self, weight: Weight, at: Coords) -> int:
-        stored = weight.stored(self.box(weight, at))
-        return prod(len(r) for r in stored) * BITS[weight.dtype or self.dtype] // 8
+        return prod(weight.held(self.box(weight, at))) * BITS[weight.dtype or self.dtype] // 8
 
     # --- the cache ----------------------------------------------------------------------------------------------------
 
