@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from shardwise import native
+from shardwise import env, native
 from shardwise.engine.engine import Engine
 from shardwise.engine.rank_processes import RankProcesses
 from shardwise.engine.ranks import ProcessRanks
@@ -189,10 +189,11 @@ with Engine(resolve(Options(sys.argv[1], tp=2, dtype="float32", device="cpu", th
 """
 
 
-@pytest.mark.parametrize("phase", ["start", "generate"])
-def test_killed_engine_leaves_no_orphan(setup: Setup, phase: str) -> None:
+@pytest.mark.parametrize(("phase", "collectives"), [("start", ""), ("generate", "gloo")])
+def test_killed_engine_leaves_no_orphan(setup: Setup, phase: str, collectives: str) -> None:
     command = [sys.executable, "-c", ENGINE, str(setup.folder)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.PIPE) as engine:
+    environment = {**os.environ, env.COLLECTIVES: collectives}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.PIPE, env=environment) as engine:
         assert engine.stdout is not None
         if phase == "generate":
             engine.stdout.readline()
