@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import uvloop
-from about import commit, machine
+from shardwise.bench.about import commit, machine
 from fronts import Fronts, Reader, close, fronts, opened
 
 RATE = 20

@@ -3,3 +3,5 @@
 // One family a line, in the order of need.
 #include "../step.h"
 #include "../step_kernels.h"
+#include "../limits.h"
+#include "../limits_kernels.h"
