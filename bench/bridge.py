@@ -17,7 +17,6 @@ import time
 from pathlib import Path
 
 from shardwise.bench.about import commit, machine
-
 from shardwise.engine.contract import ServingEngine
 from shardwise.engine.desk import Desk
 from shardwise.engine.fake import FakeEngine

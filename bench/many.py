@@ -20,7 +20,6 @@ from pathlib import Path
 from queue import SimpleQueue
 
 from shardwise.bench.about import commit, machine
-
 from shardwise.engine.engine import Engine
 from shardwise.engine.ranks import ProcessRanks
 from shardwise.engine.setup import Options, resolve

@@ -16,7 +16,6 @@ from itertools import count
 from pathlib import Path
 
 from shardwise.bench.about import commit, machine
-
 from shardwise.sched.limits import Limits
 from shardwise.sched.scheduler import Scheduler
 from shardwise.sched.sequence import Request

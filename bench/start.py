@@ -20,6 +20,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import psutil
+
 from shardwise.bench.about import commit, machine
 
 PARTS = ("import", "weights", "ranks", "warm-up")

@@ -7,6 +7,7 @@ import struct
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -61,7 +62,7 @@ def png(chart: Chart) -> bytes:
     for number, (name, line) in enumerate(chart.lines.items()):
         colour = COLOURS[number % len(COLOURS)]
         places = [_place(across.at(x), up.at(y)) for x, y in line]
-        for begin, end in zip(places, places[1:], strict=False):
+        for begin, end in pairwise(places):
             _stroke(sheet, begin, end, 2.0, colour)
         for place in places:
             _stroke(sheet, place, place, 5.0, colour)

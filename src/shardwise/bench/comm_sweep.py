@@ -101,7 +101,14 @@ def _rows(backend: str, ranks: int, times: Sequence[Sequence[float]], sizes: Seq
         p90 = sorted(each)[min(len(each) - 1, 9 * len(each) // 10)]
         us, late = (max(0.001, round(1e6 * value, 3)) for value in (median, p90))
         found.append(
-            {"backend": backend, "ranks": ranks, "bytes": size, "median_us": us, "p90_us": late, "gb_s": round(size / us / 1e3, 3)}
+            {
+                "backend": backend,
+                "ranks": ranks,
+                "bytes": size,
+                "median_us": us,
+                "p90_us": late,
+                "gb_s": round(size / us / 1e3, 4),
+            }
         )
     return found
 

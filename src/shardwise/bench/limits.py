@@ -1,6 +1,6 @@
 """What this machine can do at most, whatever computes on it: reading and copying memory, products by type of number.
 
-By the compiled kernels where they are there, else by torch. Speeds are the best of some rounds: a limit is what nothing exceeds.
+By the compiled kernels where they are there, else by torch. The best of some rounds counts: a limit is what nothing exceeds.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ STREAM_BYTES = 2**30
 """Read at once: many times what any cache holds."""
 
 SHARE_BYTES = 2**28
-"""Read at once where the limit is measured beside something else: several times a large cache, in some hundredths of a second."""
+"""Read at once where the limit is measured beside other things: several times a large cache, within a tenth of a second."""
 
 SHAPE = (512, 2048, 8192)
 """Rows, inputs and outputs of the products: a prompt's step through a layer of a 1 B model."""

@@ -1,4 +1,4 @@
-"""What a benchmark found, as values; and the three ways it is kept: a line of JSON, a table, a folder of files. Measures nothing."""
+"""What a benchmark found, as values, and how it is kept: a line of JSON, a table, a folder of files. Measures nothing."""
 
 from __future__ import annotations
 
