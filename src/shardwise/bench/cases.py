@@ -40,8 +40,8 @@ class Case:
         return f"tp {self.options.tp}, {kind}"
 
     @contextmanager
-    def engine(self, context: int, sequences: int) -> Iterator[Engine]:
-        """The model loaded, with room for so many sequences of `context` tokens, which share no prefix."""
+    def engine(self, context: int | None, sequences: int) -> Iterator[Engine]:
+        """The model loaded, with room for so many sequences of `context` tokens (None: the model's), no prefix shared."""
         asked = replace(self.options, max_model_len=context, max_num_seqs=sequences, enable_prefix_caching=False)
         with Engine(resolve(asked)) as engine:
             yield engine

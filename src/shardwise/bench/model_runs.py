@@ -82,6 +82,7 @@ def decode_report(wanted: Wanted, told: Told = untold) -> Report:
             begun = time.perf_counter()
             with case.engine(most, max(wanted.batches)) as engine:
                 ready[number].append(time.perf_counter() - begun)
+                decode(engine, 1, min(wanted.lengths), 1)  # what is slow once
                 for batch, length in wanted.points:
                     told(f"{case.name}: decode, batch {batch}, context {length}")
                     steps[number, batch, length].append(statistics.median(decode(engine, batch, length, wanted.steps)))

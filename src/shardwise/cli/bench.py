@@ -54,10 +54,10 @@ def _show(report: Report, as_json: bool) -> None:
 
     console = Console()
     if not console.is_terminal:
-        console.width = 240  # nobody's window: lines are not broken
+        console.width = 400  # nobody's window: lines are not broken
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     for number, column in enumerate(report.columns):
-        table.add_column(column.head, justify="right" if number else "left", no_wrap=True)
+        table.add_column(column.head, justify="right" if number else "left", no_wrap=not console.is_terminal)
     for row in cells(report):
         table.add_row(*map(Text, row))
     console.print(Text(report.title))
@@ -151,11 +151,33 @@ def _throughput(args: argparse.Namespace, watched: Watched) -> Report:
     return throughput.throughput(args.trace.name, [throughput.row(case.name, asked, found)], found, cut)
 
 
+def _peers(args: argparse.Namespace, watched: Watched) -> Report:
+    from shardwise.bench.cases import crowded, reference_model
+    from shardwise.bench.peers import Wanted, peers
+    from shardwise.engine.devices import cpus
+
+    threads = args.threads or cpus()
+    tp = args.tp or threads
+    asked = Wanted(
+        args.model or args.folder / "llama-1b", args.folder, args.peers, args.formats, args.batches, args.context, args.steps,
+        args.prompt, args.rounds, threads, tp, args.install, dict(args.interpreters), args.patience,
+    )  # fmt: skip
+    watched.warn(crowded(max(threads, tp), 1))
+    if args.model is None:
+        from shardwise.bench.export import checkpoint
+
+        with reference_model() as config:
+            checkpoint(config / "config.json", asked.weights)
+    with watched(asked.parts) as told:
+        return peers(asked, told)
+
+
 WHAT.update(
     limits=("what the machine can do: reading memory, copying it, products", _limits),
     comm=("how long sums over ranks take, by size and backend", _comm),
     decode=("tokens a second while answers are written, and the share of the machine's limit", _decode),
     prefill=("tokens a second while prompts are read", _prefill),
     scaling=("speed-up by degree, and what communication takes", _scaling),
+    peers=("this engine beside llama.cpp, transformers and vLLM, with the same weights", _peers),
     throughput=("a trace of a real service, replayed: rates and waiting times", _throughput),
 )

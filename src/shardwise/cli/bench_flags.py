@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from shardwise.bench.trace import Arrival
     from shardwise.engine.setup import Options
 
+SERVED = 2048
+"""The context of a server, unless told."""
+
 SAFE_IDS = 256
 """Ids below this are in every vocabulary: what a server's is, nobody tells."""
 
@@ -85,15 +88,37 @@ def _throughput(made: flags.Parser) -> None:
     _add(made, "--requests", type=flags.count, default=32, metavar="N", help="the first so many (default: 32)")
     _add(made, "--speed", type=positive, default=1.0, metavar="X", help="so many times as fast (default: 1)")
     _add(made, "--length", type=positive, default=1.0, metavar="X", help="so many times as long (default: 1)")
-    _add(made, "--max-model-len", type=flags.count, default=2048, metavar="N",
-         help="the context; longer requests are cut to it (default: 2048)")  # fmt: skip
+    _add(made, "--max-model-len", type=flags.count, metavar="N",
+         help="the context; longer requests are cut to it (default: the model's; 2048 for a server)")  # fmt: skip
     _add(made, "--max-num-seqs", type=flags.count, default=32, metavar="N", help="sequences that run at once (default: 32)")
     _add(made, "--served-model", metavar="NAME", help="which of the server's models (default: its first)")
     add_url(made, None)
 
 
+def _peers(made: flags.Parser) -> None:
+    _add(made, "model", nargs="?", metavar="MODEL", type=Path,
+         help="a folder with a checkpoint (default: a Llama of 1.04 B parameters with random weights)")  # fmt: skip
+    _add(made, "--folder", type=Path, default=Path("bench-peers"), metavar="FOLDER",
+         help="environments and weights of others: made there, and kept (default: bench-peers)")  # fmt: skip
+    _add(made, "--peers", type=words, default=("llama.cpp", "transformers", "transformers-tp", "vllm"), metavar="NAMES",
+         help="llama.cpp, transformers, transformers-tp, vllm, vllm-tp (default: all but the last)")  # fmt: skip
+    _add(made, "--install", action="store_true", help="makes the environments that are missing, by pip")
+    _add(made, "--with", dest="interpreters", action="append", type=named, default=[], metavar="NAME=PYTHON",
+         help="the interpreter of a peer that is installed; may be given several times")  # fmt: skip
+    _add(made, "--formats", type=words, default=("bf16", "int8", "int4"), metavar="NAMES", help="bf16, int8, int4")
+    _add(made, "--batches", type=flags.degrees, default=(1, 4, 16), metavar="1,4,16", help="sequences at once")
+    _add(made, "--context", type=flags.count, default=64, metavar="N", help="tokens before the first that counts (default: 64)")
+    _add(made, "--prompt", type=flags.count, default=512, metavar="N", help="tokens of the prompt that is read (default: 512)")
+    _add(made, "-tp", "--tensor-parallel-size", dest="tp", type=flags.count, metavar="N", help="ranks of those that cut")
+    _add(made, "-t", "--threads", type=flags.count, metavar="N", help="threads of each engine, all together (default: all)")
+    _add(made, "--patience", type=positive, default=600.0, metavar="S", help="seconds for an answer, or a start (default: 600)")
+    _steps(made)
+    _rounds(made, 5)
+
+
 ADDED: dict[str, Callable[[flags.Parser], None]] = {
     "limits": _limits, "comm": _comm, "decode": _decode, "prefill": _prefill, "scaling": _scaling, "throughput": _throughput,
+    "peers": _peers,
 }  # fmt: skip
 
 
@@ -168,7 +193,7 @@ def of_server(args: argparse.Namespace, arrivals: Sequence[Arrival], watched: Wa
 
     asked = server(args.url, args.api_key)
     name = args.served_model or asked.model()
-    made, cut = trace.scaled(arrivals, trace.Scale(args.requests, args.speed, args.length, args.max_model_len))
+    made, cut = trace.scaled(arrivals, trace.Scale(args.requests, args.speed, args.length, args.max_model_len or SERVED))
 
     def answered(prompt: list[int], answer: int, timed: Timed) -> None:
         body = {"model": name, "prompt": prompt, "max_tokens": answer, "temperature": 0, "ignore_eos": True}
@@ -201,6 +226,14 @@ def words(text: str) -> tuple[str, ...]:
     if not all(found) or len(set(found)) < len(found):
         raise argparse.ArgumentTypeError(f"{text!r} is not a list of different words, as a,b")
     return found
+
+
+def named(text: str) -> tuple[str, str]:
+    """NAME=PATH as a pair."""
+    name, equals, path = text.partition("=")
+    if not (name and equals and path):
+        raise argparse.ArgumentTypeError(f"{text!r}: give NAME=PYTHON, as llama.cpp=venv/bin/python")
+    return name, path
 
 
 def sizes(text: str) -> tuple[int, ...]:
