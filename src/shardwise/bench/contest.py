@@ -51,7 +51,7 @@ class Contestant:
         try:
             self._process.stdin.write(json.dumps({"do": do, **given}) + "\n")
             self._process.stdin.flush()
-        except OSError:
+        except (OSError, ValueError):  # it has ended, or was closed
             raise ShardwiseError(self._ended()) from None
         return self._answer()
 

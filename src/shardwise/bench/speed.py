@@ -45,7 +45,7 @@ def decode(engine: TokenEngine, batch: int, context: int, steps: int) -> list[fl
     watch.over.wait()
     if watch.failed is not None:
         raise ShardwiseError(f"a request failed while {batch} sequences were decoded: {watch.failed}")
-    return [later - sooner for sooner, later in pairwise(watch.stamps[WARM:])]
+    return [later - sooner for sooner, later in pairwise(watch.stamps[WARM : WARM + steps + 1])]
 
 
 def prefill(engine: TokenEngine, batch: int, tokens: int) -> float:
