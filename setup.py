@@ -13,7 +13,7 @@ from setuptools.command.build_ext import build_ext
 
 SOURCES = sorted(str(path) for folder in ("native", "native/isa") for path in Path(folder).glob("*.cpp"))
 HEADERS = sorted(str(path) for folder in ("native", "native/isa") for path in Path(folder).glob("*.h"))
-FLAGS = ["-std=c++17", "-O3", "-Wall", "-Wextra", "-Werror=return-type", "-fvisibility=hidden", "-pthread"]
+FLAGS = ["-std=c++17", "-O3", "-g0", "-Wall", "-Wextra", "-Werror=return-type", "-fvisibility=hidden", "-pthread"]
 # GCC 12 warns about its own header of AVX-512.
 FLAGS += ["-Wno-maybe-uninitialized", "-Wno-uninitialized"]
 

@@ -1,29 +1,80 @@
-// Included once per path by isa/*.cpp, after vector.h.
+// Included once per path by isa/*.cpp, after stored_kernels.h.
 
 namespace sw {
 namespace SW_ISA {
 
-void rms_norm(const float* x, const float* w, float* y, int64_t rows, int64_t size, float eps, float offset) {
+// f(i, n) for each sixteen of `size`: n is 0 for all of them, else how many there are of the last.
+template <class Call>
+inline void sixteens(int64_t size, const Call& f) {
+    int64_t i = 0;
+    for (; i + LANES <= size; i += LANES) f(i, 0);
+    if (i < size) f(i, static_cast<int>(size - i));
+}
+
+template <class W>
+inline F some(const typename W::number* p, int n) {
+    return n ? W::load(p, n) : W::load(p);
+}
+
+inline void put(F x, float* p, int n) {
+    if (n) x.store(p, n);
+    else x.store(p);
+}
+
+template <class W>
+inline void rms_norm_of(const float* x, const typename W::number* w, float* y, int64_t rows, int64_t size, float eps, float offset) {
     const F shift = F::all(offset);
     for (int64_t r = 0; r < rows; r++, x += size, y += size) {
         F squares = F::all(0.0f);
-        int64_t i = 0;
-        for (; i + LANES <= size; i += LANES) {
-            const F a = F::load(x + i);
+        sixteens(size, [&](int64_t i, int n) {
+            const F a = some<Float32>(x + i, n);
             squares = fma(a, a, squares);
-        }
-        const int rest = static_cast<int>(size - i);
-        if (rest) {
-            const F a = F::load(x + i, rest);
-            squares = fma(a, a, squares);
-        }
+        });
         const F scale = F::all(1.0f / std::sqrt(sum(squares) / static_cast<float>(size) + eps));
-        for (i = 0; i + LANES <= size; i += LANES) (F::load(x + i) * scale * (F::load(w + i) + shift)).store(y + i);
-        if (rest) (F::load(x + i, rest) * scale * (F::load(w + i, rest) + shift)).store(y + i, rest);
+        sixteens(size, [&](int64_t i, int n) { put(some<Float32>(x + i, n) * scale * (some<W>(w + i, n) + shift), y + i, n); });
     }
 }
 
-extern const StepKernels step_kernels = {rms_norm};
+void rms_norm(const float* x, const void* w, Stored stored, float* y, int64_t rows, int64_t size, float eps, float offset) {
+    with(stored, [&](auto type) {
+        using W = decltype(type);
+        rms_norm_of<W>(x, static_cast<const typename W::number*>(w), y, rows, size, eps, offset);
+    });
+}
+
+template <class W>
+inline void layer_norm_of(const float* x, const typename W::number* w, const typename W::number* bias, float* y, int64_t rows,
+                          int64_t size, float eps) {
+    for (int64_t r = 0; r < rows; r++, x += size, y += size) {
+        F total = F::all(0.0f), squares = F::all(0.0f);
+        sixteens(size, [&](int64_t i, int n) { total = total + some<Float32>(x + i, n); });
+        const F mean = F::all(sum(total) / static_cast<float>(size));
+        sixteens(size, [&](int64_t i, int n) {
+            // What stands in for the lanes that are not there: the mean, so that they add nothing.
+            float t[LANES];
+            if (n) {
+                mean.store(t);
+                std::memcpy(t, x + i, static_cast<size_t>(n) * sizeof(float));
+            }
+            const F a = (n ? F::load(t) : F::load(x + i)) - mean;
+            squares = fma(a, a, squares);
+        });
+        const F scale = F::all(1.0f / std::sqrt(sum(squares) / static_cast<float>(size) + eps));
+        sixteens(size, [&](int64_t i, int n) {
+            const F a = (some<Float32>(x + i, n) - mean) * scale * some<W>(w + i, n);
+            put(bias ? a + some<W>(bias + i, n) : a, y + i, n);
+        });
+    }
+}
+
+void layer_norm(const float* x, const void* w, const void* bias, Stored stored, float* y, int64_t rows, int64_t size, float eps) {
+    with(stored, [&](auto type) {
+        using number = const typename decltype(type)::number*;
+        layer_norm_of<decltype(type)>(x, static_cast<number>(w), static_cast<number>(bias), y, rows, size, eps);
+    });
+}
+
+extern const StepKernels step_kernels = {rms_norm, layer_norm};
 
 }  // namespace SW_ISA
 }  // namespace sw

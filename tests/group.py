@@ -14,8 +14,10 @@ import torch
 
 from shardwise.comm.solo import Recording
 from shardwise.comm.threads import threads
+from shardwise.engine.setup import computed
 from shardwise.nn.batch import Rank
 from shardwise.runtime.limits import Buckets, Limits
+from shardwise.runtime.opening import kernels_of
 from shardwise.runtime.runner import Runner
 from shardwise.sched.step import Draw, Item, Pages, Result, Step
 from shardwise.spec.binding import bind
@@ -37,7 +39,8 @@ def layout_of(
 ) -> Layout:
     """The layout of a checkpoint's folder, or of a config, over as many ranks as there are shares."""
     values = read_json(config / "config.json") if isinstance(config, Path) else config
-    return Layout(read_model(values), Mesh(tp=len(shares)), Shares.of(shares), dtype, dtype, expert_parallel)
+    layout = Layout(read_model(values), Mesh(tp=len(shares)), Shares.of(shares), dtype, dtype, expert_parallel)
+    return computed(layout, "cpu")
 
 
 def even(degree: int) -> tuple[float, ...]:
@@ -66,13 +69,14 @@ class Group:
         self.pool = ThreadPoolExecutor(size)
         self.steps = 0
         bound = bind(layout.model, open_checkpoint(folder)) if folder else None
-        dtypes = getattr(torch, layout.dtype), getattr(torch, layout.kv_dtype)
+        dtypes = getattr(torch, layout.compute_dtype), getattr(torch, layout.kv_dtype)
 
         def progress(count: int) -> None:
             """Nobody watches."""
 
         def build(rank: int) -> Runner:
-            own = Rank(layout, rank, self.comms[rank], torch.device("cpu"), *dtypes)
+            device = torch.device("cpu")
+            own = Rank(layout, rank, self.comms[rank], device, *dtypes, kernels_of(layout, device, 1))
             return Runner(own, self.pages, limits, bound, progress, buckets)
 
         self.runners: list[Runner] = list(self.pool.map(build, range(size)))

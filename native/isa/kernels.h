@@ -1,7 +1,15 @@
 // All kernels of one path: included once by each file beside this one.
 #include "../vector.h"
+#include "../stored.h"
+#include "../stored_kernels.h"
 // One family a line, in the order of need.
 #include "../step.h"
 #include "../step_kernels.h"
 #include "../limits.h"
 #include "../limits_kernels.h"
+#include "../dense.h"
+#include "../dense_kernels.h"
+#include "../quantised.h"
+#include "../quantised_lanes.h"
+#include "../packing_kernels.h"
+#include "../quantised_kernels.h"

@@ -59,14 +59,13 @@ def _file() -> Path | None:
 def _library() -> ctypes.CDLL | None:
     """The library, once a process, set to the path that the environment asks for."""
     file, asked = _file(), env.kernels()
+    if asked is not None and asked not in ("torch", *PATHS):
+        raise UserError(f"{env.KERNELS}={asked}: it is one of torch, {', '.join(PATHS)}")
     if file is None or asked == "torch":
         if asked in PATHS:
             raise UserError(f"{env.KERNELS}={asked}: there are no compiled kernels; add a C++ compiler, and install anew")
         return None
     found = ctypes.CDLL(str(file))
-    if asked is not None:
-        if asked not in PATHS:
-            raise UserError(f"{env.KERNELS}={asked}: it is one of torch, {', '.join(PATHS)}")
-        if not found.sw_use(PATHS.index(asked)):
-            raise UserError(f"{env.KERNELS}={asked}: this CPU has not what that needs; it can do {PATHS[found.sw_best()]}")
+    if asked is not None and not found.sw_use(PATHS.index(asked)):
+        raise UserError(f"{env.KERNELS}={asked}: this CPU has not what that needs; it can do {PATHS[found.sw_best()]}")
     return found

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import random
 import socket
 import threading
 import time
+import weakref
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 
@@ -247,6 +249,30 @@ def test_only_a_front_that_was_told_the_queue_is_full_knocks(setup: Setup) -> No
         await remote.room("lost: what follows says so", 1)
 
     run(engine, go)
+
+
+def test_a_refusal_goes_with_whoever_hears_it(setup: Setup) -> None:
+    """Without a collection: its traceback holds all of a request, which is not to hold it in turn."""
+
+    async def refused(asks: Callable[[], Awaitable[None]]) -> weakref.ref[QueueFull]:
+        try:
+            await asks()
+        except QueueFull as full:
+            return weakref.ref(full)
+        raise AssertionError("it was taken in")
+
+    async def go(remote: RemoteEngine, _: Desk) -> None:
+        await remote.admitted(remote.submit((1,), ENDLESS, Heard().put))
+        gc.disable()
+        try:
+            for asks in (lambda: remote.admitted(remote.submit((2,), ENDLESS, Heard().put)), lambda: remote.room("again", 1)):
+                gone = await refused(asks)
+                await asyncio.sleep(0)  # the loop lets go of what it woke this with
+                assert gone() is None
+        finally:
+            gc.enable()
+
+    run(FakeEngine(setup, held=True, queue=1), go)
 
 
 def test_time_is_up(setup: Setup) -> None:

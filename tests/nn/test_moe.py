@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from shardwise.nn.kernels.dense import TorchDense
 from shardwise.nn.moe import MoE, Router
 from shardwise.spec.axes import Axis
 from shardwise.spec.blocks import Linear
@@ -83,7 +84,7 @@ def test_routers_are_transformers(name: str, dtype: torch.dtype) -> None:
         theirs.e_score_correction_bias = tensors["gate.e_score_correction_bias"] = noise(EXPERTS) * 0.3
     x = noise(200, HIDDEN).to(dtype)
     with torch.inference_mode():
-        weights, chosen = Router(block, "gate", tensors)(x)
+        weights, chosen = Router(block, "gate", TorchDense(), tensors)(x)
         _, their_weights, their_chosen = theirs(x)
     pairs = (chosen, weights), (their_chosen, their_weights)
     ours, others = (torch.zeros(200, EXPERTS).scatter(1, experts, each.float()) for experts, each in pairs)

@@ -19,7 +19,22 @@ ITEMS = (
 )
 MESSAGES: list[wire.Message] = [
     wire.Start(
-        1, "{}", None, 2, ((1.0, 2.0),) * 3, True, "bf16", "fp8", "cpu", (9, 5), Limits(512, 64, (8, 4)), 1, 0, 60.0, None
+        1,
+        "{}",
+        None,
+        2,
+        ((1.0, 2.0),) * 3,
+        True,
+        "bf16",
+        "fp8",
+        None,
+        "cpu",
+        (9, 5),
+        Limits(512, 64, (8, 4)),
+        1,
+        0,
+        60.0,
+        None,
     ),
     wire.Forward(Step(7, ITEMS, (((1, 2), (1, 3)), ()))),
     wire.Sample(7, (Draw(3, 0.0, 0), Draw(4, 0.7, 2**63 - 1, 1, 0.9, 40, 0.1, 5, EDIT), Draw(8, 1.0, 3), Draw(9, 1.0, 3))),

@@ -46,7 +46,7 @@ async def demo(service: Service, call: Call, body: Ask) -> Reply:
     if not body.stream:
         async with job:
             await job.start([service.front.prompt(body.prompt)], [params])
-            ids = [token async for news in job for _, output in news for token in output.outputs[0].token_ids]
+            ids = [token async for news in job for _, output in news for token in output.token_ids]
         return Json(Told(ids, call.tenant))
     try:
         await job.start([service.front.prompt(body.prompt)], [params])
@@ -58,7 +58,7 @@ async def demo(service: Service, call: Call, body: Ask) -> Reply:
         async with job:
             async for news in job:
                 for _, output in news:
-                    yield sse({"ids": list(output.outputs[0].token_ids)})
+                    yield sse({"ids": list(output.token_ids)})
         yield DONE
 
     return Events(frames())

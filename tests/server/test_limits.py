@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import socket
 import threading
 import time
@@ -14,9 +15,11 @@ import pytest
 from shardwise.server.app import QUERY_FIELDS
 from shardwise.server.body import NAMES
 from shardwise.server.call import Call
+from shardwise.server.protocol import Connection
 from shardwise.server.reply import Json, Reply
 from shardwise.server.route import Route
 from shardwise.server.routes import ROUTES
+from shardwise.server.send import Exchange
 from shardwise.server.service import READERS, Service
 from tests.server.demo import DEMO
 from tests.server.drive import Served, serving, until_closed, wait_for
@@ -198,3 +201,23 @@ def test_a_client_that_asks_to_go_on_is_told_to(engine: ServingFake):
                     connection.settimeout(20)
                     assert connection.recv(65536).startswith(b"HTTP/1.1 200 ")
                 connection.shutdown(socket.SHUT_WR)
+
+
+def test_what_is_refused_leaves_nothing_for_the_collector(engine: ServingFake):
+    """A cycle would keep a connection and the request on it until a collection: under overload, thousands of them."""
+
+    def left() -> int:
+        return sum(issubclass(type(each), Connection | Exchange) for each in gc.get_objects())
+
+    with serving(engine, ROUTES) as served:
+        gc.collect()
+        before = left()
+        gc.disable()
+        try:
+            for number in range(3):
+                assert served.post("/v1/nothing", {}).status == 404
+                assert served.post("/v1/completions", {"prompt": "a", "max_tokens": 0.5}).status == 400
+                assert served.post("/v1/completions", {"prompt": "a", "max_tokens": 1, "stream": number == 1}).status == 200
+            wait_for(lambda: left() <= before, "all is gone without a collection")
+        finally:
+            gc.enable()

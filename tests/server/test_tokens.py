@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from shardwise.engine.setup import Setup
 from shardwise.server.routes import ROUTES
-from tests.server.drive import Served, serving
+from tests.server.drive import Served, serving, wait_for
 from tests.server.engines import ServingFake
 from tests.server.saying import says, says_texts
 
@@ -117,6 +121,21 @@ def test_tgi(served: Served, engine: ServingFake):
     assert served.post("/", {"inputs": "Say"}).json == [{"generated_text": "Hello 日本 you", "details": None}]
     full = {"inputs": "Say", "parameters": {"return_full_text": True, "stop": ["本"]}}
     assert served.post("/generate", full).json["generated_text"] == "SayHello 日本"
+
+
+def test_tgi_tells_of_a_prompt_that_takes_several_steps(setup: Setup):
+    text = "Once upon a time there was a little girl"
+    wanted = {"decoder_input_details": True, "details": True, "max_new_tokens": 1}
+    setup = replace(setup, limits=replace(setup.limits, tokens=4))
+    with ServingFake(setup, held=True) as engine, serving(engine, ROUTES) as served, ThreadPoolExecutor(1) as client:
+        answer = client.submit(served.post, "/generate", {"inputs": text, "parameters": wanted})
+        wait_for(lambda: engine.running, "it runs")
+        while engine.running:
+            engine.allow(1)
+            wait_for(lambda: not (engine.ticks and engine.running), "a step")
+            served.call(lambda: asyncio.sleep(0))  # what the step told is read before the next one
+        ids = served.service.front.tokenizer.encode(text)
+        assert len(ids) > 8 and [token["id"] for token in answer.result().json["details"]["prefill"]] == ids
 
 
 @pytest.mark.parametrize("path", ["/generate_stream", "/"])

@@ -48,6 +48,7 @@ class Boot(msgspec.Struct, frozen=True, tag=True):
     shares: tuple[tuple[float, ...], tuple[float, ...], tuple[float, ...]]
     dtype: str
     kv_dtype: str
+    activations: str | None
     expert_parallel: bool
     device: str
     load_format: str
@@ -72,6 +73,7 @@ class Boot(msgspec.Struct, frozen=True, tag=True):
             shares=(layout.shares.attention, layout.shares.mlp, layout.shares.vocab),
             dtype=layout.dtype,
             kv_dtype=layout.kv_dtype,
+            activations=layout.activations,
             expert_parallel=layout.expert_parallel,
             device=setup.device,
             load_format=setup.load_format,
@@ -93,7 +95,7 @@ class Boot(msgspec.Struct, frozen=True, tag=True):
             name=self.name,
             folder=Path(self.folder),
             config=config,
-            layout=Layout(read_model(config), mesh, shares, self.dtype, self.kv_dtype, self.expert_parallel),
+            layout=Layout(read_model(config), mesh, shares, self.dtype, self.kv_dtype, self.expert_parallel, self.activations),
             device=self.device,
             load_format=self.load_format,
             context=self.context,
@@ -200,7 +202,7 @@ class Refused(msgspec.Struct, frozen=True, tag=True):
     retry_after_s: int = 0
 
 
-class Token(msgspec.Struct, frozen=True, array_like=True, tag=0):
+class Token(msgspec.Struct, frozen=True, array_like=True, tag=0, gc=False):
     """An `Emitted` without figures: nearly all events are."""
 
     request: int
@@ -209,7 +211,7 @@ class Token(msgspec.Struct, frozen=True, array_like=True, tag=0):
     finish: Finish | None
 
 
-class Figured(msgspec.Struct, frozen=True, array_like=True, tag=1):
+class Figured(msgspec.Struct, frozen=True, array_like=True, tag=1, gc=False):
     """An `Emitted` with its log-probabilities."""
 
     request: int

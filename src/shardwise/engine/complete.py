@@ -54,7 +54,8 @@ class Transcript:
         self._begun = clock()
         self._first_s: float | None = None
         self._total_s: float | None = None
-        self._told = False  # a delta was given out
+        self._fresh: dict[int, None] = {}  # choices of which something came since `news`
+        self._told = False  # some of it was given out, and is not kept
 
     @property
     def tokens(self) -> int:
@@ -70,14 +71,29 @@ class Transcript:
         if isinstance(event, Ended):
             self.ended = event
             self._total_s = self._clock() - self._begun
-            for choice in self._choices:
-                choice.close("length" if self._params.max_tokens == 0 else "abort")
+            for index, choice in enumerate(self._choices):
+                if choice.close("length" if self._params.max_tokens == 0 else "abort"):
+                    self._fresh[index] = None
             return None
         assert isinstance(event, Emitted)
         if self._first_s is None:
             self._first_s = self._clock() - self._begun
-        matched = self._choices[event.choice].push(event.chosen, event.finish)
-        return event.choice if matched else None
+        choice = self._choices[event.choice]
+        if choice.whole.finish_reason is not None:
+            return None
+        self._fresh[event.choice] = None
+        return event.choice if choice.push(event.chosen, event.finish) else None
+
+    def news(self) -> list[CompletionOutput]:
+        """What came since the last call, of each choice of which something came; its end is told once. As with the outputs of
+        DELTA, none of it is kept."""
+        fresh, self._fresh, self._told = self._fresh, {}, True
+        return [self._choices[index].news() for index in fresh]
+
+    @property
+    def scores(self) -> list[Logprobs | None] | None:
+        """The log-probabilities of the prompt so far: complete with the first token. None where nobody asked."""
+        return self._scores
 
     def output(self, kind: RequestOutputKind = RequestOutputKind.CUMULATIVE) -> RequestOutput:
         """All so far, or with DELTA what came since the last call; after a first DELTA there is no other kind."""
@@ -108,10 +124,8 @@ class _Choice:
         self.tokens = 0
 
     def push(self, chosen: Chosen, finish: Finish | None) -> bool:
-        """One more token; whether its text ended the continuation."""
+        """One more token; whether its text ended the continuation, which has not ended before."""
         whole = self.whole
-        if whole.finished:
-            return False
         whole.token_ids.append(chosen.token)
         self.tokens += 1
         if whole.logprobs is not None and whole.cumulative_logprob is not None:
@@ -147,13 +161,14 @@ class _Choice:
         eos = () if params.ignore_eos else self._tokenizer.eos_ids
         return params.structured_outputs is None or token in params.stop_token_ids or token in eos
 
-    def close(self, finish: Finish) -> None:
-        """No more tokens come: what was held back is text after all."""
+    def close(self, finish: Finish) -> bool:
+        """No more tokens come: what was held back is text after all. Whether it had not ended before."""
         if self.whole.finished:
-            return
+            return False
         self.whole.finish_reason = finish
         if self._params.detokenize:
             self.whole.text += self._stops.push(self._characters.finish()) + self._stops.finish()
+        return True
 
     def copy(self) -> CompletionOutput:
         """It as it is now."""

@@ -109,7 +109,7 @@ class Demand:
     def sampling_bytes(self, at: Coords, kept: int) -> int:
         """Logits as they come and in float32, with what choosing makes of them or of the whole logits of a few rows, where
         candidates are not enough; or, before any of it, a piece of a prompt's log-probabilities. Factors: docs/log.md."""
-        vocab, item = self.layout.model.vocab, BITS[self.layout.dtype] // 8
+        vocab, item = self.layout.model.vocab, BITS[self.layout.compute_dtype] // 8
         own, rows = len(self.layout.span(self.layout.model.head.linear.out, at)), min(self.sequences, kept)
         chosen = max(24 * rows * own, 180 * min(rows, PIECE // 8) * vocab)
         return max(rows * own * (item + 4) + chosen, min(PIECE, self.tokens, kept) * own * (item + 24))
@@ -156,23 +156,28 @@ def _pages(demand: Demand, context: int) -> tuple[int, ...]:
 def _attention_bytes(layout: Layout, attention: Attention, rank: int, tokens: int, context: int, gathered: int) -> int:
     """Gathered keys and values of one layer, once more where each query head gets its own copy, and the mask: as booleans,
     and as numbers, which torch makes of them. Bent scores are all held at once, in float32, while they are made anew."""
-    at, item = layout.mesh.coords(rank), BITS[layout.dtype] // 8
+    at, item = layout.mesh.coords(rank), BITS[layout.compute_dtype] // 8
     queries, kv = layout.heads(attention, at)
     copies = len(kv) + (0 if layout.even_groups(attention, at) else len(queries))
     reach = context if attention.window is None else min(context, attention.window + tokens + 2 * PAGE_TOKENS)
     scores = 0 if attention.softcap is None and not attention.sinks else 2 * 4 * tokens * len(queries)
-    return gathered * 2 * copies * attention.dim * item + reach * (tokens * (1 + item) + scores)
+    return gathered * 2 * copies * attention.dim * (item + _widened(layout)) + reach * (tokens * (1 + item) + scores)
 
 
 def _latent_bytes(layout: Layout, attention: MLA, rank: int, tokens: int, context: int, gathered: int) -> int:
     """Gathered latents of one layer and the mask, as above; the chunk's queries in the space of the latents: made, joined
     with their turned part, put into rows, and what they read. For 16-bit numbers torch's CPU kernel packs keys and values
     anew for each head that reads them."""
-    item, [width] = BITS[layout.dtype] // 8, attention.kept.dims
+    item, [width] = BITS[layout.compute_dtype] // 8, attention.kept.dims
     heads = len(layout.heads(attention, layout.mesh.coords(rank))[0])
     packed = 2 * heads if item < 4 else 0
     mask = context * tokens * (1 + item)
-    return gathered * (2 + packed) * width * item + mask + 5 * tokens * heads * width * item
+    return gathered * width * ((2 + packed) * item + _widened(layout)) + mask + 5 * tokens * heads * width * item
+
+
+def _widened(layout: Layout) -> int:
+    """Bytes that a gathered number takes a second time, as it is kept, while it becomes what activations are."""
+    return 0 if layout.kv_dtype == layout.compute_dtype else BITS[layout.kv_dtype] // 8
 
 
 def _last(holds: Callable[[int], bool], low: int, high: int) -> int:

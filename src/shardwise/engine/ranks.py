@@ -85,6 +85,7 @@ def start_message(setup: Setup, rank: int) -> wire.Start:
         expert_parallel=layout.expert_parallel,
         dtype=layout.dtype,
         kv_dtype=layout.kv_dtype,
+        activations=layout.activations,
         device=setup.device,
         pages=setup.pages,
         limits=Limits(setup.limits.tokens, setup.limits.sequences, setup.sequence_pages),

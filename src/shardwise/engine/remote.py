@@ -158,6 +158,7 @@ class RemoteEngine(asyncio.Protocol):
             await answer
         finally:
             self._knocks.pop(number, None)
+            del answer  # it holds the error whose traceback holds this frame: a cycle, with all of a request in it
 
     def _send_knocks(self) -> None:
         data, self._knocking = self._knocking, bytearray()
@@ -172,7 +173,10 @@ class RemoteEngine(asyncio.Protocol):
             return
         if found.answer is None:
             found.answer = self._loop.create_future()
-        await found.answer
+        try:
+            await found.answer
+        finally:
+            del found  # as in `room`
 
     async def status(self) -> Status:
         """What the engine is doing. Unavailable where it is gone."""

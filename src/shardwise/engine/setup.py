@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from shardwise import native
 from shardwise.engine.devices import cpus, gpus, torch_is_for_cuda
 from shardwise.engine.hub import model_name, resolve_config, resolve_model
 from shardwise.engine.memory import SEQUENCES, STEP_TOKENS, Bound, Demand, room
@@ -27,6 +28,9 @@ from shardwise.spec.model import Model, ropes
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 DEVICES = ("auto", "cpu", "cuda")
 LOAD_FORMATS = ("auto", "dummy")
+
+COMPILED = "float32"
+"""The dtype of activations where kernels are compiled, whatever the weights are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +101,7 @@ def resolve(options: Options) -> Setup:
     layout = layout_of(options, read_model(config))
     _runnable(layout.model)
     device = _device(options.device, layout.mesh.tp)
+    layout = computed(layout, device)
     tokens = _least("--max-num-batched-tokens", options.max_num_batched_tokens, STEP_TOKENS[device])
     sequences = _least("--max-num-seqs", options.max_num_seqs, min(SEQUENCES[device], tokens))
     if sequences > tokens:
@@ -136,6 +141,11 @@ def layout_of(options: Options, model: Model) -> Layout:
     # Shares are made for a degree that can be cut; a higher one is the layout's to refuse.
     shares = Shares.of(options.shares) if options.shares else Shares.even(min(tp, model.heads + 1))
     return Layout(model, Mesh(tp=tp), shares, dtype, dtype, options.expert_parallel)
+
+
+def computed(layout: Layout, device: str) -> Layout:
+    """The layout with the dtype that activations will have on `device`."""
+    return replace(layout, activations=COMPILED if device == "cpu" and native.available() else None)
 
 
 def _limits(model: Model, tokens: int, sequences: int, prefixes: bool) -> Limits:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
 from shardwise.comm.protocol import Comm
+from shardwise.nn.kernels.kernels import Kernels
 from shardwise.spec.layout import Layout
 from shardwise.spec.mesh import Coords
 
 
 @dataclass(frozen=True, slots=True)
 class Rank:
-    """One rank's world, made once and passed in: there is no module global and no default group."""
+    """One rank's world, made once and passed in: there is no module global and no default group.
+
+    Activations are of `dtype`, float32 where the kernels are compiled; keys and values are kept as `kv_dtype`.
+    """
 
     layout: Layout
     index: int
@@ -22,6 +26,7 @@ class Rank:
     device: torch.device
     dtype: torch.dtype
     kv_dtype: torch.dtype
+    kernels: Kernels = field(default_factory=Kernels.reference)
 
     @property
     def at(self) -> Coords:

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 
 import torch
 from torch import nn
-from torch.nn import functional
 
 from shardwise.nn.batch import Rank
 from shardwise.spec import blocks
@@ -28,11 +27,11 @@ class Linear(nn.Module):
         # Of a sum that is finished elsewhere, the first rank's part alone has the bias.
         biased = block.bias and not (cut and block.partial and rank.at.tp)
         self.bias = tensors[f"{path}.bias"] if biased else None
-        self.comm = rank.comm
+        self.comm, self.dense = rank.comm, rank.kernels.dense
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.site is None:
-            return functional.linear(x, self.weight, self.bias)
-        y = self.comm.all_reduce(functional.linear(x, self.weight), site=self.site)
+            return self.dense.linear(x, self.weight, self.bias)
+        y = self.comm.all_reduce(self.dense.linear(x, self.weight, None), site=self.site)
         # The bias is added once, to the finished sum; every rank holds all of it.
         return y if self.bias is None else y + self.bias

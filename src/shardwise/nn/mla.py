@@ -40,7 +40,7 @@ class MLA(nn.Module):
         # [heads, nope dim, latent] and [heads, v dim, latent]
         self.k_of, self.v_of = kv_b.view(self.heads, sum(dims), self.latent).split(dims, 1)
         self.block = block
-        self.comm = rank.comm
+        self.comm, self.dense = rank.comm, rank.kernels.dense
         self.layer = int(path.rsplit(".", 2)[-2])
 
     def forward(self, x: torch.Tensor, state: State) -> torch.Tensor:
@@ -54,13 +54,13 @@ class MLA(nn.Module):
         if not self.heads:
             return self.o(x.new_zeros(len(x), 0))
         plain, turned = self.q(x).view(len(x), self.heads, -1).split((self.block.nope_dim, self.block.rope.dim), -1)
-        q = torch.cat((_by_head(plain, self.k_of), rotate(turned, angles, halves)), -1)
+        q = torch.cat((self.dense.by_head(plain, self.k_of), rotate(turned, angles, halves)), -1)
         (pages,), group = state.cache.layer(self.layer)
         batch = state.batch.groups[group]
         pages[batch.begun] = 0
         pages.view(-1, kept.shape[-1])[batch.slots] = kept.to(pages.dtype)
         seen = state.batch.attended(q, group, lambda q, reach: self._attend(q, pages, reach))  # [tokens, heads, latent]
-        return self.o(_by_head(seen, self.v_of.transpose(1, 2)).flatten(1))
+        return self.o(self.dense.by_head(seen, self.v_of.transpose(1, 2)).flatten(1))
 
     def _attend(self, q: torch.Tensor, pages: torch.Tensor, reach: Reach) -> torch.Tensor:
         """q: [sequences, queries, heads, latent + rope dim] against the pages of `reach.table`; latents come back."""
@@ -72,8 +72,3 @@ class MLA(nn.Module):
             q.transpose(1, 2), kept, kept, attn_mask=reach.mask, scale=self.block.scale
         )
         return seen.transpose(1, 2)[..., : self.latent]
-
-
-def _by_head(x: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """x [tokens, heads, inputs] times each head's own matrix of weights [heads, inputs, outputs]: [tokens, heads, outputs]."""
-    return torch.bmm(x.transpose(0, 1), weights).transpose(0, 1)

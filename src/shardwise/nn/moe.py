@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping
 
 import torch
 from torch import nn
-from torch.nn import functional
 
 from shardwise.nn.batch import Rank
+from shardwise.nn.kernels import dense as kernels
 from shardwise.nn.mlp import ACTIVATIONS, MLP
 from shardwise.nn.state import State
 from shardwise.spec import blocks, moe
@@ -25,19 +25,16 @@ Tensors = Mapping[str, torch.Tensor]
 class Router(nn.Module):
     """[tokens, hidden] to weights and experts' numbers, both [tokens, top]. Every rank computes it, from the same bits."""
 
-    def __init__(self, block: moe.Router, path: str, tensors: Tensors) -> None:
+    def __init__(self, block: moe.Router, path: str, dense: kernels.Dense, tensors: Tensors) -> None:
         super().__init__()
-        self.block = block
+        self.block, self.dense = block, dense
         self.weight = tensors[f"{path}.weight"]
         self.bias = tensors[f"{path}.bias"] if block.bias else None
         self.correction = tensors[f"{path}.e_score_correction_bias"] if block.correction else None
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         block, dtype = self.block, x.dtype
-        if block.precise:
-            logits = functional.linear(x.float(), self.weight.float(), None if self.bias is None else self.bias.float())
-        else:
-            logits = functional.linear(x, self.weight, self.bias)
+        logits = self.dense.linear(x.float() if block.precise else x, self.weight, self.bias)
         scores = self._scores(logits)  # [tokens, experts], float32
         # Sigmoids saturate where logits still differ: without a correction, logits decide.
         ranked = scores if self.correction is None else scores + self.correction
@@ -78,7 +75,7 @@ class MoE(nn.Module):
             if not isinstance(linear.format, Dense):
                 raise NotImplementedError(f"{path}: format {linear.format.name} is described but not computed yet")
         assert block.down.experts is not None and (block.shared is None or block.shared.down.partial)
-        self.router = Router(block.router, _join(path, block.router.name), tensors)
+        self.router = Router(block.router, _join(path, block.router.name), rank.kernels.dense, tensors)
         self.gate, self.gate_bias = _stack(block.gate, path, tensors)  # [own experts, own rows, hidden]
         self.up, self.up_bias = _stack(block.up, path, tensors)
         self.down, self.down_bias = _stack(block.down, path, tensors)  # [own experts, hidden, own rows]
@@ -91,14 +88,14 @@ class MoE(nn.Module):
         # Where an expert's rows are cut, the first rank's part alone has the bias of their sum.
         self.biased = self.down_bias is not None and not (rank.layout.cut(block.down.inp) and rank.at.tp)
         self.site = SITES["expert"] if block.summed(rank.layout.cut) else None
-        self.comm = rank.comm
+        self.comm, self.dense = rank.comm, rank.kernels.dense
 
     def forward(self, x: torch.Tensor, state: State) -> torch.Tensor:
         weights, chosen = self.router(x)
         y = self._routed(self.comm.enter(x, site="moe_in"), self.comm.enter(weights, site="moe_in"), chosen)
         if self.shared is not None:
             part = self.shared(x, state)
-            y = y + (part if self.shared_gate is None else functional.linear(x, self.shared_gate).sigmoid() * part)
+            y = y + (part if self.shared_gate is None else self.dense.linear(x, self.shared_gate, None).sigmoid() * part)
         return y if self.site is None else self.comm.all_reduce(y, site=self.site)
 
     def _routed(self, x: torch.Tensor, weights: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
@@ -123,10 +120,10 @@ class MoE(nn.Module):
     def _expert(self, index: int, x: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         """x: [rows, hidden], weights: [rows, 1]."""
         x = x * weights.to(x.dtype) if self.weighs_inputs else x
-        gate = functional.linear(x, self.gate[index], None if self.gate_bias is None else self.gate_bias[index])
-        up = functional.linear(x, self.up[index], None if self.up_bias is None else self.up_bias[index])
+        gate = self.dense.linear(x, self.gate[index], None if self.gate_bias is None else self.gate_bias[index])
+        up = self.dense.linear(x, self.up[index], None if self.up_bias is None else self.up_bias[index])
         bias = self.down_bias[index] if self.down_bias is not None and self.biased else None
-        y = functional.linear(self.act(gate, up), self.down[index], bias)
+        y = self.dense.linear(self.act(gate, up), self.down[index], bias)
         return y if self.weighs_inputs else y * weights
 
 

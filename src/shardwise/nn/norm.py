@@ -6,7 +6,6 @@ from collections.abc import Mapping
 
 import torch
 from torch import nn
-from torch.nn import functional
 
 from shardwise.nn.batch import Rank
 from shardwise.spec import blocks
@@ -23,10 +22,13 @@ class Norm(nn.Module):
         self.weight = tensors[f"{path}.weight"] if block.kind != "l2" else None
         self.bias = tensors[f"{path}.bias"] if block.bias else None
         self.offset, self.wide = block.offset, block.wide
+        self.kernels = rank.kernels
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if not self.rms and self.weight is not None:
-            return functional.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
+            return self.kernels.step.layer_norm(x, self.weight, self.bias, self.eps)
+        if self.kernels.compiled and self.weight is not None:
+            return self.kernels.step.rms_norm(x, self.weight, self.eps, self.offset)
         wide = x.float()
         wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
         if self.weight is None:

@@ -23,11 +23,11 @@ class Table(nn.Module):
         self.weight = tensors[f"{path}.weight"]
         self.rows = rank.layout.span(block.rows, rank.at)
         self.site = SITES[block.rows.cut] if block.rows.cut and rank.layout.cut(block.rows) else None
-        self.comm = rank.comm
+        self.comm, self.dtype = rank.comm, rank.dtype
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         if self.site is None:
-            return functional.embedding(ids, self.weight)
+            return functional.embedding(ids, self.weight).to(self.dtype)
         if not self.rows:
             part = self.weight.new_zeros(len(ids), self.weight.shape[1])
         else:
@@ -35,7 +35,7 @@ class Table(nn.Module):
             held = (local >= 0) & (local < len(self.rows))
             part = functional.embedding(local.clamp(0, len(self.rows) - 1), self.weight)
             part = part.masked_fill(~held[:, None], 0)
-        return self.comm.all_reduce(part, site=self.site)
+        return self.comm.all_reduce(part.to(self.dtype), site=self.site)
 
 
 class Embedding(nn.Module):
@@ -46,7 +46,9 @@ class Embedding(nn.Module):
         self.tokens = Table(block.tokens, _join(path, block.tokens.name), rank, tensors)
         positions = block.positions
         self.positions = Table(positions, _join(path, positions.name), rank, tensors) if positions else None
-        self.scale = torch.tensor(block.scale, dtype=rank.dtype).item() if block.rounded else block.scale
+        # Rounded as the model is held: it was trained with that number, whatever computes it.
+        held: torch.dtype = getattr(torch, rank.layout.dtype)
+        self.scale = torch.tensor(block.scale, dtype=held).item() if block.rounded else block.scale
 
     def forward(self, ids: torch.Tensor, batch: Batch) -> torch.Tensor:
         x = self.tokens(ids)

@@ -9,6 +9,7 @@ import torch
 
 from shardwise.comm.protocol import Comm
 from shardwise.nn.batch import Rank
+from shardwise.nn.kernels.kernels import Kernels
 from shardwise.runtime import wire
 from shardwise.runtime.load import Progress
 from shardwise.runtime.runner import Runner
@@ -22,12 +23,17 @@ from shardwise.spec.mesh import Mesh
 def layout_of(start: wire.Start) -> Layout:
     """The layout that the engine resolved, made again from the same numbers."""
     model, shares = read_model(json.loads(start.config)), Shares(*start.shares)
-    return Layout(model, Mesh(tp=start.tp), shares, start.dtype, start.kv_dtype, start.expert_parallel)
+    return Layout(model, Mesh(tp=start.tp), shares, start.dtype, start.kv_dtype, start.expert_parallel, start.activations)
 
 
 def device_of(start: wire.Start) -> torch.device:
     """One rank a GPU, by rank; all CPU ranks share the CPU."""
     return torch.device("cuda", start.rank) if start.device == "cuda" else torch.device(start.device)
+
+
+def kernels_of(layout: Layout, device: torch.device, threads: int) -> Kernels:
+    """What a rank of `layout` computes with: compiled kernels know float32 activations alone."""
+    return Kernels.of(device, threads) if layout.compute_dtype == "float32" else Kernels.reference()
 
 
 def open_runner(start: wire.Start, comm: Comm, progress: Progress) -> Runner:
@@ -36,7 +42,8 @@ def open_runner(start: wire.Start, comm: Comm, progress: Progress) -> Runner:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     bound = bind(layout.model, open_checkpoint(Path(start.folder))) if start.folder else None
-    rank = Rank(layout, start.rank, comm, device, getattr(torch, start.dtype), getattr(torch, start.kv_dtype))
+    dtypes = getattr(torch, layout.compute_dtype), getattr(torch, layout.kv_dtype)
+    rank = Rank(layout, start.rank, comm, device, *dtypes, kernels_of(layout, device, start.threads))
     runner = Runner(rank, start.pages, start.limits, bound, progress)
     comm.barrier(site="loaded")
     return runner

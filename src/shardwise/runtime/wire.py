@@ -31,6 +31,7 @@ class Start(msgspec.Struct, frozen=True, tag=True):
     expert_parallel: bool
     dtype: str
     kv_dtype: str
+    activations: str | None
     device: str
     pages: tuple[int, ...]
     limits: Limits

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -79,10 +80,14 @@ class Backlog:
                 self._older.clear()
                 self._newest = []
 
-    def take(self) -> list[Entry]:
+    def take(self) -> Sequence[Entry]:
         """The oldest entries, a portion of them; none where nothing waits."""
         packs: list[Entry | _Pack] = []
         with self._lock:
+            if not self._older:  # a reader that keeps up
+                newest, self._newest = self._newest, []
+                self._count -= len(newest)
+                return newest
             found = 0
             while self._older and found < PORTION:
                 entry = self._older.popleft()

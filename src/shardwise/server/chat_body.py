@@ -168,7 +168,7 @@ class CallDelta(msgspec.Struct, omit_defaults=True):
     function: FunctionDelta | None = None
 
 
-class Delta(msgspec.Struct, omit_defaults=True):
+class Delta(msgspec.Struct, omit_defaults=True, gc=False):
     """What is new of an answer: only what there is."""
 
     role: str | None = None
@@ -179,7 +179,7 @@ class Delta(msgspec.Struct, omit_defaults=True):
     function_call: FunctionDelta | None = None
 
 
-class ChunkChoice(msgspec.Struct):
+class ChunkChoice(msgspec.Struct, gc=False):
     """What is new of one choice; `finish_reason` is null until its last frame."""
 
     index: int

@@ -9,7 +9,7 @@ from statistics import fmean
 from msgspec import UNSET
 
 from shardwise.engine.complete import Prompt
-from shardwise.engine.outputs import CompletionOutput, Logprobs, RequestOutput
+from shardwise.engine.outputs import CompletionOutput, Logprobs
 from shardwise.engine.prompts import listed, read_prompt
 from shardwise.engine.text import Detokenizer
 from shardwise.errors import RequestError
@@ -48,17 +48,17 @@ async def complete(service: Service, call: Call, body: CompletionBody) -> Reply:
     model, made = service.model(body.model), new_id("cmpl-", body.request_id)
     asked = await service.read(read, service, call, body)
     job = await started(service, call, asked.prompts, [asked.params] * len(asked.prompts), body.priority)
-    texts = Texts(service, asked)
+    texts = Texts(service, asked, job)
     head = known(service.engine.setup, "text_completion", made, model)
     if body.stream:
         return await begun(_stream(service, job, texts, Frames(head, body.stream_options)))
     async with job:
         async for batch in job:
-            for index, output in batch:
-                if texts.are_long(index, output):
-                    await service.read(texts.take, index, output)
+            for prompt, output in batch:
+                if texts.is_long(prompt, output):
+                    await service.read(texts.take, prompt, output)
                 else:
-                    texts.take(index, output)
+                    texts.take(prompt, output)
         return Json(CompletionReply(**head, choices=texts.choices(), usage=told(job.usage)))
 
 
@@ -68,13 +68,12 @@ async def _stream(service: Service, job: Job, texts: Texts, frames: Frames) -> A
         async for batch in job:
             usage = job.usage if frames.counts else None
             made: list[bytes] = []
-            for index, output in batch:
-                if texts.are_long(index, output):
-                    made += await service.read(texts.frames, frames, usage, index, output)
+            for prompt, output in batch:
+                if texts.is_long(prompt, output):
+                    made.append(await service.read(texts.frame, frames, usage, prompt, output, long=True))
                 else:
-                    made += texts.frames(frames, usage, index, output)
-            if made:
-                yield b"".join(made)
+                    made.append(texts.frame(frames, usage, prompt, output))
+            yield b"".join(made)
         if frames.ends_with_usage:
             yield frames.usage(job.usage)
         yield DONE
@@ -138,64 +137,54 @@ def _prompt(service: Service, call: Call, body: CompletionBody, one: object, nam
 class Texts:
     """The answers of one body as they come: what is new, and all of it."""
 
-    def __init__(self, service: Service, asked: Asked) -> None:
-        self._asked, self._tokenizer = asked, service.front.tokenizer
+    def __init__(self, service: Service, asked: Asked, job: Job) -> None:
+        self._asked, self._job, self._tokenizer = asked, job, service.front.tokenizer
         self._n = asked.params.n
         self._speller = Speller(self._tokenizer, by_id=bool(asked.body.return_tokens_as_token_ids))
         self._tells_prompt = bool(asked.body.echo or asked.body.prompt_logprobs is not None)
         self._open: dict[int, Offsets | None] = {}
-        self._ended: set[int] = set()
         self._whole: dict[int, TextChoice] = {}
         self._drawn: dict[int, list[float]] = {}
 
-    def are_long(self, prompt: int, output: RequestOutput) -> bool:
+    def is_long(self, prompt: int, output: CompletionOutput) -> bool:
         """Whether `output` brings what takes long to tell: a long prompt, to be echoed or with its scores."""
         if not self._tells_prompt or len(self._asked.prompts[prompt].ids) <= LONG_PROMPT:
             return False
-        return any(prompt * self._n + each.index not in self._open for each in output.outputs)
+        return prompt * self._n + output.index not in self._open
 
-    def frames(self, frames: Frames, usage: Usage | None, prompt: int, output: RequestOutput) -> list[bytes]:
-        """What is new, as a stream tells it."""
-        return [frames.choice(new, usage) for new in self.news(prompt, output)]
+    def frame(self, frames: Frames, usage: Usage | None, prompt: int, output: CompletionOutput, *, long: bool = False) -> bytes:
+        """What is new of a choice, as a stream tells it."""
+        return frames.choice(self.news(prompt, output), usage, long=long)
 
-    def news(self, prompt: int, output: RequestOutput) -> list[TextChoice]:
-        """What is new of the choices of one prompt."""
-        found = []
-        for each in output.outputs:
-            index = prompt * self._n + each.index
-            if index in self._ended or not (each.token_ids or each.text or each.finish_reason):
-                continue
-            if each.finish_reason is not None:
-                self._ended.add(index)
-            found.append(self._new(index, self._asked.prompts[prompt], each, output.prompt_logprobs))
-        return found
-
-    def _new(
-        self, index: int, prompt: Prompt, output: CompletionOutput, scores: Sequence[Logprobs | None] | None
-    ) -> TextChoice:
-        body, first = self._asked.body, index not in self._open
+    def news(self, prompt: int, output: CompletionOutput) -> TextChoice:
+        """What is new of a choice of one prompt."""
+        index = prompt * self._n + output.index
         new = TextChoice(index, output.text, finish_reason=output.finish_reason)
-        echoed = self._echoed(prompt) if first and body.echo else ""
-        logprobs: TextLogprobs | None = None
-        if first:
-            self._open[index] = None
-            if body.logprobs is not None:
-                logprobs = self._prompt_logprobs(prompt, scores) if body.echo else None
-                skip = self._asked.params.skip_special_tokens
-                after = Detokenizer(self._tokenizer, skip_special_tokens=skip, after=prompt.ids)
-                self._open[index] = Offsets(self._speller, after, wanted_beside(self._asked.params), len(echoed))
-            if body.return_token_ids:
-                new.prompt_token_ids = list(prompt.ids)
-            if body.prompt_logprobs is not None:
-                new.prompt_logprobs = prompt_shape(scores)
+        if index not in self._open:
+            self._begin(new, prompt)
         if (offsets := self._open[index]) is not None and output.logprobs is not None:
-            logprobs = joined(logprobs, offsets.read(output.token_ids, output.logprobs))
-        new.text, new.logprobs = echoed + output.text, logprobs
-        if body.return_token_ids:
+            new.logprobs = joined(new.logprobs, offsets.read(output.token_ids, output.logprobs))
+        if self._asked.body.return_token_ids:
             new.token_ids = output.token_ids
         if output.finish_reason is not None:
             new.stop_reason = output.stop_reason
         return new
+
+    def _begin(self, new: TextChoice, number: int) -> None:
+        """Adds what the first news of a choice tells of its prompt."""
+        body, prompt, scores = self._asked.body, self._asked.prompts[number], self._job.scores(number)
+        echoed = self._echoed(prompt) if body.echo else ""
+        new.text = echoed + new.text
+        self._open[new.index] = None
+        if body.logprobs is not None:
+            new.logprobs = self._prompt_logprobs(prompt, scores) if body.echo else None
+            skip = self._asked.params.skip_special_tokens
+            after = Detokenizer(self._tokenizer, skip_special_tokens=skip, after=prompt.ids)
+            self._open[new.index] = Offsets(self._speller, after, wanted_beside(self._asked.params), len(echoed))
+        if body.return_token_ids:
+            new.prompt_token_ids = list(prompt.ids)
+        if body.prompt_logprobs is not None:
+            new.prompt_logprobs = prompt_shape(scores)
 
     def _echoed(self, prompt: Prompt) -> str:
         cut = self._asked.body.truncate_prompt_tokens is not None
@@ -206,21 +195,20 @@ class Texts:
         top = None if wanted_beside(self._asked.params) is None else self._asked.body.logprobs
         return Offsets(self._speller, Detokenizer(self._tokenizer), top).read(prompt.ids, scores)
 
-    def take(self, prompt: int, output: RequestOutput) -> None:
-        """Adds what is new of one prompt to the whole."""
-        for each in output.outputs if self._asked.keep < self._n else ():
-            for place in each.logprobs or ():
-                self._drawn.setdefault(prompt * self._n + each.index, []).append(next(iter(place.values())).logprob)
-        for new in self.news(prompt, output):
-            whole = self._whole.get(new.index)
-            if whole is None:
-                self._whole[new.index] = new
-                continue
-            whole.text += new.text
-            whole.logprobs = joined(whole.logprobs, new.logprobs)
-            if whole.token_ids is not UNSET and new.token_ids is not UNSET:
-                whole.token_ids += new.token_ids
-            whole.finish_reason, whole.stop_reason = new.finish_reason, new.stop_reason
+    def take(self, prompt: int, output: CompletionOutput) -> None:
+        """Adds what is new of a choice to the whole."""
+        new = self.news(prompt, output)
+        if self._asked.keep < self._n:
+            drawn = self._drawn.setdefault(new.index, [])
+            drawn += [next(iter(place.values())).logprob for place in output.logprobs or ()]
+        whole = self._whole.setdefault(new.index, new)
+        if whole is new:
+            return
+        whole.text += new.text
+        whole.logprobs = joined(whole.logprobs, new.logprobs)
+        if whole.token_ids is not UNSET and new.token_ids is not UNSET:
+            whole.token_ids += new.token_ids
+        whole.finish_reason, whole.stop_reason = new.finish_reason, new.stop_reason
 
     def choices(self) -> list[TextChoice]:
         """All in their order; of `best_of` the best, numbered anew."""

@@ -52,7 +52,7 @@ class CompletionBody(SamplingBody, kw_only=True):
     user: Unused | None = None
 
 
-class TextChoice(msgspec.Struct):
+class TextChoice(msgspec.Struct, gc=False):
     """One answer, or what is new of it. `index` is the prompt's times n, plus the choice's."""
 
     index: int

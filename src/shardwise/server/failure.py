@@ -22,7 +22,8 @@ def told(service: Service, error: BaseException, name: str) -> Refusal:
         return stopping()
     if not isinstance(error, Exception):
         raise error
-    refusal = Refusal.of(error)
+    # Where it is the error itself, its traceback holds whoever holds it: a cycle, with all of a request in it.
+    refusal = Refusal.of(error).with_traceback(None)
     if refusal.status != 500:
         return refusal
     named = {"request_id": name.partition(" ")[0]}

@@ -30,10 +30,11 @@ class Frames:
         # A client that asked for usage finds the field in all frames, as with OpenAI.
         self._tail = b',"usage":null}\n\n' if self.ends_with_usage else b"}\n\n"
 
-    def choice(self, choice: object, usage: Usage | None = None) -> bytes:
-        """What is new of one choice; with the `usage` so far, which is to be given where this `counts`."""
+    def choice(self, choice: object, usage: Usage | None = None, *, long: bool = False) -> bytes:
+        """What is new of one choice; with the `usage` so far, which is to be given where this `counts`. `long`: it may be,
+        and is told on another thread than the loop's. Most are short: to see how short takes longer than encoding."""
         tail = self._tail if usage is None else b',"usage":' + ENCODER.encode(told(usage)) + b"}\n\n"
-        return b"".join((self._head, b"[", encoded(choice), b"]", tail))
+        return b"".join((self._head, b"[", encoded(choice) if long else ENCODER.encode(choice), b"]", tail))
 
     def usage(self, usage: Usage) -> bytes:
         """The last frame, without choices."""

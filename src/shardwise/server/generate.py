@@ -68,12 +68,10 @@ async def generate(service: Service, call: Call, body: GenerateBody) -> Reply:
     if body.stream:
         return await begun(_stream(job, tokens, Frames({"request_id": made, "model": model}, body.stream_options)))
     async with job:
-        scores = None
         async for batch in job:
             for _, output in batch:
-                scores = output.prompt_logprobs
-                for each in output.outputs:
-                    tokens.take(each)
+                tokens.take(output)
+        scores = job.scores(0)
         shown = None if scores is None else await service.read(prompt_shape, scores)
         return Json(GenerateReply(made, model, tokens.whole, told(job.usage), shown))
 
@@ -83,9 +81,7 @@ async def _stream(job: Job, tokens: _Tokens, frames: Frames) -> AsyncGenerator[b
         yield b""
         async for batch in job:
             usage = job.usage if frames.counts else None
-            new = [tokens.news(each) for _, output in batch for each in output.outputs]
-            if made := [frames.choice(choice, usage) for choice in new if choice is not None]:
-                yield b"".join(made)
+            yield b"".join([frames.choice(tokens.news(output), usage) for _, output in batch])
         if frames.ends_with_usage:
             yield frames.usage(job.usage)
         yield DONE
@@ -108,20 +104,15 @@ class _Tokens:
     def __init__(self, service: Service, params: SamplingParams) -> None:
         self.whole = [TokensChoice(n, [], None if params.logprobs is None else ChatLogprobs([])) for n in range(params.n)]
         self._speller, self._top = Speller(service.front.tokenizer), wanted_beside(params)
-        self._ended = [False] * params.n
 
-    def news(self, output: CompletionOutput) -> TokensChoice | None:
-        """What is new of a choice, if anything."""
-        if self._ended[output.index] or not (output.token_ids or output.finish_reason):
-            return None
-        self._ended[output.index] = output.finish_reason is not None
+    def news(self, output: CompletionOutput) -> TokensChoice:
+        """What is new of a choice."""
         scored = None if output.logprobs is None else ChatLogprobs(self._speller.chat(output.logprobs, self._top))
         return TokensChoice(output.index, output.token_ids, scored, output.finish_reason)
 
     def take(self, output: CompletionOutput) -> None:
         """Adds it to the whole."""
-        if (new := self.news(output)) is None:
-            return
+        new = self.news(output)
         whole = self.whole[new.index]
         whole.token_ids += new.token_ids
         if whole.logprobs is not None and new.logprobs is not None:

@@ -14,12 +14,12 @@ from typing import Generic, Self, TypeVar
 from shardwise.engine.complete import Prompt
 from shardwise.engine.embed import Pooling, start_pooling
 from shardwise.engine.front import Running
-from shardwise.engine.outputs import RequestOutput
+from shardwise.engine.outputs import CompletionOutput, Logprobs
 from shardwise.engine.together import Asked
 from shardwise.errors import QueueFull, ShardwiseError
 from shardwise.sched.events import Event, Scored
 from shardwise.sched.pooling import PoolingParams
-from shardwise.sched.request import RequestOutputKind, SamplingParams
+from shardwise.sched.request import SamplingParams
 from shardwise.server.backlog import LOOSE, Backlog
 from shardwise.server.call import Call
 from shardwise.server.refusal import Refusal
@@ -54,7 +54,7 @@ class Batch(Generic[T]):
         self._service, self._call = service, call
         self._running: list[T] = []
         self._backlog = self._room(1)
-        self._some = asyncio.Event()
+        self._waiter: asyncio.Future[None] | None = None
         self._late = False
         self._left = 0
         self._feeder: asyncio.Task[None] | None = None
@@ -111,12 +111,12 @@ class Batch(Generic[T]):
         except ShardwiseError as error:
             self._failure = self._failure or error
             self._left = 0
-            self._some.set()
+            self._wake()
 
     def _put(self, index: int, event: Event) -> None:
         """On the engine's thread, or on this loop's."""
         self._backlog.put(index, event)
-        wake = self._some.set
+        wake = self._wake
         if self._backlog.full:
             if self._late:
                 return
@@ -130,7 +130,16 @@ class Batch(Generic[T]):
 
     def _cut(self) -> None:
         self.abort()
-        self._some.set()
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    async def _some(self) -> None:
+        """Waits until something has come. What comes while nobody waits is in the backlog."""
+        self._waiter = self._loop.create_future()
+        await self._waiter
 
     async def _news(self) -> list[int]:
         """Which of them have something new, at least one; none where all have ended. Raises what one has failed of, once what
@@ -141,8 +150,7 @@ class Batch(Generic[T]):
             if self._backlog.full:
                 raise self._too_slow()
             # Of what has come, some at a time: others have their turn between, and no piece to be written gets too large.
-            await (asyncio.sleep(0) if self._backlog else self._some.wait())
-            self._some.clear()
+            await (asyncio.sleep(0) if self._backlog else self._some())
             touched: dict[int, None] = {}
             for index, event in self._backlog.take():
                 if isinstance(event, Scored) and len(event.scores) > LONG_SCORES:
@@ -189,8 +197,9 @@ class Batch(Generic[T]):
 
 
 class Job(Batch[Running]):
-    """An async iterator of lists of (index of the prompt, what is new of it). Each list holds all that has come since the one
-    before, so a slow reader gets fewer and larger ones; one that is further behind than the settings allow is cut off."""
+    """An async iterator of lists of (index of the prompt, what is new of one of its choices), the end of each told once. Each
+    list holds all that has come since the one before, so a slow reader gets fewer and larger ones; one that is further behind
+    than the settings allow is cut off."""
 
     async def start(self, prompts: Sequence[Prompt], params: Sequence[SamplingParams], priority: int = 0) -> None:
         """Hands all to the engine. RequestError, QueueFull or Unavailable where one is not taken; then none is."""
@@ -202,20 +211,25 @@ class Job(Batch[Running]):
     def __aiter__(self) -> Self:
         return self
 
-    async def __anext__(self) -> list[tuple[int, RequestOutput]]:
-        touched = await self._news()
-        if not touched:
-            raise StopAsyncIteration
-        return [(index, self._delta(self._running[index])) for index in touched]
+    async def __anext__(self) -> list[tuple[int, CompletionOutput]]:
+        while touched := await self._news():
+            if found := [(index, each) for index in touched for each in self._fresh(self._running[index])]:
+                return found
+        raise StopAsyncIteration
 
-    def _delta(self, running: Running) -> RequestOutput:
+    def _fresh(self, running: Running) -> list[CompletionOutput]:
         """What is new of one; the choices of one that failed have no end, as the failure is told next."""
-        output, ended = running.transcript.output(RequestOutputKind.DELTA), running.transcript.ended
-        if ended is not None and ended.error is not None:
-            for choice in output.outputs:
-                if choice.finish_reason == "abort":
-                    choice.finish_reason = None
-        return output
+        fresh, ended = running.transcript.news(), running.transcript.ended
+        if ended is None or ended.error is None:
+            return fresh
+        for each in fresh:
+            if each.finish_reason == "abort":
+                each.finish_reason = None
+        return [each for each in fresh if each.token_ids or each.text or each.finish_reason]
+
+    def scores(self, index: int) -> list[Logprobs | None] | None:
+        """The log-probabilities of a prompt: complete with its first token, None where nobody asked."""
+        return self._running[index].transcript.scores
 
     @property
     def usage(self) -> Usage:

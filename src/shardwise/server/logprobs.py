@@ -14,7 +14,7 @@ LEAST = -9999.0
 """In place of minus infinity, which JSON does not have (as in vLLM)."""
 
 
-class TopLogprob(msgspec.Struct):
+class TopLogprob(msgspec.Struct, gc=False):
     """A token that might have come here."""
 
     token: str
@@ -22,7 +22,7 @@ class TopLogprob(msgspec.Struct):
     bytes: list[int]
 
 
-class TokenLogprob(msgspec.Struct):
+class TokenLogprob(msgspec.Struct, gc=False):
     """A token of the answer, and the likeliest ones at its place; with `logprob_token_ids` itself and those."""
 
     token: str
@@ -31,13 +31,13 @@ class TokenLogprob(msgspec.Struct):
     top_logprobs: list[TopLogprob]
 
 
-class ChatLogprobs(msgspec.Struct):
+class ChatLogprobs(msgspec.Struct, gc=False):
     """One entry for each token, those of the reasoning and of tool calls too."""
 
     content: list[TokenLogprob]
 
 
-class TextLogprobs(msgspec.Struct):
+class TextLogprobs(msgspec.Struct, gc=False):
     """The older shape, lists of one length. `text_offset` is where each token begins in `text`, in characters."""
 
     tokens: list[str]

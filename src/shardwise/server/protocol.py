@@ -27,10 +27,6 @@ clients would then never see the answer (RFC 9112, 9.6)."""
 DROPPED_BYTES = 8 * 2**20
 """After so many bytes that are dropped, a connection is cut off."""
 
-TOGETHER_BYTES = 16 * 2**10
-"""What is written within one turn of the loop goes out together, up to so much: a head and its body are one system call, which
-is what a small answer costs the most."""
-
 OVERHEAD = 4
 """How much longer a chunked body may be on the wire than what it holds: chunks of a few bytes are no honest way to send one."""
 
@@ -48,7 +44,7 @@ class Connection(HttpToolsProtocol):
         self._fed = self._head_bytes = self._heads = self._dropped = 0
         self._head_done, self._message_done, self._deaf = False, True, False
         self._refusal: Refusal | None = None
-        self._held = bytearray()
+        self._begins, self._head = False, b""
 
     # --- timers -------------------------------------------------------------------------------------------------------
 
@@ -83,6 +79,7 @@ class Connection(HttpToolsProtocol):
         self._unset_keepalive_if_required()
         self._deaf = True
         super().connection_lost(exc)
+        self.cycle = None  # type: ignore[assignment]  # each holds the other, and both what was asked, until a collection
 
     def data_received(self, data: bytes) -> None:
         if self._deaf:
@@ -145,6 +142,7 @@ class Connection(HttpToolsProtocol):
         self._disarm("head")
         super().on_headers_complete()
         self.cycle.transport = Side(self)
+        self._begins = True
 
     def on_message_complete(self) -> None:
         self._message_done = True
@@ -208,17 +206,21 @@ class Connection(HttpToolsProtocol):
         self._linger()
 
     def write(self, data: bytes) -> None:
-        """A piece of an answer."""
-        if not self._held:
+        """A piece of an answer. The head waits for what comes within this turn of the loop: with a body behind it, that is one
+        system call, which is what a small answer costs the most. What follows has no reason to wait."""
+        if self._begins:
+            self._begins, self._head = False, data
             self.loop.call_soon(self._flush)
-        self._held += data
-        if len(self._held) >= TOGETHER_BYTES:
-            self._flush()
+        elif self._head:
+            head, self._head = self._head, b""
+            self.transport.writelines((head, data))
+        else:
+            self.transport.write(data)
 
     def _flush(self) -> None:
-        held, self._held = self._held, bytearray()
-        if held and not self.transport.is_closing():  # the client may have left in this very turn
-            self.transport.write(held)
+        head, self._head = self._head, b""
+        if head and not self.transport.is_closing():  # the client may have left in this very turn
+            self.transport.write(head)
 
     def shutdown(self) -> None:
         self._flush()

@@ -88,13 +88,12 @@ async def _whole(service: Service, call: Call, body: TextBody) -> TextReply:
     asked = await service.read(_read, service, call, body, streams=False)
     async with await started(service, call, [asked.prompt], [asked.params]) as job:
         texts = [_Text(service, asked) for _ in range(asked.params.n)]
-        prefill: list[PrefillToken] = []
         async for batch in job:
             for _, output in batch:
-                if asked.wanted.decoder_input_details and not prefill and output.prompt_logprobs:
-                    prefill = await service.read(_prefill, service, asked.prompt, output.prompt_logprobs)
-                for each in output.outputs:
-                    texts[each.index].read(each)
+                texts[output.index].read(output)
+        prefill: list[PrefillToken] = []
+        if asked.wanted.decoder_input_details and (scores := job.scores(0)):
+            prefill = await service.read(_prefill, service, asked.prompt, scores)
     best, *others = sorted(texts, key=lambda text: -fmean(token.logprob for token in text.tokens))
     return TextReply(best.full, _details(asked, best, others, prefill) if asked.wanted.details else None)
 
@@ -104,7 +103,7 @@ async def _stream(service: Service, job: Job, asked: Asked) -> AsyncGenerator[by
         yield b""
         text = _Text(service, asked)
         async for batch in job:
-            frames = [sse(event) for _, output in batch for event in _events(asked, text, text.read(output.outputs[0]))]
+            frames = [sse(event) for _, output in batch for event in _events(asked, text, text.read(output))]
             if frames:
                 yield b"".join(frames)
 

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 
+import msgspec
+
 from shardwise.engine.complete import Prompt
 from shardwise.engine.outputs import CompletionOutput, Logprobs
 from shardwise.engine.prompts import read_chat
@@ -72,8 +74,7 @@ class Turn:
     limit: str = "max_tokens"
 
 
-@dataclass(frozen=True, slots=True)
-class News:
+class News(msgspec.Struct, frozen=True, gc=False):
     """What is new of one choice. `pieces` are those of `answer.pieces`; `finish` is set on its last.
 
     `finish` is "tool_calls" where calls were made and the answer was not cut short, whoever chose the tool."""
@@ -92,7 +93,9 @@ class Talk(Protocol):
     `prompt_logprobs` are complete with the first News, where they were asked for."""
 
     prompt_ids: Sequence[int]
-    prompt_logprobs: Sequence[Logprobs | None] | None
+
+    @property
+    def prompt_logprobs(self) -> Sequence[Logprobs | None] | None: ...
 
     @property
     def usage(self) -> Usage: ...
@@ -225,12 +228,14 @@ class _Talk:
 
     def __init__(self, service: Service, job: Job, prepared: Prepared) -> None:
         self.prompt_ids: Sequence[int] = prepared.prompt.ids
-        self.prompt_logprobs: Sequence[Logprobs | None] | None = None
         self._service, self._job, self._readers = service, job, prepared.readers
         self._thoughts: list[list[str]] = [[] for _ in self._readers]
         self._reasoning = 0
         self._called = [False] * len(self._readers)
-        self._ended = [False] * len(self._readers)
+
+    @property
+    def prompt_logprobs(self) -> Sequence[Logprobs | None] | None:
+        return self._job.scores(0)
 
     @property
     def usage(self) -> Usage:
@@ -240,29 +245,20 @@ class _Talk:
         return self
 
     async def __anext__(self) -> list[News]:
-        while True:
-            news: list[News] = []
-            for _, output in await self._job.__anext__():
-                self.prompt_logprobs = output.prompt_logprobs
-                news += [self._read(each) for each in output.outputs if self._is_new(each)]
-            for each in news:
-                if each.finish is not None and (thought := "".join(self._thoughts[each.choice])):
-                    self._reasoning += await self._service.read(self._count, thought)
-            if news:
-                return news
+        news = [self._read(each) for _, each in await self._job.__anext__()]
+        for each in news:
+            if each.finish is not None and (thought := "".join(self._thoughts[each.choice])):
+                self._reasoning += await self._service.read(self._count, thought)
+        return news
 
     def _count(self, thought: str) -> int:
         return len(self._service.front.tokenizer.encode(thought, add_special_tokens=False))
-
-    def _is_new(self, output: CompletionOutput) -> bool:
-        return not self._ended[output.index] and bool(output.token_ids or output.text or output.finish_reason)
 
     def _read(self, output: CompletionOutput) -> News:
         reader, choice = self._readers[output.index], output.index
         pieces = reader.feed(output.text) if output.text else []
         if output.finish_reason is not None:
             pieces += reader.finish()
-            self._ended[choice] = True
         for piece in pieces:
             if type(piece) is Called:
                 self._called[choice] = True

@@ -148,6 +148,8 @@ def _cut(axis: Axis, shares: tuple[float, ...]) -> tuple[range, ...]:
 class Layout:
     """`model` cut over `mesh` in proportions `shares`, its dense weights held as `dtype`, its KV cache as `kv_dtype`.
 
+    What it computes on the way is held as `activations`; None: as `dtype`.
+
     Every expert of a mixture is cut inside, as an MLP is. With `expert_parallel` whole experts are dealt to the same ranks.
     """
 
@@ -157,6 +159,7 @@ class Layout:
     dtype: str
     kv_dtype: str
     expert_parallel: bool = False
+    activations: str | None = None
 
     def __post_init__(self) -> None:
         if self.mesh.tp > self.model.heads:
@@ -178,6 +181,11 @@ class Layout:
             )
         if self.mesh.ep > 1:
             raise LayoutError(f"experts are dealt to {self.mesh.ep} ranks of their own already; either works, not both")
+
+    @property
+    def compute_dtype(self) -> str:
+        """The dtype of activations: what travels between ranks, too."""
+        return self.activations or self.dtype
 
     # --- spans --------------------------------------------------------------------------------------------------------
 

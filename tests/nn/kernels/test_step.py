@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from shardwise.nn.kernels.pool import Pool
 from shardwise.nn.kernels.step import NativeStep, TorchStep
+from shardwise.nn.kernels.stored import STORED
 from tests.nn.kernels.paths import each_path, needs_compiled
 
 pytestmark = needs_compiled
@@ -15,12 +16,23 @@ pytestmark = needs_compiled
 
 @each_path
 @settings(deadline=None, max_examples=50)
-@given(rows=st.integers(0, 40), size=st.integers(1, 300), seed=st.integers(0, 2**32), threads=st.integers(1, 3))
-def test_rms_norm(rows: int, size: int, seed: int, threads: int) -> None:
+@given(
+    rows=st.integers(0, 40),
+    size=st.integers(1, 300),
+    seed=st.integers(0, 2**32),
+    threads=st.integers(1, 3),
+    dtype=st.sampled_from(list(STORED)),
+    biased=st.booleans(),
+)
+def test_norms(rows: int, size: int, seed: int, threads: int, dtype: torch.dtype, biased: bool) -> None:
     make = torch.Generator().manual_seed(seed)
-    x, weight = torch.randn(rows, size, generator=make) * 100, torch.randn(size, generator=make)
-    found = NativeStep(Pool(threads)).rms_norm(x, weight, 1e-5, 1.0)
-    torch.testing.assert_close(found, TorchStep().rms_norm(x, weight, 1e-5, 1.0), rtol=2e-6, atol=2e-6)
+    x = torch.randn(rows, size, generator=make) * 100 + 30
+    weight, bias = torch.randn(2, size, generator=make).to(dtype)
+    compiled, reference = NativeStep(Pool(threads)), TorchStep()
+    found = compiled.rms_norm(x, weight, 1e-5, 1.0)
+    torch.testing.assert_close(found, reference.rms_norm(x, weight, 1e-5, 1.0), rtol=2e-6, atol=2e-6)
+    found, wanted = (kernels.layer_norm(x, weight, bias if biased else None, 1e-5) for kernels in (compiled, reference))
+    torch.testing.assert_close(found, wanted, rtol=2e-5, atol=2e-5)
 
 
 @each_path
@@ -28,6 +40,9 @@ def test_a_row_does_not_know_the_others() -> None:
     """The same bits alone, among many, by one thread or by three; a NaN stays in its row."""
     x, weight = torch.randn(33, 2048), torch.randn(2048)
     x[7, 5] = float("nan")
-    whole = NativeStep(Pool(3)).rms_norm(x, weight, 1e-5, 0.0)
-    alone = torch.cat([NativeStep(Pool(1)).rms_norm(row[None], weight, 1e-5, 0.0) for row in x])
-    assert torch.equal(whole.nan_to_num(9e9), alone.nan_to_num(9e9)) and whole.isnan().any(1).nonzero().tolist() == [[7]]
+    for norm in ("rms_norm", "layer_norm"):
+        last = 0.0 if norm == "rms_norm" else 1e-5
+        given = (1e-5, last) if norm == "rms_norm" else (weight, last)
+        whole = getattr(NativeStep(Pool(3)), norm)(x, weight, *given)
+        alone = torch.cat([getattr(NativeStep(Pool(1)), norm)(row[None], weight, *given) for row in x])
+        assert torch.equal(whole.nan_to_num(9e9), alone.nan_to_num(9e9)) and whole.isnan().any(1).nonzero().tolist() == [[7]]

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 import torch
 
 from shardwise import native
+from shardwise.nn.kernels.dense import Dense, NativeDense, TorchDense
 from shardwise.nn.kernels.pool import Pool
+from shardwise.nn.kernels.quantised import NativeQuantised, Quantised, TorchQuantised
 from shardwise.nn.kernels.step import NativeStep, Step, TorchStep
 
 
@@ -17,11 +19,13 @@ class Kernels:
 
     compiled: bool
     step: Step
+    dense: Dense
+    quantised: Quantised
 
     @staticmethod
     def reference() -> Kernels:
         """Torch's: the reference."""
-        return Kernels(False, TorchStep())
+        return Kernels(False, TorchStep(), TorchDense(), TorchQuantised())
 
     @staticmethod
     def of(device: torch.device, threads: int) -> Kernels:
@@ -29,4 +33,4 @@ class Kernels:
         if device.type != "cpu" or not native.available():
             return Kernels.reference()
         pool = Pool(threads)
-        return Kernels(True, NativeStep(pool))
+        return Kernels(True, NativeStep(pool), NativeDense(pool), NativeQuantised(pool))

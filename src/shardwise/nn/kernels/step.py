@@ -5,16 +5,23 @@ from __future__ import annotations
 from typing import Protocol
 
 import torch
+from torch.nn import functional
 
 from shardwise import native
 from shardwise.nn.kernels.pool import Pool
+from shardwise.nn.kernels.stored import STORED
 
 
 class Step(Protocol):
-    """What both offer. Tensors come back new; inputs stay as they were."""
+    """What both offer. Tensors come back new; inputs stay as they were. Weights may be of fewer bits than x."""
 
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float, offset: float) -> torch.Tensor:
         """x [..., size] over the root of its mean square, times `weight` [size] + `offset`: the same shape and dtype."""
+        ...
+
+    def layer_norm(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, eps: float) -> torch.Tensor:
+        """x [..., size] less its mean, over its standard deviation, times `weight` [size], plus `bias` [size]: the same shape
+        and dtype. `bias` has the dtype of `weight`."""
         ...
 
 
@@ -26,19 +33,41 @@ class TorchStep:
         wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
         return (wide * (weight.float() + offset)).to(x.dtype)
 
+    def layer_norm(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, eps: float) -> torch.Tensor:
+        return functional.layer_norm(x, weight.shape, weight.to(x.dtype), None if bias is None else bias.to(x.dtype), eps)
+
 
 class NativeStep:
-    """Compiled: float32 tensors of a CPU."""
+    """Compiled: float32 tensors of a CPU, weights of 32 or 16 bits."""
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
-        p, n, r = native.POINTER, native.WHOLE, native.REAL
-        self._rms_norm = native.function("sw_rms_norm", p, p, p, p, n, n, r, r)
+        p, n, r, k = native.POINTER, native.WHOLE, native.REAL, native.NUMBER
+        self._rms_norm = native.function("sw_rms_norm", p, p, p, k, p, n, n, r, r)
+        self._layer_norm = native.function("sw_layer_norm", p, p, p, p, k, p, n, n, r)
 
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float, offset: float) -> torch.Tensor:
         x, y = x.contiguous(), torch.empty(x.shape, dtype=torch.float32)
         size = x.shape[-1]
-        self._rms_norm(
-            self._pool.handle, x.data_ptr(), weight.data_ptr(), y.data_ptr(), x.numel() // max(size, 1), size, eps, offset
+        rows = x.numel() // max(size, 1)
+        stored = STORED[weight.dtype]
+        self._rms_norm(self._pool.handle, x.data_ptr(), weight.data_ptr(), stored, y.data_ptr(), rows, size, eps, offset)
+        return y
+
+    def layer_norm(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, eps: float) -> torch.Tensor:
+        x, y = x.contiguous(), torch.empty(x.shape, dtype=torch.float32)
+        size = x.shape[-1]
+        rows = x.numel() // max(size, 1)
+        assert bias is None or bias.dtype == weight.dtype
+        self._layer_norm(
+            self._pool.handle,
+            x.data_ptr(),
+            weight.data_ptr(),
+            None if bias is None else bias.data_ptr(),
+            STORED[weight.dtype],
+            y.data_ptr(),
+            rows,
+            size,
+            eps,
         )
         return y

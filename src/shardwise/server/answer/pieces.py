@@ -4,30 +4,28 @@ from __future__ import annotations
 
 import secrets
 import string
-from dataclasses import dataclass
 from typing import TypeAlias
+
+import msgspec
 
 CALL_ID_CHARS = 24  # after "call_"
 MISTRAL_ID_CHARS = 9  # all of it: Mistral's chat templates refuse an id of any other length
 _ALPHANUMERIC = string.ascii_letters + string.digits
 
 
-@dataclass(frozen=True, slots=True)
-class Thought:
+class Thought(msgspec.Struct, frozen=True, gc=False):
     """Text of the reasoning."""
 
     text: str
 
 
-@dataclass(frozen=True, slots=True)
-class Said:
+class Said(msgspec.Struct, frozen=True, gc=False):
     """Text of the content."""
 
     text: str
 
 
-@dataclass(frozen=True, slots=True)
-class Called:
+class Called(msgspec.Struct, frozen=True, gc=False):
     """A call begins: `index` counts the calls of a message from 0."""
 
     index: int
@@ -35,8 +33,7 @@ class Called:
     name: str
 
 
-@dataclass(frozen=True, slots=True)
-class Argued:
+class Argued(msgspec.Struct, frozen=True, gc=False):
     """More of the arguments' JSON text of call `index`; all of them together are the arguments."""
 
     index: int

@@ -1,0 +1,41 @@
+// Products with weights that are stored as numbers of 32 or 16 bits, in float32. Written once over sixteen floats, compiled for
+// each path.
+#pragma once
+
+#include <cstdint>
+
+#include "stored.h"
+
+namespace sw {
+
+// Rows of x and y stand `x_stride` and `y_stride` floats apart.
+struct DenseProduct {
+    const float* x;  // [rows, inputs]
+    const void* w;   // `linear`: [outputs, inputs]; `across`: [inputs, outputs]
+    const void* bias;  // [outputs], or null
+    float* y;        // [rows, outputs]
+    int64_t x_stride, y_stride, inputs, outputs;
+    Stored stored, bias_stored;
+};
+
+// Up to this many rows the weights come from memory once, and set the pace; more are computed in blocks.
+constexpr int64_t FEW_ROWS = 32;
+// The most rows of a block.
+constexpr int64_t BLOCK_ROWS = 128;
+// Inputs whose products are summed at once: sixteen sums, one lane each, and these in the fixed tree of `sum`. Such sums are
+// added up in rising order. So an element's bits depend on nothing but its row of x and its weights.
+constexpr int64_t DEPTH = 1024;
+
+// A part of a product: outputs [out, out_end) of rows [row, row_end).
+struct DensePart {
+    int64_t row, row_end, out, out_end;
+};
+
+struct DenseKernels {
+    // y = x · wᵀ + bias. `room`: BLOCK_ROWS · DEPTH floats, where there are more than FEW_ROWS rows.
+    void (*linear)(const DenseProduct& product, const DensePart& part, float* room);
+    // y = x · w.
+    void (*across)(const DenseProduct& product, const DensePart& part);
+};
+
+}  // namespace sw

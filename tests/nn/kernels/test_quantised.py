@@ -1,0 +1,93 @@
+"""Products with weights of 8 and 4 bits, compiled, against torch: every path that this CPU has, any shape, any number."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shardwise.nn.kernels import packing
+from shardwise.nn.kernels.packing import Packed
+from shardwise.nn.kernels.pool import Pool
+from shardwise.nn.kernels.quantised import NativeQuantised, TorchQuantised
+from tests.nn.kernels.paths import each_path, needs_compiled
+
+kinds = st.sampled_from(["int8", "int4"])
+sizes = st.sampled_from([16, 32, 64, 128])
+
+
+@needs_compiled
+@each_path
+@settings(deadline=None, max_examples=40)
+@given(
+    kind=kinds,
+    group=sizes,
+    shape=st.tuples(st.integers(0, 50), st.integers(1, 90), st.integers(1, 700)),
+    threads=st.integers(1, 3),
+    biased=st.booleans(),
+)
+def test_a_product(kind: str, group: int, shape: tuple[int, int, int], threads: int, biased: bool) -> None:
+    m, rows, columns = shape
+    packed, make = some(kind, rows, columns, group), torch.Generator().manual_seed(m)
+    x = torch.randn(m, columns, generator=make) * 10.0 ** torch.randint(-6, 6, (m, 1), generator=make)
+    bias = torch.randn(rows, generator=make) if biased else None
+    found, wanted = NativeQuantised(Pool(threads)).linear(x, packed, bias), TorchQuantised().linear(x, packed, bias)
+    size = (x.abs() @ packing.dequantise(packed).abs().T).amax(1, keepdim=True) if m else 1.0
+    torch.testing.assert_close(found / size, wanted / size, rtol=1e-6, atol=2e-7)
+
+
+@needs_compiled
+@each_path
+@settings(deadline=None, max_examples=30)
+@given(kind=kinds, group=sizes, rows=st.integers(1, 90), columns=st.integers(1, 300), seed=st.integers(0, 2**32))
+def test_rows_of_a_table(kind: str, group: int, rows: int, columns: int, seed: int) -> None:
+    packed = some(kind, rows, columns, group)
+    ids = torch.randint(0, rows, (seed % 7,), generator=torch.Generator().manual_seed(seed))
+    assert torch.equal(NativeQuantised(Pool(1)).rows(packed, ids), TorchQuantised().rows(packed, ids))
+
+
+@needs_compiled
+@pytest.mark.parametrize(("kind", "group"), [("int8", 64), ("int4", 32), ("int8", 16), ("int4", 128)])
+@each_path
+def test_an_element_does_not_know_the_others(kind: str, group: int) -> None:
+    """The same bits alone, in a batch of any size, by one thread or by three, and where a rank has some of the rows only."""
+    x, rows, columns = torch.randn(600, 1100), 200, 1100
+    weight, x[7, 5], x[50, 1099] = torch.randn(rows, columns), torch.nan, -torch.inf
+    whole = packed_of(weight, kind, group)
+    wanted = NativeQuantised(Pool(3)).linear(x, whole, None)
+    one = NativeQuantised(Pool(1))
+    for first, last in ((0, 1), (3, 5), (6, 10), (20, 33), (34, 61), (61, 600)):
+        assert same(one.linear(x[first:last], whole, None), wanted[first:last])
+    part = packed_of(weight[23:150], kind, group)
+    assert same(one.linear(x[:40], part, None), wanted[:40, 23:150])
+    assert wanted.isnan().any(1).nonzero().flatten().tolist() == [7, 50] and wanted[7].isnan().all()
+
+
+@needs_compiled
+def test_a_bias_is_added_once() -> None:
+    packed, x, bias = some("int8", 40, 2000, 64), torch.randn(30, 2000), torch.randn(40)
+    kernel = NativeQuantised(Pool(2))
+    assert torch.equal(kernel.linear(x, packed, bias), kernel.linear(x, packed, None) + bias)
+
+
+@pytest.mark.parametrize(("kind", "group", "bound"), [("int8", 64, 0.013), ("int4", 32, 0.1), ("int4", 128, 0.12)])
+def test_how_far_from_the_true_product(kind: str, group: int, bound: float) -> None:
+    make = torch.Generator().manual_seed(3)
+    x, weight = torch.randn(5, 2048, generator=make), torch.randn(100, 2048, generator=make)
+    found, true = TorchQuantised().linear(x, packed_of(weight, kind, group), None), x @ weight.T
+    assert (found - true).norm() / true.norm() < bound
+
+
+def some(kind: str, rows: int, columns: int, group: int) -> Packed:
+    return packed_of(torch.randn(rows, columns, generator=torch.Generator().manual_seed(rows * 1000 + columns)), kind, group)
+
+
+def packed_of(values: torch.Tensor, kind: str, group: int) -> Packed:
+    packed = packing.empty(kind, *values.shape, group)
+    packing.pack_into(values, packed)
+    return packed
+
+
+def same(found: torch.Tensor, wanted: torch.Tensor) -> bool:
+    return torch.equal(found.nan_to_num(9e9), wanted.nan_to_num(9e9))
