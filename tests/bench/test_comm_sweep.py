@@ -23,6 +23,13 @@ def test_threads():
     assert report.chart is not None and set(report.chart.lines) == {"threads, 2 ranks", "threads, 3 ranks"}
 
 
+@pytest.mark.parametrize("backend", [name for name in available() if name not in ("threads", "gloo")])
+def test_processes(backend):
+    """Those that share memory; gloo's are in tests/cli/test_bench.py, as a user calls them."""
+    (row,) = comm_sweep.comm_sweep(Wanted((2,), (4096,), (backend,), 5)).rows
+    assert (row["backend"], row["bytes"]) == (backend, 4096) and row["median_us"] > 0
+
+
 def test_ranks_that_fail_are_told_of(tmp_path):
     tmp_path.chmod(0o755)  # which others can enter: no group meets there
     order = {"folder": str(tmp_path), "backend": "gloo", "size": 1, "sizes": [4], "rounds": 1}

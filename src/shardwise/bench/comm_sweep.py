@@ -5,13 +5,16 @@ One process a rank, but for "threads", which are ranks of one process.
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import json
+import os
 import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -133,13 +136,14 @@ def _processes(order: dict[str, Any], ranks: int, folder: str) -> list[list[floa
     surroundings = {**env.of_a_rank(), "OMP_NUM_THREADS": "1"}
     started: list[subprocess.Popen[str]] = []
     try:
-        with errors.open("w") as complaints:
+        with errors.open("w") as complaints, _shared(order["backend"]) as passed:
             for rank in range(ranks):
                 out = subprocess.PIPE if rank == 0 else subprocess.DEVNULL
-                own = json.dumps({**order, "rank": rank})
+                own = json.dumps({**order, "rank": rank, "shared": passed[0] if passed else None})
                 process = subprocess.Popen(
-                    [*command, own], stdin=subprocess.DEVNULL, stdout=out, stderr=complaints, text=True, env=surroundings
-                )
+                    [*command, own],
+                    stdin=subprocess.DEVNULL, stdout=out, stderr=complaints, text=True, env=surroundings, pass_fds=passed,
+                )  # fmt: skip
                 started.append(process)
         answer, _ = started[0].communicate()
         codes = [process.wait() for process in started]
@@ -153,3 +157,16 @@ def _processes(order: dict[str, Any], ranks: int, folder: str) -> list[list[floa
         raise ShardwiseError(f"{order['backend']} with {ranks} ranks failed: {said[-1]}")
     times: list[list[float]] = json.loads(answer)
     return times
+
+
+@contextmanager
+def _shared(backend: str) -> Iterator[tuple[int, ...]]:
+    """The descriptor of the memory in which ranks meet that share it."""
+    if backend != "shm":
+        yield ()
+        return
+    fd: int = importlib.import_module("shardwise.comm.memory").anonymous()
+    try:
+        yield (fd,)
+    finally:
+        os.close(fd)
