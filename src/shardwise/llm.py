@@ -45,7 +45,8 @@ class _Open:
     one a rank; `enable_expert_parallel` deals out whole experts. `ranks`: as processes of this host, or as threads of this
     process. `memory`: bytes a rank may take, `kv_cache_memory_bytes` those of its cache.
     `max_num_seqs` sequences run at once, `max_num_batched_tokens` go into one step; None leaves these to the engine.
-    `seed`: the seeds of requests that bring none follow from it, in the order of the requests.
+    `quantization`: "int8" or "int4" quantises weights while they are loaded, `quantization_group_size` inputs of 16, 32, 64 or
+    128 to a scale. `seed`: the seeds of requests that bring none follow from it, in the order of the requests.
     A UserError says what cannot work. It needs no `__main__` guard.
     """
 
@@ -57,6 +58,8 @@ class _Open:
         tensor_split: Sequence[float] | None = None,
         enable_expert_parallel: bool = False,
         dtype: str = "auto",
+        quantization: str | None = None,
+        quantization_group_size: int | None = None,
         device: str = "auto",
         max_model_len: int | None = None,
         max_num_seqs: int | None = None,
@@ -74,6 +77,7 @@ class _Open:
             "tensor_parallel_size": tensor_parallel_size, "max_model_len": max_model_len, "max_num_seqs": max_num_seqs,
             "max_num_batched_tokens": max_num_batched_tokens, "memory": memory,
             "kv_cache_memory_bytes": kv_cache_memory_bytes, "threads": threads,
+            "quantization_group_size": quantization_group_size,
         }  # fmt: skip
         given = {name: None if value is None else whole(name, value, 1, SEEDS) for name, value in counts.items()}
         if not isinstance(model, str | Path):
@@ -96,6 +100,8 @@ class _Open:
             enable_prefix_caching=flag("enable_prefix_caching", enable_prefix_caching),
             cache_memory=given["kv_cache_memory_bytes"],
             expert_parallel=flag("enable_expert_parallel", enable_expert_parallel),
+            quantization=quantization,
+            quantization_group=given["quantization_group_size"],
         )
         self._begin(options, ranks, seed)
 

@@ -42,7 +42,7 @@ def test_commands():
 
 def test_old_turns_make_way_with_a_notice():
     said = ["Tell me a story about a cat."] * 4 + ["word " * 100, "Are you there?"]
-    done = chat("-n", "12", "--max-model-len", "64", said=said)
+    done = chat("-n", "12", "--max-model-len", "64", said=said, code=1)
     assert "[the context of 64 tokens is full: the oldest turn was dropped]" in done.err
     assert "error: the message makes a prompt of " in done.err
     assert len(done.out.splitlines()) >= 5

@@ -126,6 +126,7 @@ def test_a_server_that_does_not_stream_and_a_prompt_from_standard_input() -> Non
         (lambda d, _: whole(d, 404, {"detail": "no such model"}), 2, ("404: no such model",)),
         (lambda d, _: whole(d, 429, {"error": {"message": "full"}}, Retry_After="7"), 1, ("full", "try again in 7 s")),
         (lambda d, _: whole(d, 503, "down"), 1, ("503: down",)),
+        (lambda d, _: whole(d, 200, {"error": {"message": "not today"}}), 1, ("failed: not today",)),
         (lambda d, _: streamed(d, *texts("a"), {"error": {"message": "the engine is lost"}}), 1, ("the engine is lost",)),
         (lambda d, _: streamed(d, b"{not json"), 1, ("OpenAI",)),
         (lambda d, _: streamed(d, *texts("a"), done=False), 1, ("broke off before the end",)),
@@ -171,7 +172,7 @@ def test_the_oldest_turns_make_way_where_the_context_is_full() -> None:
 
     with canned(answer) as server:
         done = shardwise("chat", "--url", server.url, given=b"one\ntwo\nfour\n" + b"x" * 20 + b"\nsix\n")
-    assert (done.code, done.out) == (0, "ok\nok\nok\n\nok\n"), done.err
+    assert (done.code, done.out) == (1, "ok\nok\nok\n\nok\n"), done.err
     assert done.err.count("the oldest turn was dropped") == 2 and done.err.count("maximum context length") == 1
     taken = [[each["content"] for each in body["messages"]] for body in server.asked]
     assert taken[2:4] == [["one", "ok", "two", "ok", "four"], ["two", "ok", "four"]]
@@ -183,21 +184,27 @@ def test_a_dialogue_tells_all_that_was_said_and_outlives_a_refusal() -> None:
         last = body["messages"][-1]["content"]
         if last == "bad":
             whole(door, 400, {"error": {"message": "too bad"}})
+        elif last == "half":
+            streamed(door, *deltas("HA")[:2], done=False)
         else:
             streamed(door, *deltas(last.upper(), "!"))
 
     with canned(answer) as server:
         said = "one\nbad\n/system Be brief\ntwo\n/reset\nthree\n/exit\nnever\n"
         done = shardwise("chat", "--url", server.url, "--seed", "5", given=said.encode())
-    assert (done.code, done.out.split("\n")) == (0, ["ONE!", "", "TWO!", "THREE!", ""]), done.err
+        half = shardwise("chat", "--url", server.url, given=b"half\n")
+        fine = shardwise("chat", "--url", server.url, given=b"four\n/exit\n")
+    assert (done.code, done.out.split("\n")) == (1, ["ONE!", "", "TWO!", "THREE!", ""]), done.err
     assert "error: " in done.err and "too bad" in done.err and done.err.count("[cut at") == 3
-    first, _, second, third = (body["messages"] for body in server.asked)
+    assert (half.code, half.out) == (1, "HA\n") and "broke off" in half.err
+    assert (fine.code, fine.out) == (0, "FOUR!\n"), fine.err
+    first, _, second, third = (body["messages"] for body in server.asked[:4])
     user, answer_, system = ({"role": role, "content": text} for role, text in
                              (("user", "one"), ("assistant", "ONE!"), ("system", "Be brief")))  # fmt: skip
     assert first == [user]
     assert second == [system, user, answer_, {"role": "user", "content": "two"}]
     assert third == [system, {"role": "user", "content": "three"}]
-    assert all(body["seed"] == 5 and body["stream"] for body in server.asked)
+    assert all(body["seed"] == 5 and body["stream"] for body in server.asked[:4])
 
 
 def test_a_server_without_tls_is_asked_over_http() -> None:

@@ -44,7 +44,8 @@ import json, sys
 from shardwise.engine.engine import Engine
 from shardwise.engine.setup import Options, resolve
 from shardwise.sched.request import SamplingParams
-setup = resolve(Options(sys.argv[1], tp=2, device="cpu", memory=int(sys.argv[2])))
+more = json.loads(sys.argv[3]) if len(sys.argv) > 3 else {}
+setup = resolve(Options(sys.argv[1], **{"tp": 2, **more}, device="cpu", memory=int(sys.argv[2])))
 with Engine(setup) as engine:
     params = SamplingParams(temperature=0, max_tokens=4, ignore_eos=True)
     tokens = [t.chosen.token for t in engine.generate(list(range(100, 164)), params)]
@@ -85,6 +86,11 @@ def limited() -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (LIMIT, LIMIT))
 
 
+def limited_to(limit: int) -> Callable[[], None]:
+    """The same for another limit."""
+    return lambda: resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_refused_on_one_rank_and_runs_on_two(model: Path, figures: Callable[..., None]) -> None:
@@ -110,10 +116,31 @@ def test_the_limit_is_real(model: Path) -> None:
     command = [
         sys.executable,
         "-c",
-        ENGINE.replace("tp=2,", "tp=1, max_model_len=512,").replace("memory=int(sys.argv[2])", ""),
+        ENGINE.replace("memory=int(sys.argv[2])", ""),
         str(model),
         "0",
+        json.dumps({"tp": 1, "max_model_len": 512}),
     ]
     done = subprocess.run(command, preexec_fn=limited, capture_output=True, text=True, timeout=600)
     assert done.returncode != 0
     assert "rank 0 was lost during load" in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+def test_what_is_quantised_is_never_there_as_a_whole_in_more_bits(model: Path, kind: str, figures: Callable[..., None]) -> None:
+    """One rank under a limit that the dense weights exceed; loading it takes little more than what it ends with."""
+    limit = 1750 * MIB if kind == "int8" else LIMIT
+    more = json.dumps({"tp": 1, "max_model_len": 512, "max_num_seqs": 1, "quantization": kind})
+    command = [sys.executable, "-c", ENGINE, str(model), str(limit), more]
+    done = subprocess.run(command, preexec_fn=limited_to(limit), capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    [(weights, cache, peak)] = json.loads(done.stdout)["ready"]
+    dense = 2 * sum(prod(weight.shape) for weight in model_weights(read_model(CONFIG)))
+    bits = {"int8": 8.25, "int4": 4.5}[kind]
+    assert weights == pytest.approx(dense * bits / 16, rel=0.001)
+    layer = 2 * (2 * 2048 * 2048 + 2 * 2048 * 512 + 3 * 2048 * 8192)
+    sizes = {"weights": weights, "cache": cache, "layer": layer, "peak": peak}
+    figures(f"MiB of a rank of a 2 GB model in {kind}", **{name: float(size // MIB) for name, size in sizes.items()})
+    assert peak <= 1.15 * weights + layer + cache + RANK_BYTES["cpu"]

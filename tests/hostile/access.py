@@ -45,7 +45,7 @@ OPEN = (b'{"status":"ok"}\n', b"")
 
 LENGTH = re.compile(rb"(?im)^content-length: *(\d+)\r?$")
 
-DOCUMENTS = ("/docs", "/openapi.json")
+DOCUMENTS = ("/docs", "/openapi.json", "/version")
 """Open too: what they say, they say to everybody."""
 
 

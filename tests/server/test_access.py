@@ -14,7 +14,7 @@ from tests.server.demo import DEMO
 from tests.server.drive import Served, serving
 from tests.server.engines import ServingFake
 
-OPEN = {"/health", "/ready", "/ping", "/openapi.json", "/docs", "/"}
+OPEN = {"/health", "/ready", "/ping", "/version", "/openapi.json", "/docs", "/"}
 DOCUMENTS = ("/openapi.json", "/docs")
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "PROPFIND")
 KEYS: dict[str, list[tuple[str, str]]] = {
@@ -78,9 +78,9 @@ PIECES += ["/health?", "/ready/..", "%68ealth", "%2568ealth", "x", "/named/", "?
 
 
 def test_no_spelling_gets_past_the_key(served: Served):
-    """What is served without a key is what /health, /ready and the documents say, and nothing else."""
-    told = {path: served.get(path).body for path in ("/health", *DOCUMENTS)}
-    assert len(set(told.values())) == 3
+    """What is served without a key is what /health, /ready, /version and the documents say, and nothing else."""
+    told = {path: served.get(path).body for path in ("/health", "/version", *DOCUMENTS)}
+    assert len(set(told.values())) == 4
     source = random.Random(5)
     targets = [f"/{'/'.join(source.choices(PIECES, k=source.randint(1, 4)))}" for _ in range(150)]
     targets += ["".join(source.choices(PIECES, k=source.randint(1, 5))) for _ in range(150)]

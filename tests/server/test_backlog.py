@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from shardwise.sched.events import Emitted, Ended, Event, Scored
 from shardwise.sched.step import Chosen
-from shardwise.server.backlog import Backlog, Entry
+from shardwise.server.backlog import PORTION, Backlog, Entry
 
 ids, figures = st.integers(0, 2**31 - 1), st.floats(max_value=0.0, allow_nan=False)
 chosen = st.builds(Chosen, ids, figures, ids, st.lists(st.tuples(ids, figures), max_size=3).map(tuple))
@@ -38,6 +38,18 @@ def test_what_goes_in_comes_out_in_its_order(done: list[tuple[int, Event] | None
         assert taken
         found += taken
     assert found == [each for each in done if each is not None] and backlog.take() == []
+
+
+def test_no_more_than_a_portion_is_taken_at_once() -> None:
+    """Also of a request with so many choices that none of it is packed."""
+    backlog = Backlog(10**6, 10**9, 10_000)
+    for place in range(1000):
+        backlog.put(place, token(place))
+    taken = []
+    while backlog:
+        taken.append(backlog.take())
+    assert [index for some in taken for index, _ in some] == list(range(1000))
+    assert max(map(len, taken)) == PORTION
 
 
 def test_it_is_full_by_tokens_or_by_bytes_of_what_waits_now() -> None:

@@ -16,6 +16,7 @@ from tests.server.engines import ServingFake
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 HI = [{"role": "user", "content": "hi"}]
+GOES_ON = {"continue_final_message": True, "add_generation_prompt": False}
 BASES: dict[str, dict[str, Any]] = {CHAT: {"messages": HI, "max_tokens": 1}, TEXT: {"prompt": "Once", "max_tokens": 1}}
 
 RANGES: dict[str, tuple[float, float]] = {
@@ -289,6 +290,50 @@ def test_nothing_of_all_this_ran(served: Served):
     assert isinstance(engine, ServingFake) and engine.running == 0
     assert served.post(TEXT, BASES[TEXT]).status == 200
     json.dumps(served.service.unknown)
+
+
+TOLD_AGAIN: list[tuple[str, dict[str, Any], str, int]] = [
+    (TEXT, {"prompt": "a" * 20, "echo": True}, "n", 20),
+    (TEXT, {"prompt": ["é" * 5] * 2, "echo": True}, "n", 20),
+    (TEXT, {"prompt": [[9, 10]], "return_token_ids": True}, "n", 16),
+    (TEXT, {"prompt": [9], "echo": True, "logprobs": 1}, "n", 64 + 1),
+    (TEXT, {"prompt": [9], "prompt_logprobs": 0}, "n", 32),
+    (TEXT, {"prompt": "a" * 20, "echo": True}, "best_of", 20),
+    (CHAT, {"messages": [*HI, {"role": "assistant", "content": "a" * 20}], "echo": True, **GOES_ON}, "n", 20),
+]
+
+
+@pytest.mark.parametrize(("path", "body", "choices", "each"), TOLD_AGAIN)
+def test_what_choices_repeat_of_their_prompt_is_bounded(
+    setup: Setup, path: str, body: dict[str, Any], choices: str, each: int
+) -> None:
+    most = 3 * each + 1
+    with ServingFake(running(setup, 8)) as engine, serving(engine, ROUTES, max_repeated_bytes=most) as served:
+        asked = {"max_tokens": 1, **body}
+        said = f"{choices} is 4, and each choice would repeat {each} bytes of the prompt, {4 * each} in all; {most} are"
+        for stream in {False, choices == "n" and "prompt_logprobs" not in body}:
+            assert refused(served.post(path, {**asked, choices: 4, "stream": stream}), said, "3 at once")["param"] == choices
+        assert served.post(path, {**asked, choices: 3}).status == 200
+        assert served.post(path, {**asked, "prompt": ["a" * 200], "echo": True}).status == 200, "one may be as long as it is"
+        assert engine.running == 0
+
+
+def test_what_is_derendered_repeats_no_more_either(setup: Setup) -> None:
+    asked = {"messages": [*HI, {"role": "assistant", "content": "a" * 20}], "echo": True, **GOES_ON}
+    with ServingFake(setup) as engine, serving(engine, ROUTES, max_repeated_bytes=61) as served:
+        for count, status in ((3, 200), (4, 400)):
+            choices = [{"index": n, "token_ids": [9]} for n in range(count)]
+            body = {"generate_response": {"choices": choices}, "chat_request": asked}
+            answer = served.post("/v1/chat/completions/derender", body)
+            assert answer.status == status and (b"would repeat 20 bytes" in answer.body) == (status == 400), answer.body
+
+
+def test_tgi_repeats_no_more_either(setup: Setup) -> None:
+    wanted = {"max_new_tokens": 1, "do_sample": True, "return_full_text": True}
+    with ServingFake(setup) as engine, serving(engine, ROUTES, max_repeated_bytes=60) as served:
+        many = served.post("/generate", {"inputs": "a" * 30, "parameters": {**wanted, "best_of": 3}})
+        assert many.status == 400 and "would repeat 30 bytes of the prompt, 90 in all; 60 are the most" in many.json["error"]
+        assert served.post("/generate", {"inputs": "a" * 30, "parameters": {**wanted, "best_of": 2}}).status == 200
 
 
 def test_more_choices_than_the_server_gives(setup: Setup):

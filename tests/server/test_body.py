@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from shardwise.server.body import parse
 from shardwise.server.refusal import Refusal
 from shardwise.server.settings import Settings
-from shardwise.server.strict import loads, outside
+from shardwise.server.strict import DIGITS, PIECE, loads, outside
 from tests.server.demo import Ask
 
 BROKEN = [
@@ -59,6 +59,13 @@ def test_what_is_no_strict_json_is_refused(data: bytes, message: str):
         loads(data, Settings())
     assert caught.value.status == 400 and message in caught.value.message
     assert len(caught.value.message) < 200
+
+
+@pytest.mark.parametrize("before", range(DIGITS + 2))
+def test_a_long_number_is_found_wherever_it_stands(before: int):
+    data = b'{"a": "%s", "b": 98765432109876543210}' % (b"x" * (PIECE - before - len('{"a": "", "b": ')))
+    with pytest.raises(Refusal, match="98765432109876543210 is beyond 64 bits"):
+        loads(data, Settings())
 
 
 def test_what_is_allowed_just_so():

@@ -139,6 +139,8 @@ def test_of_a_forced_call_that_is_cut_short_nothing_is_content(served: Served, e
         whole = chat_whole(served.post(PATH, {**asked, "max_tokens": most}))
         assert chat_streamed(served.post(PATH, {**asked, "max_tokens": most, "stream": True})) == whole
         assert whole[0]["content"] == "" and whole[0]["finish"] == "length"
+        begun = tokenizer.decode(tokenizer.encode(CALL, add_special_tokens=False)[:most])
+        assert [name for name, _ in whole[0]["calls"]] == ["f"] * ('"f"' in begun), "with its name it is a call"
         called += [arguments for _, arguments in whole[0]["calls"]]
     assert called[-1] == '{"a": "Zürich"}' and all(called[-1].startswith(each.rstrip("\ufffd")) for each in called)
     assert chat_whole(served.post(PATH, {**asked, "tool_choice": "auto", "max_tokens": 2}))[0]["content"]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import threading
 import time
 from collections.abc import Iterator
+from itertools import pairwise
 
 import pytest
 
@@ -72,6 +74,37 @@ def leave(served: Served, body: dict[str, object]) -> None:
         connection.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\n")
         connection.sendall(b"Content-Length: %d\r\n\r\n" % len(data) + data)
         time.sleep(0.3)
+
+
+WORDS = [f"word {n}" for n in range(200)]
+LISTS = {
+    "words that must not come": ("/v1/completions", {**LIST, "bad_words": WORDS}),
+    "scores": ("/v1/completions", {"prompt": [[9] * 64] * 256, "max_tokens": 1, "echo": True, "logprobs": 20}),
+}
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_others_have_their_turn_meanwhile(engine: ServingFake, name: str) -> None:
+    """The loop's own work between two turns, in CPU seconds: so it is the same on a machine with much else to do."""
+    spent: list[float] = []
+
+    async def turns() -> None:
+        while not over.is_set():
+            spent.append(time.thread_time())
+            await asyncio.sleep(0.001)
+
+    over = threading.Event()
+    path, body = LISTS[name]
+    with serving(engine, ROUTES) as served:
+        watch = asyncio.run_coroutine_threadsafe(turns(), served.loop)
+        gc.disable()  # it has its own time
+        try:
+            assert served.post(path, body).status == 200
+        finally:
+            gc.enable()
+        over.set()
+        watch.result(30)
+    assert max(after - before for before, after in pairwise(spent)) < 0.04
 
 
 def test_one_that_fails_ends_all(engine: ServingFake) -> None:

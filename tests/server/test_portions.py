@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 from msgspec import UNSET, UnsetType
 
 from shardwise.server.chat_body import Delta
-from shardwise.server.logprobs import TextLogprobs
+from shardwise.server.logprobs import TextLogprobs, TokenLogprob
 from shardwise.server.messages.output import TextBlock
 from shardwise.server.portions import PORTION, encoded, is_large, weight
 from shardwise.server.reply import ENCODER
+from shardwise.server.responses.output import OutputMessage, OutputText
 
 
 class Some(msgspec.Struct):
@@ -63,6 +64,7 @@ LARGE = [
     [1, [2] * COUNT, 3, [4] * COUNT, [5] * COUNT],
     [Delta(content="a" * 64 * COUNT), TextBlock("b" * 64 * COUNT)],
     [TextBlock("b")] * COUNT,
+    OutputMessage(id="m", content=[OutputText(logprobs=[TokenLogprob("a", -1.0, [97], [])] * COUNT)]),
     msgspec.Raw(b"[" + b" " * 64 * COUNT + b"]"),
 ]
 

@@ -9,14 +9,15 @@ from typing import Any
 
 from shardwise.spec.axes import Axis, Weight
 from shardwise.spec.blocks import MLP, Attention, Block, Chain, Embedding, Head, Linear, Norm, Residual, Table
-from shardwise.spec.formats import AWQ, GPTQ, Dense, Format, FP8Block, Int8
+from shardwise.spec.formats import AWQ, GPTQ, Dense, Format, FP8Block, Grouped
 from shardwise.spec.layout import Layout, Shares
 from shardwise.spec.mesh import Mesh
 from shardwise.spec.model import Model, Run
 
 FORMATS: tuple[Format, ...] = (
     Dense(),
-    Int8(16),
+    Grouped("int8", 16),
+    Grouped("int4", 32),
     GPTQ(4, 16),
     GPTQ(8, 16),
     GPTQ(4, 16, permuted=True),

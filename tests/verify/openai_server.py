@@ -8,6 +8,7 @@ ids, as OpenAI's own did; "begin" puts a token before every prompt.
 from __future__ import annotations
 
 import json
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -37,7 +38,7 @@ class OpenAI(AbstractContextManager["OpenAI"]):
     seen: list[tuple[str, str | None, dict[str, Any]]] = field(default_factory=list)
 
     def __enter__(self) -> OpenAI:
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Answer", (_Answer,), {"here": self}))
+        self._server = _Server(("127.0.0.1", 0), type("Answer", (_Answer,), {"here": self}))
         self._server.daemon_threads = True
         self._server.block_on_close = False
         threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
@@ -84,6 +85,13 @@ class OpenAI(AbstractContextManager["OpenAI"]):
             tokens.append(int(self.logits(tokens)[-1].argmax()))
         table = self.logits(tokens).double().log_softmax(-1)
         return tokens, [None, *(float(table[i, token]) for i, token in enumerate(tokens[1:]))]
+
+
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that has left is no fault: it may have had enough."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
 
 
 class _Answer(BaseHTTPRequestHandler):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import socket
+import struct
 import threading
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -265,3 +267,17 @@ def test_an_answer_that_only_drips() -> None:
             client.ask("models")
         over.set()
         thread.join()
+
+
+def test_a_server_of_the_tests_is_quiet_where_a_client_has_left(capfd: pytest.CaptureFixture[str]) -> None:
+    with OpenAI(raw=(200, b" " * 2**23)) as server:
+        host, port = server.url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port))) as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            client.sendall(b"POST /v1/completions HTTP/1.1\r\nContent-Length: 2\r\n\r\n{}")
+            assert client.recv(1)
+        deadline = time.monotonic() + 30
+        while any("process_request" in thread.name for thread in threading.enumerate()):
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
+    assert capfd.readouterr().err == ""

@@ -26,17 +26,16 @@ from shardwise.engine.text import open_tokenizer
 from shardwise.sched.request import SamplingParams
 
 
-def run(argv: Sequence[str]) -> None:
-    """The command; `argv` is what follows its name."""
+def run(argv: Sequence[str]) -> int:
+    """The command and its exit code; `argv` is what follows its name."""
     parser = _parser()
     args = parser.read(argv)
     if args.url is not None:
         from shardwise.cli import there
 
-        there.run(parser, args)
-        return
+        return there.run(parser, args)
     if followed():
-        return
+        return 0
     options = flags.options(args)
     flags.sampling(args, {})
     setup = resolve(options)
@@ -49,9 +48,10 @@ def run(argv: Sequence[str]) -> None:
     with start(setup) as engine:
         if sys.stdin.isatty():
             say(f"{setup.name} on {setup.layout.mesh.tp} rank(s), context {setup.context}. /help lists commands, Ctrl-D ends.")
-        Dialogue(Here(Front(engine, tokenizer), conversation, params, args.stats)).run()
+        code = Dialogue(Here(Front(engine, tokenizer), conversation, params, args.stats)).run()
     if args.seed is None and params.temperature > 0:
         say(f"seed {params.seed}")
+    return code
 
 
 def _parser() -> flags.Parser:

@@ -24,6 +24,7 @@ from shardwise.spec.blocks import (
     walk,
     weights,
 )
+from shardwise.spec.formats import Grouped
 from shardwise.spec.layout import Layout, Shares
 from shardwise.spec.mesh import Mesh
 from shardwise.spec.mla import MLA
@@ -179,8 +180,11 @@ def uniform(model: Model) -> bool:
 
 def precision(model: Model, dtype: str) -> str:
     """How weights are stored: the formats of linears that have one, and the dtype of all else."""
-    nodes = (node for run in model.runs for _, node in walk(run.block) if isinstance(node, Linear))
-    stored = [name for name in dict.fromkeys(node.format.name for node in nodes) if name != "dense"]
+    blocks = [*(run.block for run in model.runs), model.head]
+    nodes = (node for block in blocks for _, node in walk(block) if isinstance(node, Linear))
+    formats = dict.fromkeys(node.format for node in nodes)
+    titles = dict.fromkeys(form.title if isinstance(form, Grouped) else form.name for form in formats)
+    stored = [title for title in titles if title != "dense"]
     return " and ".join([*stored, dtype])
 
 
@@ -194,7 +198,8 @@ def _pieces(model: Model) -> Iterator[tuple[Block, int]]:
 def _uncut_bytes(layout: Layout, block: Block) -> int:
     """Bytes of the weights that every rank holds whole."""
     found = (w for w in weights(block) if not any(layout.cut(axis) for axis in w.axes))
-    return sum(prod(w.shape) * BITS[w.dtype or layout.dtype] // 8 for w in found)
+    whole = ((w, w.held([range(axis.size) for axis in w.axes])) for w in found)
+    return sum(prod(shape) * BITS[w.dtype or layout.dtype] // 8 for w, shape in whole)
 
 
 def _kinds(model: Model) -> dict[tuple[str, Block], list[int]]:

@@ -40,13 +40,15 @@ class Dialogue:
     def __init__(self, partner: Partner) -> None:
         self._partner = partner
 
-    def run(self) -> None:
-        for message in typed() if sys.stdin.isatty() else piped():
+    def run(self) -> int:
+        """The exit code: 1 where a message through a pipe got no whole answer. On a terminal whoever asked has read why."""
+        typing, code = sys.stdin.isatty(), 0
+        for message in typed() if typing else piped():
             if not message.strip():
                 continue
             name, _, rest = message.strip().partition(" ")
             if name in ("/exit", "/quit", "/bye"):
-                return
+                break
             if re.fullmatch(r"/[a-z]+", name):
                 self._command(name, rest.strip())
                 continue
@@ -54,6 +56,8 @@ class Dialogue:
                 self._partner.answer(message)
             except RequestError as error:
                 say(f"error: {error}")
+                code = 0 if typing else 1
+        return code
 
     def _command(self, name: str, rest: str) -> None:
         if name == "/reset":

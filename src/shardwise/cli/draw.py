@@ -13,6 +13,7 @@ from rich.text import Text
 
 from shardwise.cli.cut import Branch, Part, Sizes, Totals, parts, precision, sizes, totals, tree, uniform
 from shardwise.spec.layout import Layout
+from shardwise.spec.requantised import left_dense, quantised
 
 COLOURS = ("cyan", "magenta", "green", "yellow", "blue", "red")
 DIM = "bright_black"
@@ -177,6 +178,9 @@ def summary(layout: Layout, sums: Totals, ranks: Sequence[Part], g: Glyphs) -> I
     def line(name: str, text: str) -> Text:
         return Text.assemble((name.ljust(12), DIM), text)
 
+    if dense := left_dense(layout.model) if quantised(layout.model) else ():
+        names = ", ".join(dense[:3]) + (f" and {len(dense) - 3} more" if len(dense) > 3 else "")
+        yield line("left dense", f"{names} (fewer than 16 outputs, or heads that no group divides)")
     latent = any(group.kept.kind == "latent" for group in layout.cache)
     yield line("parameters", f"{sums.parameters:,} ({short(sums.parameters)})".replace(",", " "))
     yield line("weights", f"{size_of(sums.whole_bytes)}, held by the ranks together: {size_of(sums.held_bytes)}")
@@ -189,7 +193,7 @@ def summary(layout: Layout, sums: Totals, ranks: Sequence[Part], g: Glyphs) -> I
             why = (
                 "KV heads that query heads of several ranks read"
                 if any(p.shared for p in ranks)
-                else "scales of groups between ranks"
+                else "scales of groups between ranks, rows that fill up tiles"
             )
             yield line("", f"{size_of(sums.shared_bytes):>10}  {why}")
         yield line("balance", f"the heaviest rank holds {sums.imbalance:.3f} {g.times} the mean")

@@ -108,6 +108,14 @@ def add_model(parser: Parser, *, several: bool = False) -> None:
         dest="expert_parallel", action="store_true", help="deal out whole experts (default: every rank has a part of each)",
     )  # fmt: skip
     cut.add_argument("--dtype", default="auto", help="auto (as saved), float32, bfloat16 or float16 (default: auto)")
+    cut.add_argument(
+        "-q", "--quantization",
+        metavar="KIND", help="int8 or int4: quantise the weights while they are loaded (default: as they are stored)",
+    )  # fmt: skip
+    cut.add_argument(
+        "--quantization-group-size", type=count, metavar="N",
+        help="weights that share a scale: 16, 32, 64 or 128 (default: 64 for int8, 32 for int4)",
+    )  # fmt: skip
     cut.add_argument("--revision", help="branch, tag or commit of a model on the hub")
 
 
@@ -193,6 +201,8 @@ def options(args: argparse.Namespace) -> Options:
         threads=args.threads,
         revision=args.revision,
         expert_parallel=args.expert_parallel,
+        quantization=args.quantization,
+        quantization_group=args.quantization_group_size,
         max_num_seqs=args.max_num_seqs,
         max_num_batched_tokens=args.max_num_batched_tokens,
         enable_prefix_caching=args.enable_prefix_caching,

@@ -11,10 +11,12 @@ from typing import Any
 from shardwise.cli import flags
 from shardwise.cli.cut import parts, totals, tree
 from shardwise.engine.hub import BUNDLED, model_name, resolve_config
-from shardwise.engine.setup import Options, layout_of
+from shardwise.engine.setup import Options, layout_of, quantization_of
 from shardwise.spec.checkpoint import read_json
 from shardwise.spec.config import read_model
+from shardwise.spec.formats import Grouped
 from shardwise.spec.layout import Layout
+from shardwise.spec.requantised import left_dense
 
 
 def run(argv: Sequence[str]) -> None:
@@ -24,13 +26,19 @@ def run(argv: Sequence[str]) -> None:
     parser.add_argument("--json", action="store_true", help="everything as one JSON object")
     args = parser.read(argv)
     options = Options(
-        args.model or BUNDLED, args.tp, args.shares, flags.dtype(args.dtype), expert_parallel=args.expert_parallel
+        args.model or BUNDLED,
+        args.tp,
+        args.shares,
+        flags.dtype(args.dtype),
+        expert_parallel=args.expert_parallel,
+        quantization=args.quantization,
+        quantization_group=args.quantization_group_size,
     )
     path = resolve_config(options.model, revision=args.revision)
     layout = layout_of(options, read_model(read_json(path)))
     name = model_name(options.model, path)
     if args.json:
-        sys.stdout.write(json.dumps(described(name, layout)) + "\n")
+        sys.stdout.write(json.dumps(described(name, layout, quantization_of(options))) + "\n")
         return
     from rich.console import Console
 
@@ -39,7 +47,7 @@ def run(argv: Sequence[str]) -> None:
     draw_all(Console(), name, layout)
 
 
-def described(name: str, layout: Layout) -> dict[str, Any]:
+def described(name: str, layout: Layout, asked: Grouped | None) -> dict[str, Any]:
     """The same as the drawing, for programs. Ranges are [first, one past the last], sizes are bytes."""
     ranks = parts(layout)
 
@@ -54,6 +62,8 @@ def described(name: str, layout: Layout) -> dict[str, Any]:
         "layers": layout.model.layers,
         "context": layout.model.context,
         "dtype": layout.dtype,
+        "quantization": asdict(asked) if asked else None,
+        "left_dense": list(left_dense(layout.model)) if asked else [],
         "tensor_parallel_size": layout.mesh.tp,
         "shares": list(layout.shares.attention),
         "expert_parallel": layout.expert_parallel,

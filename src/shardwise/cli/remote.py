@@ -86,20 +86,21 @@ def _chunks(where: str, answer: http.client.HTTPResponse) -> Generator[dict[str,
                 return
             found = _object(where, text)
             whole = whole or any(choice.get("finish_reason") for choice in found.get("choices") or ())
-            if found.get("error"):
-                raise ShardwiseError(f"{where} failed: {worded(found)}")
             yield found
     if not whole:
         raise ShardwiseError(f"{where} broke off before the end of its answer; has the server been stopped?")
 
 
 def _object(where: str, data: bytes) -> dict[str, Any]:
+    """ShardwiseError where it is none, or tells of an error, whatever the status was."""
     try:
         found = json.loads(data)
     except ValueError:
         found = None
     if not isinstance(found, dict):
         raise ShardwiseError(f"{where} answered with what is no JSON object; does it speak OpenAI's API?")
+    if found.get("error"):
+        raise ShardwiseError(f"{where} failed: {worded(found)}")
     return found
 
 

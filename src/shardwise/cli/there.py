@@ -18,8 +18,8 @@ MINE = ("model", "url", "api_key", "system", "stats", *flags.SAMPLING, "stop", "
 """The flags that say something of a model that runs elsewhere; all others are its server's to say."""
 
 
-def run(parser: flags.Parser, args: argparse.Namespace) -> None:
-    """The dialogue that the flags ask for."""
+def run(parser: flags.Parser, args: argparse.Namespace) -> int:
+    """The dialogue that the flags ask for, and its exit code."""
     for action in parser.actions:
         if action.dest not in MINE and getattr(args, action.dest, action.default) != action.default:
             flag = max(action.option_strings, key=len)
@@ -29,7 +29,7 @@ def run(parser: flags.Parser, args: argparse.Namespace) -> None:
     model = args.model or asked.model()
     if sys.stdin.isatty():
         say(f"{model} at {asked.url}. /help lists commands, Ctrl-D ends.")
-    Dialogue(There(asked, model, args)).run()
+    return Dialogue(There(asked, model, args)).run()
 
 
 class There:

@@ -24,8 +24,10 @@ from shardwise.sched.pooling import PoolingParams
 from shardwise.sched.request import MOST, SamplingParams
 from shardwise.sched.step import Chosen
 from shardwise.spec.config import read_model
+from shardwise.spec.formats import Grouped
 from shardwise.spec.layout import Layout, Shares
 from shardwise.spec.mesh import Mesh
+from shardwise.spec.requantised import quantised_as
 
 LIMIT_BYTES = 64 * 2**20
 """The longest frame that either side accepts: a million token ids take five."""
@@ -58,6 +60,7 @@ class Boot(msgspec.Struct, frozen=True, tag=True):
     limits: Limits
     threads: int
     memory: int | None
+    quantization: tuple[str, int] | None = None
     queue: int | None = None
     queue_tokens: int | None = None
 
@@ -83,6 +86,7 @@ class Boot(msgspec.Struct, frozen=True, tag=True):
             limits=setup.limits,
             threads=setup.threads,
             memory=setup.memory,
+            quantization=(setup.quantization.kind, setup.quantization.size) if setup.quantization else None,
             queue=queue,
             queue_tokens=queue_tokens,
         )
@@ -91,11 +95,13 @@ class Boot(msgspec.Struct, frozen=True, tag=True):
         """The setup, equal to the one that it was made of."""
         config = json.loads(self.config)
         mesh, shares = Mesh(tp=self.tp), Shares(*self.shares)
+        form = Grouped(*self.quantization) if self.quantization else None
+        model = quantised_as(read_model(config), form)
         return Setup(
             name=self.name,
             folder=Path(self.folder),
             config=config,
-            layout=Layout(read_model(config), mesh, shares, self.dtype, self.kv_dtype, self.expert_parallel, self.activations),
+            layout=Layout(model, mesh, shares, self.dtype, self.kv_dtype, self.expert_parallel, self.activations),
             device=self.device,
             load_format=self.load_format,
             context=self.context,
@@ -104,6 +110,7 @@ class Boot(msgspec.Struct, frozen=True, tag=True):
             limits=self.limits,
             threads=self.threads,
             memory=self.memory,
+            quantization=form,
         )
 
 

@@ -81,6 +81,7 @@ class Front:
         self._lock = threading.Lock()
         vocab = core.setup.layout.model.vocab
         self._grammar_check = GrammarCheck(core.setup.folder, vocab)
+        self._bad: tuple[Sequence[str], tuple[tuple[int, ...], ...]] = ((), ())
         # A checkpoint's end ids may lie beyond its logits; such a one is never drawn.
         self._eos = tuple(token for token in self.tokenizer.eos_ids if 0 <= token < vocab)
 
@@ -110,6 +111,15 @@ class Front:
         if params.structured_outputs is not None:
             self._grammar_check(params.structured_outputs)
 
+    def bad_ids(self, words: Sequence[str]) -> tuple[tuple[int, ...], ...]:
+        """The ids of words that must not come up. Of the words that were asked for last they are known at once: many prompts
+        of one request have the same, and a thousand of them take long to tokenise."""
+        known, ids = self._bad
+        if known != words:
+            ids = bad_ids(words, self.tokenizer)
+            self._bad = (words, ids)
+        return ids
+
     def start(
         self,
         prompt: Prompt,
@@ -135,7 +145,7 @@ class Front:
             params,
             sink,
             ends=tuple(dict.fromkeys(ends)),
-            bad=bad_ids(params.bad_words, self.tokenizer),
+            bad=self.bad_ids(params.bad_words),
             priority=priority,
             tenant=prompt.tenant,
             key=key,

@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 import weakref
-from dataclasses import asdict, replace
+from dataclasses import asdict, astuple, replace
 from pathlib import Path
 from subprocess import DEVNULL, PIPE, Popen
 
@@ -34,7 +34,8 @@ GROWTH_BYTES = 64 << 20  # what one grammar may take of memory
 ROOM_BYTES = 512 << 20  # of address space, beyond what the tokenizer has
 STACK_BYTES = 1536 << 10  # less than any thread has that is to compile it again
 TOKENS = 128  # written at random, to see what they cost: an ambiguous grammar's take longer and longer
-KEPT = 256
+KEPT, KEPT_BYTES = 256, 4 << 20
+"""Grammars that are known to have passed, and the memory that they may take together, as they were sent."""
 
 TOO_DEAR = f"takes more than {CPU_S:g} s, or {GROWTH_BYTES >> 20} MiB, to compile; send a smaller one, with fewer repetitions"
 _SOME = re.compile(rb"[^\0]")
@@ -47,9 +48,9 @@ class GrammarCheck:
     The process is started with the first grammar, kept, and started anew if it is lost.
     """
 
-    def __init__(self, folder: Path, vocab: int) -> None:
-        self._folder, self._vocab = folder, vocab
-        self._passed: dict[StructuredOutputs, None] = {}
+    def __init__(self, folder: Path, vocab: int, most_bytes: int = KEPT_BYTES) -> None:
+        self._folder, self._vocab, self._most = folder, vocab, most_bytes
+        self._passed: dict[StructuredOutputs, int] = {}
         self._process: Popen[bytes] | None = None
         self._lock = threading.Lock()
 
@@ -62,9 +63,14 @@ class GrammarCheck:
         with self._lock:
             if error := self._asked(wanted):
                 raise RequestError(error)
-            self._passed[wanted] = None
-            if len(self._passed) > KEPT:
+            self._passed[wanted] = size(wanted)
+            while len(self._passed) > 1 and (len(self._passed) > KEPT or self.kept_bytes > self._most):
                 self._passed.pop(next(iter(self._passed)))
+
+    @property
+    def kept_bytes(self) -> int:
+        """What the grammars that have passed take."""
+        return sum(self._passed.values())
 
     @property
     def pid(self) -> int | None:
@@ -95,6 +101,12 @@ class GrammarCheck:
                 _end(self._process)
                 raise CheckpointError(reason or "the process that checks structured_outputs did not start")
         return self._process
+
+
+def size(wanted: StructuredOutputs) -> int:
+    """How many bytes a grammar takes as it was sent, not compiled."""
+    texts = (each for each in astuple(wanted) if isinstance(each, str))
+    return sys.getsizeof(wanted) + sum(map(sys.getsizeof, (*texts, *(wanted.choice or ()))))
 
 
 def _line(process: Popen[bytes], sent: str | None, limit_s: float) -> str | None:

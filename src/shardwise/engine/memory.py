@@ -11,6 +11,7 @@ from shardwise.errors import CapacityError, UserError
 from shardwise.runtime.kinds import PIECE
 from shardwise.spec.axes import BITS
 from shardwise.spec.blocks import Attention, Linear, walk
+from shardwise.spec.formats import Grouped
 from shardwise.spec.layout import PAGE_TOKENS, Layout, Shares
 from shardwise.spec.mesh import Coords, Mesh
 from shardwise.spec.mla import MLA
@@ -30,6 +31,9 @@ LEAST_CONTEXT = 256
 
 RANK_BYTES = {"cpu": 320 * 2**20, "cuda": 700 * 2**20}
 """What a rank takes besides weights, cache and activations: interpreter, torch, gloo or the driver. See docs/log.md."""
+
+SPREAD_BYTES = 5 * 2**26
+"""What products with quantised weights take in torch: some rows of them as floats, and products that are not summed yet."""
 
 Bound = Literal["model", "flag", "memory"]
 
@@ -91,11 +95,13 @@ class Demand:
         tokens = min(self.tokens, kept)
         # Sequences are gathered side by side, padded to less than twice their length.
         gathered = max(context, min(2 * kept, self.sequences * context))
-        widest, attended, states = 0, 0, 6
+        widest, attended, rounded, states = 0, 0, 0, 6
         for block in {id(run.block): run.block for run in layout.model.runs}.values():
             for _, node in walk(block):
                 if isinstance(node, Linear):
                     widest = max(widest, len(layout.span(node.out, at)))
+                    if isinstance(node.format, Grouped):
+                        rounded = max(rounded, _rounded_bytes(tokens, len(layout.span(node.inp, at)), layout))
                 elif isinstance(node, Attention):
                     attended = max(attended, _attention_bytes(layout, node, rank, tokens, context, gathered))
                 elif isinstance(node, MLA):
@@ -104,7 +110,8 @@ class Demand:
                     # All tokens may go to one expert: its inputs, its outputs and these weighed, beside the sum.
                     states = 10
         # Norms are computed in float32, whatever the dtype.
-        return 4 * tokens * (states * layout.model.hidden + 3 * widest) + attended + self.sampling_bytes(at, kept)
+        states_bytes = 4 * tokens * (states * layout.model.hidden + 3 * widest)
+        return states_bytes + rounded + attended + self.sampling_bytes(at, kept)
 
     def sampling_bytes(self, at: Coords, kept: int) -> int:
         """Logits as they come and in float32, with what choosing makes of them or of the whole logits of a few rows, where
@@ -151,6 +158,12 @@ def _pages(demand: Demand, context: int) -> tuple[int, ...]:
             "give it more, or use a smaller --max-model-len"
         )
     return demand.pages(context, _last(holds, context, context * demand.sequences))
+
+
+def _rounded_bytes(tokens: int, inputs: int, layout: Layout) -> int:
+    """Activations rounded to 8 bits with their scales and sums, in room that grows by halves; torch's class, where nothing is
+    compiled, also spreads weights out."""
+    return 3 * tokens * inputs + (SPREAD_BYTES if layout.activations is None else 0)
 
 
 def _attention_bytes(layout: Layout, attention: Attention, rank: int, tokens: int, context: int, gathered: int) -> int:

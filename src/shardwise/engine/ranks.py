@@ -93,6 +93,7 @@ def start_message(setup: Setup, rank: int) -> wire.Start:
         epoch=0,
         deadline_s=DEADLINE_S,
         memory=setup.memory,
+        quantization=(setup.quantization.kind, setup.quantization.size) if setup.quantization else None,
     )
 
 

@@ -21,9 +21,11 @@ from shardwise.spec.binding import bind
 from shardwise.spec.blocks import Linear, walk
 from shardwise.spec.checkpoint import open_checkpoint, read_json
 from shardwise.spec.config import read_model
+from shardwise.spec.formats import GROUPS, KINDS, Dense, Grouped
 from shardwise.spec.layout import Layout, Shares
 from shardwise.spec.mesh import Mesh
 from shardwise.spec.model import Model, ropes
+from shardwise.spec.requantised import DEFAULT_GROUPS, quantised_as
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 DEVICES = ("auto", "cpu", "cuda")
@@ -37,7 +39,8 @@ COMPILED = "float32"
 class Options:
     """What a user may say. None and "auto" are decided by `resolve`. `memory` and `cache_memory` are in bytes a rank.
 
-    `max_num_seqs` sequences run at once, and `max_num_batched_tokens` of them go into one step.
+    `max_num_seqs` sequences run at once, and `max_num_batched_tokens` of them go into one step. `quantization` None runs
+    weights as they are stored; `quantization_group` inputs share a scale.
     """
 
     model: str
@@ -55,6 +58,8 @@ class Options:
     enable_prefix_caching: bool = True
     cache_memory: int | None = None
     expert_parallel: bool = False
+    quantization: str | None = None
+    quantization_group: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +67,8 @@ class Setup:
     """What will run. `context` tokens are the most a request may have, by `bound`; `pages[g]` the pages of cache group g,
     SCRATCH among them.
 
-    `memory`: the bytes that a rank is held to by the kernel, on a CPU; None leaves it free.
+    `memory`: the bytes that a rank is held to by the kernel, on a CPU; None leaves it free. `quantization`: what the layout's
+    model was made of config.json's by; None leaves it as it is.
     """
 
     name: str
@@ -77,6 +83,7 @@ class Setup:
     limits: Limits
     threads: int
     memory: int | None = None
+    quantization: Grouped | None = None
 
     @property
     def sequence_pages(self) -> tuple[int, ...]:
@@ -101,6 +108,9 @@ def resolve(options: Options) -> Setup:
     layout = layout_of(options, read_model(config))
     _runnable(layout.model)
     device = _device(options.device, layout.mesh.tp)
+    quantization = quantization_of(options)
+    if quantization and device != "cpu":
+        raise UserError(f"--quantization {quantization.kind} is computed on CPUs alone; leave it out, or use --device cpu")
     layout = computed(layout, device)
     tokens = _least("--max-num-batched-tokens", options.max_num_batched_tokens, STEP_TOKENS[device])
     sequences = _least("--max-num-seqs", options.max_num_seqs, min(SEQUENCES[device], tokens))
@@ -128,11 +138,26 @@ def resolve(options: Options) -> Setup:
         limits=_limits(layout.model, tokens, found.sequences, options.enable_prefix_caching),
         threads=options.threads or max(1, cpus() // layout.mesh.tp),
         memory=options.memory,
+        quantization=quantization,
     )
 
 
+def quantization_of(options: Options) -> Grouped | None:
+    """What weights are to be quantised to while they are loaded; None for nothing."""
+    kind, group = options.quantization, options.quantization_group
+    if kind is None:
+        if group is not None:
+            raise UserError(f"--quantization-group-size {group} is no use alone; give --quantization int8 or int4, too")
+        return None
+    _known("--quantization", kind, tuple(KINDS))
+    if group is not None and group not in GROUPS:
+        raise UserError(f"--quantization-group-size {group} is not one of {', '.join(map(str, GROUPS))}")
+    return Grouped(kind, DEFAULT_GROUPS[kind] if group is None else group)
+
+
 def layout_of(options: Options, model: Model) -> Layout:
-    """How `model` is cut and held by what the options say: degree, shares, whole experts or parts of all, dtype."""
+    """How `model` is cut and held by what the options say: degree, shares, whole experts or parts of all, dtype, and in how
+    many bits."""
     _known("--dtype", options.dtype, DTYPES)
     tp = options.tp if options.tp is not None else len(options.shares or (1.0,))
     if tp < 1:
@@ -140,6 +165,7 @@ def layout_of(options: Options, model: Model) -> Layout:
     dtype = model.dtype if options.dtype == "auto" else options.dtype
     # Shares are made for a degree that can be cut; a higher one is the layout's to refuse.
     shares = Shares.of(options.shares) if options.shares else Shares.even(min(tp, model.heads + 1))
+    model = quantised_as(model, quantization_of(options))
     return Layout(model, Mesh(tp=tp), shares, dtype, dtype, options.expert_parallel)
 
 
@@ -190,7 +216,7 @@ def _runnable(model: Model) -> None:
     """Formats that are described, so that a plan is right, but that nothing multiplies by yet."""
     for block in (model.embed, *(run.block for run in model.runs), model.head):
         for path, node in walk(block):
-            if isinstance(node, Linear) and node.format.name != "dense":
+            if isinstance(node, Linear) and not isinstance(node.format, Dense | Grouped):
                 name = f"{path}.{node.name}".removeprefix(".")
                 raise ConfigError(
                     f"{name} is stored as {node.format.name}: such a checkpoint can be inspected, but not run yet; "

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from shardwise.nn.batch import Rank
+from shardwise.nn.product import product
 from shardwise.spec import blocks
-from shardwise.spec.formats import Dense
 from shardwise.spec.traffic import SITES
 
 
@@ -18,20 +18,19 @@ class Linear(nn.Module):
 
     def __init__(self, block: blocks.Linear, path: str, rank: Rank, tensors: Mapping[str, torch.Tensor]) -> None:
         super().__init__()
-        if not isinstance(block.format, Dense):
-            raise NotImplementedError(f"{path}: format {block.format.name} is described but not computed yet")
         name = block.tied or f"{path}.weight"
+        self.product = product(block, name, rank, tensors)
         self.weight = tensors[name]
         cut = rank.layout.cut(block.inp)
         self.site = SITES[block.inp.cut] if block.inp.cut and cut and not block.partial else None
         # Of a sum that is finished elsewhere, the first rank's part alone has the bias.
         biased = block.bias and not (cut and block.partial and rank.at.tp)
         self.bias = tensors[f"{path}.bias"] if biased else None
-        self.comm, self.dense = rank.comm, rank.kernels.dense
+        self.comm = rank.comm
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.site is None:
-            return self.dense.linear(x, self.weight, self.bias)
-        y = self.comm.all_reduce(self.dense.linear(x, self.weight, None), site=self.site)
+            return self.product(x, self.bias)
+        y = self.comm.all_reduce(self.product(x, None), site=self.site)
         # The bias is added once, to the finished sum; every rank holds all of it.
         return y if self.bias is None else y + self.bias

@@ -14,9 +14,9 @@ from torch import nn
 from shardwise.nn.batch import Rank
 from shardwise.nn.kernels import dense as kernels
 from shardwise.nn.mlp import ACTIVATIONS, MLP
+from shardwise.nn.product import Product, products
 from shardwise.nn.state import State
 from shardwise.spec import blocks, moe
-from shardwise.spec.formats import Dense
 from shardwise.spec.traffic import SITES
 
 Tensors = Mapping[str, torch.Tensor]
@@ -71,14 +71,12 @@ class MoE(nn.Module):
 
     def __init__(self, block: moe.MoE, path: str, rank: Rank, tensors: Tensors) -> None:
         super().__init__()
-        for linear in (block.gate, block.up, block.down):
-            if not isinstance(linear.format, Dense):
-                raise NotImplementedError(f"{path}: format {linear.format.name} is described but not computed yet")
         assert block.down.experts is not None and (block.shared is None or block.shared.down.partial)
         self.router = Router(block.router, _join(path, block.router.name), rank.kernels.dense, tensors)
-        self.gate, self.gate_bias = _stack(block.gate, path, tensors)  # [own experts, own rows, hidden]
-        self.up, self.up_bias = _stack(block.up, path, tensors)
-        self.down, self.down_bias = _stack(block.down, path, tensors)  # [own experts, hidden, own rows]
+        self.gate, self.gate_bias = _stack(block.gate, path, rank, tensors)  # hidden to own rows, for each own expert
+        self.up, self.up_bias = _stack(block.up, path, rank, tensors)
+        self.down, self.down_bias = _stack(block.down, path, rank, tensors)  # own rows to hidden
+        self.inner = len(rank.layout.span(block.down.inp, rank.at))
         self.shared = MLP(block.shared, _join(path, block.shared.name), rank, tensors) if block.shared else None
         gate = block.shared_gate
         self.shared_gate = tensors[_join(path, f"{gate.name}.weight")] if gate else None
@@ -101,7 +99,7 @@ class MoE(nn.Module):
     def _routed(self, x: torch.Tensor, weights: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
         """This rank's part of the sum over each token's experts."""
         y = torch.zeros_like(x)
-        if not (self.own and (self.gate.shape[1] or self.biased)):
+        if not (self.own and (self.inner or self.biased)):
             return y
         top = chosen.shape[1]
         # Places in [tokens · top], expert by expert, tokens in order.
@@ -120,16 +118,17 @@ class MoE(nn.Module):
     def _expert(self, index: int, x: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         """x: [rows, hidden], weights: [rows, 1]."""
         x = x * weights.to(x.dtype) if self.weighs_inputs else x
-        gate = self.dense.linear(x, self.gate[index], None if self.gate_bias is None else self.gate_bias[index])
-        up = self.dense.linear(x, self.up[index], None if self.up_bias is None else self.up_bias[index])
+        gate = self.gate[index](x, None if self.gate_bias is None else self.gate_bias[index])
+        up = self.up[index](x, None if self.up_bias is None else self.up_bias[index])
         bias = self.down_bias[index] if self.down_bias is not None and self.biased else None
-        y = self.dense.linear(self.act(gate, up), self.down[index], bias)
+        y = self.down[index](self.act(gate, up), bias)
         return y if self.weighs_inputs else y * weights
 
 
-def _stack(linear: blocks.Linear, path: str, tensors: Tensors) -> tuple[torch.Tensor, torch.Tensor | None]:
+def _stack(linear: blocks.Linear, path: str, rank: Rank, tensors: Tensors) -> tuple[tuple[Product, ...], torch.Tensor | None]:
+    """The products of each own expert, and the biases of all."""
     name = _join(path, linear.name)
-    return tensors[f"{name}.weight"], tensors[f"{name}.bias"] if linear.bias else None
+    return products(linear, f"{name}.weight", rank, tensors), tensors[f"{name}.bias"] if linear.bias else None
 
 
 def _join(path: str, name: str) -> str:

@@ -11,7 +11,9 @@ from torch.nn import functional
 from shardwise.nn.batch import Batch, Rank
 from shardwise.nn.linear import Linear
 from shardwise.nn.norm import Norm
+from shardwise.nn.product import packed
 from shardwise.spec import blocks
+from shardwise.spec.axes import Axis
 from shardwise.spec.traffic import SITES
 
 
@@ -20,22 +22,30 @@ class Table(nn.Module):
 
     def __init__(self, block: blocks.Table, path: str, rank: Rank, tensors: Mapping[str, torch.Tensor]) -> None:
         super().__init__()
-        self.weight = tensors[f"{path}.weight"]
+        name = f"{path}.weight"
+        self.weight, self.size = tensors[name], block.size
+        self.packed = packed(block.format, name, rank, (block.rows, Axis(block.size)), tensors)
+        self.quantised = rank.kernels.quantised
         self.rows = rank.layout.span(block.rows, rank.at)
         self.site = SITES[block.rows.cut] if block.rows.cut and rank.layout.cut(block.rows) else None
         self.comm, self.dtype = rank.comm, rank.dtype
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         if self.site is None:
-            return functional.embedding(ids, self.weight).to(self.dtype)
+            return self._found(ids)
         if not self.rows:
-            part = self.weight.new_zeros(len(ids), self.weight.shape[1])
+            part = torch.zeros(len(ids), self.size, dtype=self.dtype, device=self.weight.device)
         else:
             local = ids - self.rows.start
             held = (local >= 0) & (local < len(self.rows))
-            part = functional.embedding(local.clamp(0, len(self.rows) - 1), self.weight)
-            part = part.masked_fill(~held[:, None], 0)
-        return self.comm.all_reduce(part.to(self.dtype), site=self.site)
+            part = self._found(local.clamp(0, len(self.rows) - 1)).masked_fill(~held[:, None], 0)
+        return self.comm.all_reduce(part, site=self.site)
+
+    def _found(self, ids: torch.Tensor) -> torch.Tensor:
+        """The rows `ids` of this rank's part, counted from its first."""
+        if self.packed is None:
+            return functional.embedding(ids, self.weight).to(self.dtype)
+        return self.quantised.rows(self.packed, ids).to(self.dtype)
 
 
 class Embedding(nn.Module):

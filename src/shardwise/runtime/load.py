@@ -1,6 +1,7 @@
 """A rank's weights: one arena, filled from the checkpoint with exactly the ranges that the layout gives this rank.
 
-Files are mapped, not read, and each tensor's pages are let go once copied: loading needs the shard and one tensor.
+Files are mapped, not read, and each tensor's pages are let go once copied: loading needs the shard and one tensor. What is
+quantised is so block by block on the way, and is never there as a whole in any other form.
 """
 
 from __future__ import annotations
@@ -9,12 +10,16 @@ import mmap
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
+from functools import partial
+from itertools import product
 from math import prod
 from pathlib import Path
 
 import torch
 
+from shardwise.nn.kernels.packing import Packed, pack_into
 from shardwise.nn.mxfp4 import unpack_mxfp4
+from shardwise.spec.axes import Weight
 from shardwise.spec.binding import DTYPES, Place, Read, reads
 from shardwise.spec.boxes import Box
 from shardwise.spec.checkpoint import Stored
@@ -40,13 +45,48 @@ def fill(tensors: Mapping[str, torch.Tensor], slices: Iterable[Slice], bound: Ma
     with ExitStack() as opened:
         files: dict[Path, mmap.mmap] = {}
         for part in slices:
-            place = bound[part.weight.name]
-            for stored in place.tensors:
-                if stored.file not in files:
-                    files[stored.file] = opened.enter_context(_mapped(stored.file))
-            for read in reads(part.weight, place, part.ranges):
-                _copy(tensors[part.weight.name], files, read)
+            if not part.weight.made:
+                place = bound[part.weight.name]
+                for stored in place.tensors:
+                    if stored.file not in files:
+                        files[stored.file] = opened.enter_context(_mapped(stored.file))
+                _load(tensors, files, part, place)
             progress(part.bytes)
+
+
+def _load(tensors: Mapping[str, torch.Tensor], files: Mapping[Path, mmap.mmap], part: Slice, place: Place) -> None:
+    def read_in(target: torch.Tensor, ranges: Box) -> None:
+        for read in reads(part.weight, place, ranges):
+            _copy(target, files, read)
+
+    if part.weight.tile is None:
+        read_in(tensors[part.weight.name], part.ranges)
+    else:
+        _quantise(tensors, part, torch.float32, read_in)
+
+
+BLOCK_ELEMENTS = 1 << 20
+"""About as many weights are there as plain numbers at a time, before they are quantised."""
+
+
+def _quantise(
+    tensors: Mapping[str, torch.Tensor], part: Slice, dtype: torch.dtype, read_in: Callable[[torch.Tensor, Box], None]
+) -> None:
+    """Fills a quantised weight and its scales, some rows at a time: `read_in` fills a tensor with a box of numbers."""
+    *above, rows, columns = part.ranges
+    tile, scales = part.weight.tile, tensors[f"{part.weight.name}_scale"]
+    if not rows or not columns:
+        return
+    assert tile is not None and columns.start % tile.columns == 0, f"{part.weight.name}: a cut falls within a group"
+    count = max(BLOCK_ELEMENTS // len(columns) // tile.rows, 1) * tile.rows
+    for place in product(*(range(len(span)) for span in above)):
+        packed = Packed(tile.kind, tensors[part.weight.name][place], scales[place], len(rows), len(columns), tile.columns)
+        outer = tuple(range(span[i], span[i] + 1) for span, i in zip(above, place, strict=True))
+        for first in range(0, len(rows), count):
+            some = rows[first : first + count]
+            values = torch.empty((*(1 for _ in outer), len(some), len(columns)), dtype=dtype)
+            read_in(values, (*outer, some, columns))
+            pack_into(values.view(len(some), len(columns)).float(), packed, first)
 
 
 def _mapped(file: Path) -> mmap.mmap:
@@ -79,18 +119,24 @@ def _box(files: Mapping[Path, mmap.mmap], stored: Stored, box: Box) -> torch.Ten
     return whole.view(stored.shape)[tuple(slice(r.start, r.stop, r.step) for r in box)]
 
 
-def fill_dummy(tensors: Mapping[str, torch.Tensor], slices: Iterable[Slice], progress: Progress) -> None:
+def fill_dummy(
+    tensors: Mapping[str, torch.Tensor], slices: Iterable[Slice], progress: Progress, dtype: torch.dtype = torch.float32
+) -> None:
     """Random weights without a checkpoint, the same at every degree: a function of a weight's name and the logical place.
 
-    Norms become ones and biases zeros; matrices are uniform with variance 1 / inputs, as a fresh model's would be.
+    Norms become ones and biases zeros; matrices are uniform with variance 1 / inputs, as a fresh model's would be. What is
+    quantised was of `dtype` before, as it would be where nothing is.
     """
     noise = torch.rand(NOISE, generator=torch.Generator().manual_seed(0)) * 2 - 1
     for part in slices:
         target = tensors[part.weight.name]
-        if len(part.shape) == 1 or part.weight.name.endswith("bias"):
+        if part.weight.tile is not None:
+            if not part.weight.made:
+                _quantise(tensors, part, dtype, partial(_noise, weight=part.weight, noise=noise))
+        elif len(part.shape) == 1 or part.weight.name.endswith("bias"):
             target.fill_(1.0 if part.weight.name.endswith("weight") else 0.0)
         elif target.numel():
-            _noise(target, part, noise)
+            _noise(target, part.ranges, part.weight, noise)
         progress(part.bytes)
 
 
@@ -98,15 +144,15 @@ NOISE = 1_048_583
 """A prime, so that rows of any length start at ever new places."""
 
 
-def _noise(target: torch.Tensor, part: Slice, noise: torch.Tensor) -> None:
+def _noise(target: torch.Tensor, ranges: Box, weight: Weight, noise: torch.Tensor) -> None:
     """Each row of the weight is a window of `noise` that starts at a place of its own. Rows of a stack count on."""
-    *above, columns = part.ranges
-    width = part.weight.axes[-1].size
+    *above, columns = ranges
+    width = weight.axes[-1].size
     scaled = (noise * (3.0 / width) ** 0.5).to(target.dtype)
     windows = torch.cat((scaled, scaled[:width])).unfold(0, len(columns), 1)
-    salt = int.from_bytes(part.weight.name.encode(), "little") % NOISE
+    salt = int.from_bytes(weight.name.encode(), "little") % NOISE
     rows = torch.zeros(1, dtype=torch.int64)
-    for own, axis in zip(above, part.weight.axes, strict=False):
+    for own, axis in zip(above, weight.axes, strict=False):
         rows = (rows[:, None] * axis.size + torch.arange(own.start, own.stop)).flatten()
     starts = (salt + rows * 7919 * width) % NOISE + columns.start
     if target.device.type == "cpu":

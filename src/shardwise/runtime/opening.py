@@ -16,13 +16,16 @@ from shardwise.runtime.runner import Runner
 from shardwise.spec.binding import bind
 from shardwise.spec.checkpoint import open_checkpoint
 from shardwise.spec.config import read_model
+from shardwise.spec.formats import Grouped
 from shardwise.spec.layout import Layout, Shares
 from shardwise.spec.mesh import Mesh
+from shardwise.spec.requantised import quantised_as
 
 
 def layout_of(start: wire.Start) -> Layout:
     """The layout that the engine resolved, made again from the same numbers."""
-    model, shares = read_model(json.loads(start.config)), Shares(*start.shares)
+    form = Grouped(*start.quantization) if start.quantization else None
+    model, shares = quantised_as(read_model(json.loads(start.config)), form), Shares(*start.shares)
     return Layout(model, Mesh(tp=start.tp), shares, start.dtype, start.kv_dtype, start.expert_parallel, start.activations)
 
 

@@ -40,7 +40,7 @@ class Runner:
         self.arena, tensors = load.arena(rank.layout, rank.index, rank.device)
         slices = rank.layout.slices(rank.index)
         if bound is None:
-            load.fill_dummy(tensors, slices, progress)
+            load.fill_dummy(tensors, slices, progress, getattr(torch, rank.layout.dtype))
         else:
             load.fill(tensors, slices, bound, progress)
         self.cache = PagedCache(rank, pages)

@@ -20,7 +20,7 @@ class Start(msgspec.Struct, frozen=True, tag=True):
     whole numbers beyond 64 bits.
 
     `folder` None means random weights. `pages` counts the page SCRATCH of each cache group too. `memory`: bytes that the
-    process holds itself to, on a CPU.
+    process holds itself to, on a CPU. `quantization`: the kind and the group that weights are quantised to while loaded.
     """
 
     rank: int
@@ -39,6 +39,7 @@ class Start(msgspec.Struct, frozen=True, tag=True):
     epoch: int
     deadline_s: float
     memory: int | None
+    quantization: tuple[str, int] | None = None
 
 
 class Loading(msgspec.Struct, frozen=True, tag=True):

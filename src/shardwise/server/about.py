@@ -42,6 +42,7 @@ class Plan(msgspec.Struct, frozen=True):
     expert_parallel: bool
     shares: dict[str, tuple[float, ...]]
     dtype: str
+    quantization: str | None
     kv_dtype: str
     device: str
     threads: int
@@ -170,6 +171,7 @@ def planned(setup: Setup) -> Plan:
         expert_parallel=layout.expert_parallel,
         shares={"attention": shares.attention, "mlp": shares.mlp, "vocab": shares.vocab},
         dtype=layout.dtype,
+        quantization=setup.quantization.title if setup.quantization else None,
         kv_dtype=layout.kv_dtype,
         device=setup.device,
         threads=setup.threads,

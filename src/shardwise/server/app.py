@@ -137,7 +137,7 @@ class App:
             if isinstance(reply, Events):
                 await self._stream(exchange, route, call, reply, deadline)
             else:
-                await exchange.whole(reply, self.service.read)
+                await exchange.whole(reply, self.service.encoded)
 
     async def _stream(self, exchange: Exchange, route: Route, call: Call, events: Events, deadline: Deadline) -> None:
         """An error after the start becomes the last frames, since the status is sent already."""

@@ -99,10 +99,10 @@ class Backlog:
                 else:
                     found += 1
                     self._count -= isinstance(entry[1], Emitted)
-            if found < PORTION:
-                packs += self._newest
-                self._count -= len(self._newest)
-                self._newest = []
+            if (room := PORTION - found) > 0:
+                packs += self._newest[:room]
+                self._count -= len(self._newest[:room])
+                del self._newest[:room]
         entries: list[Entry] = []
         for entry in packs:
             if isinstance(entry, _Pack):

@@ -26,8 +26,9 @@ def plan(setup: Setup) -> str:
     rank = max(range(layout.mesh.size), key=taken)
     alike = len({layout.arena_bytes(each) for each in range(layout.mesh.size)}) == 1
     budget = setup.memory or available_bytes(setup.device, layout.mesh.tp)
+    held = f" in {setup.quantization.title}" if setup.quantization else ""
     return (
-        f"plan    {setup.name} {short(parameters(layout.model))} params · tp={layout.mesh.tp} · {setup.device} · "
+        f"plan    {setup.name} {short(parameters(layout.model))} params{held} · tp={layout.mesh.tp} · {setup.device} · "
         f"{'per rank' if alike else f'rank {rank}, the fullest'}: weights {mib(layout.arena_bytes(rank))} + "
         f"KV {mib(layout.kv_bytes(rank, setup.pages))} ({short(kept)} tokens) + other {mib(other(rank))} = {mib(taken(rank))} "
         f"of {mib(budget)} · context {setup.context}{' (what the memory allows)' if setup.bound == 'memory' else ''}"

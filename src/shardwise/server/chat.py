@@ -34,7 +34,7 @@ from shardwise.server.logprobs import ChatLogprobs, Speller, TokenLogprob, promp
 from shardwise.server.refusal import Refusal
 from shardwise.server.reply import DONE, Json, Reply
 from shardwise.server.route import Route
-from shardwise.server.sampling import check_names_scores, check_prompt_scores, given, sampling
+from shardwise.server.sampling import check_names_scores, check_prompt_scores, check_repeated, given, sampling
 from shardwise.server.service import Service
 from shardwise.server.turn import News, Talk, Turn, talk
 from shardwise.server.usage import told
@@ -101,6 +101,7 @@ def read(service: Service, body: ChatBody) -> Turn:
         if 0 in (body.max_tokens, body.max_completion_tokens):
             raise RequestError("max_tokens is 0; an answer has at least one token")
         params = sampling(service, values, max_tokens=None)
+    check_echo(service, body, params.n)
     offer = offered(body)
     return Turn(
         messages=newer(body.messages),
@@ -121,6 +122,12 @@ def read(service: Service, body: ChatBody) -> Turn:
         special=body.add_special_tokens,
         limit=limit,
     )
+
+
+def check_echo(service: Service, body: ChatBody, choices: int) -> None:
+    """Refusal where so many choices would repeat too much."""
+    if body.echo:
+        check_repeated(service, choices, len(_echoed(body).encode()))
 
 
 BUDGETS = ("thinking_token_budget", "thinking_budget", "thinking_budget_tokens", "reasoning_budget_tokens")

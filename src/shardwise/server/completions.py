@@ -11,7 +11,7 @@ from msgspec import UNSET
 from shardwise.engine.complete import Prompt
 from shardwise.engine.outputs import CompletionOutput, Logprobs
 from shardwise.engine.prompts import listed, read_prompt
-from shardwise.engine.text import Detokenizer
+from shardwise.engine.text import Detokenizer, Tokenizer
 from shardwise.errors import RequestError
 from shardwise.sched.request import SamplingParams
 from shardwise.server.call import Call
@@ -21,10 +21,21 @@ from shardwise.server.fits import check_fits
 from shardwise.server.frames import Frames, begun, known, new_id
 from shardwise.server.job import Job, Usage
 from shardwise.server.logprobs import Offsets, Speller, TextLogprobs, joined, prompt_shape, wanted_beside
+from shardwise.server.pace import Pace
 from shardwise.server.refusal import Refusal
 from shardwise.server.reply import DONE, Json, Reply
 from shardwise.server.route import Route
-from shardwise.server.sampling import check_choices, check_names_scores, check_prompt_scores, given, sampling, shortened
+from shardwise.server.sampling import (
+    ID_BYTES,
+    SCORE_BYTES,
+    check_choices,
+    check_names_scores,
+    check_prompt_scores,
+    check_repeated,
+    given,
+    sampling,
+    shortened,
+)
 from shardwise.server.service import Service
 from shardwise.server.turn import started, tenant
 from shardwise.server.usage import told
@@ -52,9 +63,11 @@ async def complete(service: Service, call: Call, body: CompletionBody) -> Reply:
     head = known(service.engine.setup, "text_completion", made, model)
     if body.stream:
         return await begun(_stream(service, job, texts, Frames(head, body.stream_options)))
+    pace = Pace()
     async with job:
         async for batch in job:
             for prompt, output in batch:
+                await pace.step()
                 if texts.is_long(prompt, output):
                     await service.read(texts.take, prompt, output)
                 else:
@@ -63,12 +76,14 @@ async def complete(service: Service, call: Call, body: CompletionBody) -> Reply:
 
 
 async def _stream(service: Service, job: Job, texts: Texts, frames: Frames) -> AsyncGenerator[bytes, None]:
+    pace = Pace()
     async with job:
         yield b""
         async for batch in job:
             usage = job.usage if frames.counts else None
             made: list[bytes] = []
             for prompt, output in batch:
+                await pace.step()
                 if texts.is_long(prompt, output):
                     made.append(await service.read(texts.frame, frames, usage, prompt, output, long=True))
                 else:
@@ -102,7 +117,24 @@ def read(service: Service, call: Call, body: CompletionBody) -> Asked:
         prompt = _prompt(service, call, body, one, f"prompt[{n}]" if count > 1 else "prompt")
         check_fits(service.engine.setup, prompt.ids, params, "prompt")
         prompts.append(prompt)
+    if params.n > 1:
+        again = sum(_repeated(service, body, params, prompt) for prompt in prompts)
+        check_repeated(service, params.n, again, "best_of" if params.n > keep else "n")
     return Asked(body, prompts, params, keep)
+
+
+def _repeated(service: Service, body: CompletionBody, params: SamplingParams, prompt: Prompt) -> int:
+    """How many bytes of a prompt, about, each choice tells."""
+    text = len(text_of(service.front.tokenizer, body, prompt).encode()) if body.echo else 0
+    scored = bool(body.echo and body.logprobs is not None) + (body.prompt_logprobs is not None)
+    scores = SCORE_BYTES * scored * (1 + (params.prompt_logprobs or 0))
+    return text + len(prompt.ids) * (scores + ID_BYTES * bool(body.return_token_ids))
+
+
+def text_of(tokenizer: Tokenizer, body: CompletionBody, prompt: Prompt) -> str:
+    """The text of a prompt, as far as it is used."""
+    cut = body.truncate_prompt_tokens is not None
+    return tokenizer.decode(prompt.ids) if prompt.text is None or cut else prompt.text
 
 
 def _values(body: CompletionBody) -> dict[str, object]:
@@ -187,8 +219,7 @@ class Texts:
             new.prompt_logprobs = prompt_shape(scores)
 
     def _echoed(self, prompt: Prompt) -> str:
-        cut = self._asked.body.truncate_prompt_tokens is not None
-        return self._tokenizer.decode(prompt.ids) if prompt.text is None or cut else prompt.text
+        return text_of(self._tokenizer, self._asked.body, prompt)
 
     def _prompt_logprobs(self, prompt: Prompt, scores: Sequence[Logprobs | None] | None) -> TextLogprobs:
         assert scores is not None and self._asked.body.logprobs is not None

@@ -13,7 +13,7 @@ from shardwise.sched.request import MAX_CHOICES, MOST, SamplingParams
 from shardwise.server.answer.pieces import Called
 from shardwise.server.answer.reader import reader
 from shardwise.server.call import Call
-from shardwise.server.chat import Answers
+from shardwise.server.chat import Answers, check_echo
 from shardwise.server.chat import read as read_turn
 from shardwise.server.chat_body import ChatBody, ChatReply
 from shardwise.server.fields import ModelName
@@ -70,6 +70,8 @@ def _reply(service: Service, body: DerenderBody, model: str) -> ChatReply:
     if sorted(choice.index for choice in given) != list(range(len(given))):
         raise Refusal(400, "the indices of generate_response.choices are not 0, 1, 2 and so on, each once")
     turn = Turn(messages=(), params=SamplingParams()) if asked is None else read_turn(service, asked)
+    if asked is not None:
+        check_echo(service, asked, len(given))
     turn = replace(turn, params=replace(turn.params, n=len(given)), budget=None)
     style = style_of(service, turn, "" if asked is None else rendered(service, turn).text or "")
     _, style = shaped(turn, style, tokenizer)

@@ -1,4 +1,7 @@
-"""Whether the server is up, and whether it takes requests: what load balancers and people ask first. Needs no key."""
+"""Whether the server is up, whether it takes requests, and which version it is: what load balancers and people ask first.
+
+Needs no key; the version neither, as at vLLM (docs/usage/security.md), where clients tell by it what they may ask.
+"""
 
 from __future__ import annotations
 
@@ -58,5 +61,5 @@ def stopping() -> Refusal:
 ROUTES = (
     Route("GET", ("/health", "/ping"), health, "Whether the process and its engine live.", "server", reply=Health, open=True),
     Route("GET", ("/ready",), ready, "Whether new requests are taken; else 503 and why.", "server", reply=Health, open=True),
-    Route("GET", ("/version",), the_version, "The version of shardwise.", "server", reply=Version),
+    Route("GET", ("/version",), the_version, "The version of shardwise.", "server", reply=Version, open=True),
 )

@@ -22,6 +22,7 @@ from shardwise.sched.pooling import PoolingParams
 from shardwise.sched.request import SamplingParams
 from shardwise.server.backlog import LOOSE, Backlog
 from shardwise.server.call import Call
+from shardwise.server.pace import Pace
 from shardwise.server.refusal import Refusal
 from shardwise.server.service import Service
 
@@ -53,6 +54,8 @@ class Batch(Generic[T]):
     def __init__(self, service: Service, call: Call) -> None:
         self._service, self._call = service, call
         self._running: list[T] = []
+        self._open: set[int] = set()
+        """The places in it of those that have not ended, as far as their events were read."""
         self._backlog = self._room(1)
         self._waiter: asyncio.Future[None] | None = None
         self._late = False
@@ -69,7 +72,7 @@ class Batch(Generic[T]):
     async def _begin(self, count: int, start: Callable[[int, Callable[[Event], None]], T]) -> None:
         """Hands so many to the engine, by `start(index, sink)`; returns when as many are taken as there is room for. Raises
         what kept the first one out, or what is wrong with another."""
-        self._left = count
+        self._left, pace = count, Pace()
         while self._left and len(self._running) < TOGETHER:
             try:
                 await self._hand(start)
@@ -77,28 +80,33 @@ class Batch(Generic[T]):
                 if not self._running:
                     raise
                 break
+            await pace.step()
         if self._left:
             self._feeder = asyncio.create_task(self._feed(start))
 
     async def _hand(self, start: Callable[[int, Callable[[Event], None]], T]) -> None:
         """Hands the next one to the engine; raises where it is not taken."""
-        running = start(len(self._running), partial(self._put, len(self._running)))
+        place = len(self._running)
+        running = start(place, partial(self._put, place))
         self._running.append(running)
+        self._open.add(place)
         try:
             await self._service.engine.admitted(running.number)
         except BaseException:
             running.abort()
             self._running.pop()
+            self._open.discard(place)
             raise
         self._left -= 1
 
     async def _feed(self, start: Callable[[int, Callable[[Event], None]], T]) -> None:
         """Hands over the others, each when one before it has ended, or when the queue has a place for it."""
-        most = TOGETHER
+        most, pace = TOGETHER, Pace()
         try:
             while self._left:
+                await pace.step()
                 self._freed.clear()
-                open_now = sum(not running.ended for running in self._running)
+                open_now = len(self._open)
                 if open_now >= most:
                     await self._freed.wait()
                     continue
@@ -146,19 +154,24 @@ class Batch(Generic[T]):
         came before that was given out."""
         if self._failure is not None:
             raise self._failure
-        while self._backlog or self._backlog.full or self._left or not all(running.ended for running in self._running):
+        while self._backlog or self._backlog.full or self._left or self._open:
             if self._backlog.full:
                 raise self._too_slow()
             # Of what has come, some at a time: others have their turn between, and no piece to be written gets too large.
             await (asyncio.sleep(0) if self._backlog else self._some())
             touched: dict[int, None] = {}
+            pace = Pace()
             for index, event in self._backlog.take():
                 if isinstance(event, Scored) and len(event.scores) > LONG_SCORES:
                     await self._service.read(self._running[index].feed, event)
                 else:
                     self._running[index].feed(event)
+                    if isinstance(event, Scored):
+                        await pace.step()  # and not for tokens: who waits for them may leave meanwhile, and come again
                 touched[index] = None
             for index in touched:
+                if self._running[index].ended:
+                    self._open.discard(index)
                 try:
                     self._running[index].check()
                 except ShardwiseError as error:

@@ -129,7 +129,7 @@ SERVING = (
            "names that clients may ask for, the usual one first; * takes any (default: the model's own)", words, "A,B",
            many=True),
     Option("api_keys", ("--api-key",),
-           "keys, one of which every request must bring (save for /health, /ready, /docs); may be given several times",
+           "keys, one of which every request must bring (save for /health, /ready, /version, /docs); several may be given",
            secret, "KEY", many=True),
     Option("api_key_file", ("--api-key-file",), "a file with one key a line", Path, "FILE"),
     Option("insecure_no_key", ("--insecure-no-key",), "listen on an address that others can reach, without any key"),

@@ -150,6 +150,23 @@ def check_choices(service: Service, count: int, name: str) -> None:
         raise Refusal(400, f"{name} is {count}, but at most {at_once} sequences run at once (--max-num-seqs)", param=name)
 
 
+ID_BYTES, SCORE_BYTES = 8, 32
+"""What a token's id and a token's log-probability count for, of a prompt that is told again; about what they are as JSON."""
+
+
+def check_repeated(service: Service, choices: int, each_bytes: int, param: str = "n") -> None:
+    """Refusal where several choices would each tell so many bytes of their prompts again, and that is more than there may be.
+    One choice tells what it was given, however long."""
+    most, all_bytes = service.settings.max_repeated_bytes, choices * each_bytes
+    if choices > 1 and all_bytes > most:
+        fitting = max(1, most // each_bytes)
+        raise Refusal(
+            400, f"{param} is {choices}, and each choice would repeat {each_bytes} bytes of the prompt, {all_bytes} in all; "
+            f"{most} are the most: ask for {fitting} at once, or do not have the prompt repeated",
+            param=param,
+        )  # fmt: skip
+
+
 def check_names_scores(ids: list[int] | None, *, asked: bool) -> None:
     """Refusal for ids whose log-probabilities are wanted where none are `asked` for (as in vLLM): nothing would tell them."""
     if ids and not asked:

@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
-from shardwise.server.portions import encoded, is_large
 from shardwise.server.refusal import Refusal
 from shardwise.server.reply import ALIVE, DONE, ENCODER, Events, Json, Text, sse
 
@@ -51,15 +50,11 @@ class Exchange:
 
     # --- whole answers ------------------------------------------------------------------------------------------------
 
-    async def whole(self, reply: Json | Text, elsewhere: Callable[[Callable[[], bytes]], Awaitable[bytes]]) -> None:
-        """Sends what is complete; what is large is encoded `elsewhere`, off the loop. JSON ends with a line end, for those who
-        read it in a terminal."""
+    async def whole(self, reply: Json | Text, encoded: Callable[[object, bytes], Awaitable[bytes]]) -> None:
+        """Sends what is complete. JSON, which `encoded(value, end)` makes, ends with a line end, for those who read it in a
+        terminal."""
         if isinstance(reply, Json):
-            value = reply.value
-            if is_large(value):
-                data = await elsewhere(lambda: encoded(value, b"\n"))
-            else:
-                data = ENCODER.encode(value) + b"\n"
+            data = await encoded(reply.value, b"\n")
             await self._complete(reply.status, JSON, data, reply.headers)
         else:
             await self._complete(reply.status, reply.media, reply.text.encode(), reply.headers)

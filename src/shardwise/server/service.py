@@ -13,7 +13,9 @@ from shardwise.engine.contract import ServingEngine
 from shardwise.engine.front import Front, sampling_defaults
 from shardwise.sched.request import SamplingParams
 from shardwise.server.drain import Drain
+from shardwise.server.portions import encoded, is_large
 from shardwise.server.refusal import Refusal
+from shardwise.server.reply import ENCODER
 from shardwise.server.settings import Settings
 from shardwise.server.store import Store
 
@@ -55,9 +57,15 @@ class Service:
         """Does what may take long (templates, tokenising) on another thread."""
         return await asyncio.get_running_loop().run_in_executor(self._readers, lambda: work(*args, **kwargs))
 
+    async def encoded(self, value: object, end: bytes = b"") -> bytes:
+        """The JSON of a value, with `end` behind it; made on another thread where that takes long."""
+        return await self.read(encoded, value, end) if is_large(value) else ENCODER.encode(value) + end
+
     async def check(self, params: SamplingParams) -> None:
         """RequestError for a form of the answer that does not compile. On a thread of its own, since they are checked one after
-        another, and may take a second each: who wants no form does not wait."""
+        another, and may take a second each: who wants no form does not wait. Words that must not come up are tokenised."""
+        if params.bad_words:
+            await self.read(self.front.bad_ids, params.bad_words)
         if params.structured_outputs is not None:
             await asyncio.get_running_loop().run_in_executor(self._checker, self.front.check, params)
 

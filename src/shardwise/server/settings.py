@@ -48,6 +48,9 @@ class Settings:
     max_url_bytes: int = limit(8 * 2**10, "the address in the request line (414)")
     max_choices: int = limit(128, "choices of one prompt: n, best_of (400)")
     max_prompts: int = limit(2048, "prompts of one request (400)")
+    max_repeated_bytes: int = limit(
+        16 * 2**20, "what several choices of one request repeat of its prompts, all together: echoed text, ids, scores (400)"
+    )
     max_connections: int = limit(1024, "open connections; a further one is told 503 and closed")
     max_behind: int = limit(4096, "tokens of a choice that wait for a slow reader, before it is cut off")
     max_behind_bytes: int = limit(4 * 2**20, "what waits of one request for a slow reader, packed, before it is cut off")

@@ -20,8 +20,8 @@ class Tape:
         self.ended = False
         self._more = asyncio.Event()
 
-    def write(self, frame: bytes) -> None:
-        self.frames.append(frame)
+    def write(self, *frames: bytes) -> None:
+        self.frames += frames
         self._wake()
 
     def end(self) -> None:

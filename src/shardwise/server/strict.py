@@ -39,7 +39,7 @@ def loads(data: bytes, settings: Settings) -> dict[str, Any]:
         raise Refusal(
             400, f"the body is not UTF-8: byte {error.start} is {data[error.start]:#04x}", code="invalid_json"
         ) from None
-    value = _parsed(text, whole if _LONG.search(data) else None)
+    value = _parsed(text, whole if has_long(data) else None)
     if type(value) is not dict:
         raise Refusal(400, f"the body is {shown(value)}; send a JSON object", code="invalid_json")
     # Brackets within strings count too here, so this only spares the walk.
@@ -78,6 +78,11 @@ def outside(data: bytes) -> dict[str, int]:
             found[each] += text.count(each.encode())
         within ^= len(pieces) % 2 == 0
     return found
+
+
+def has_long(data: bytes) -> bool:
+    """Whether there are so many digits in a row that they may be a number of more than 64 bits."""
+    return any(_LONG.search(data, at, at + PIECE + DIGITS) for at in range(0, len(data), PIECE))
 
 
 def _parsed(text: str, parse_int: Any) -> Any:

@@ -29,7 +29,7 @@ from shardwise.server.logprobs import finite, likeliest
 from shardwise.server.refusal import Refusal
 from shardwise.server.reply import Json, Reply, sse
 from shardwise.server.route import Route
-from shardwise.server.sampling import check_choices, shortened
+from shardwise.server.sampling import SCORE_BYTES, check_choices, check_repeated, shortened
 from shardwise.server.service import Service
 from shardwise.server.tgi_body import (
     AboutReply,
@@ -145,6 +145,9 @@ def _read(service: Service, call: Call, body: TextBody, *, streams: bool) -> Ask
     with renamed(max_tokens="max_new_tokens"):
         params = SamplingParams(**sampling_fields(values))  # type: ignore[arg-type]  # they are checked there
     check_fits(service.engine.setup, prompt.ids, params, "inputs", limit="max_new_tokens")
+    told = len(body.inputs.encode()) if wanted.return_full_text else 0
+    told += SCORE_BYTES * len(prompt.ids) if wanted.decoder_input_details else 0
+    check_repeated(service, params.n, told, "best_of")
     return Asked(wanted, body.inputs, prompt, params)
 
 

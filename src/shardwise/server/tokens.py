@@ -34,9 +34,13 @@ FLAGS = ("add_bos_token", "add_eos_token")
 async def tokenize(service: Service, _call: Call, body: TokenizeBody) -> Reply:
     """The ids of a text or a conversation."""
     service.model(body.model)
-    ids = await service.read(_ids, service, body)
+    return Json(await service.read(_tokenized, service, body))
+
+
+def _tokenized(service: Service, body: TokenizeBody) -> TokenizeReply:
+    ids = _ids(service, body)
     texts = [service.front.tokenizer.token_text(token) for token in ids] if body.return_token_strs else None
-    return Json(TokenizeReply(len(ids), service.engine.setup.context, ids, texts))
+    return TokenizeReply(len(ids), service.engine.setup.context, ids, texts)
 
 
 def _ids(service: Service, body: TokenizeBody) -> list[int]:
@@ -79,9 +83,7 @@ async def tokenizer(service: Service, _call: Call, _parameters: object) -> Reply
 def _told(service: Service) -> TokenizerReply:
     front, setup = service.front, service.engine.setup
     config = read_json(setup.folder / "tokenizer_config.json")
-    flags: dict[str, Any] = {
-        name: config[name] for name in ("add_bos_token", "add_eos_token") if isinstance(config.get(name), bool)
-    }
+    flags: dict[str, Any] = {name: config[name] for name in FLAGS if isinstance(config.get(name), bool)}
     named: dict[str, Any] = {name: front.tokenizer.special_tokens.get(name) for name in NAMED}
     return TokenizerReply(
         tokenizer_class=str(config.get("tokenizer_class") or "PreTrainedTokenizerFast"),

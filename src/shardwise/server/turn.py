@@ -113,8 +113,8 @@ async def started(
     service: Service, call: Call, prompts: Sequence[Prompt], params: Sequence[SamplingParams], priority: int = 0
 ) -> Job:
     """A job whose prompts are all taken; where one is not, or whoever waits is cancelled, none runs."""
-    for form in {each.structured_outputs: each for each in params}.values():
-        await service.check(form)
+    for each in {id(each): each for each in params}.values():
+        await service.check(each)
     job = Job(service, call)
     try:
         await job.start(prompts, params, priority)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from shardwise.engine.front import Running
 from shardwise.engine.likelihood import SCORING, Pair
 from shardwise.engine.outputs import RequestOutput
 from shardwise.server.call import Call
@@ -43,8 +44,8 @@ async def score(service: Service, call: Call, body: ScoreBody) -> Reply:
     pairs = await service.read(
         read_score, body, service.front.tokenizer, service.engine.setup, tenant=shared, most=service.settings.max_prompts
     )
-    outputs = await _scored(service, call, pairs, body.priority)
-    return Json(await service.read(score_reply, pairs, outputs, model, new_id("score-"), now()))
+    done = await _scored(service, call, pairs, body.priority)
+    return Json(await service.read(lambda: score_reply(pairs, _outputs(done), model, new_id("score-"), now())))
 
 
 async def rerank(service: Service, call: Call, body: RerankBody) -> Reply:
@@ -53,14 +54,18 @@ async def rerank(service: Service, call: Call, body: RerankBody) -> Reply:
     pairs = await service.read(
         read_rerank, body, service.front.tokenizer, service.engine.setup, tenant=shared, most=service.settings.max_prompts
     )
-    outputs = await _scored(service, call, pairs, body.priority)
-    return Json(await service.read(rerank_reply, body, pairs, outputs, model, new_id("rerank-")))
+    done = await _scored(service, call, pairs, body.priority)
+    return Json(await service.read(lambda: rerank_reply(body, pairs, _outputs(done), model, new_id("rerank-"))))
 
 
-async def _scored(service: Service, call: Call, pairs: tuple[Pair, ...], priority: int) -> list[RequestOutput]:
+async def _scored(service: Service, call: Call, pairs: tuple[Pair, ...], priority: int) -> list[Running]:
     async with Job(service, call) as job:
         await job.start([pair.prompt for pair in pairs], [SCORING] * len(pairs), priority)
-        return [running.transcript.output() for running in await job.ended()]
+        return await job.ended()
+
+
+def _outputs(done: list[Running]) -> list[RequestOutput]:
+    return [running.transcript.output() for running in done]
 
 
 ROUTES = (

@@ -100,6 +100,18 @@ class Packed:
 
 
 @dataclass(frozen=True, slots=True)
+class Tile:
+    """How the last two axes of a weight, outputs and inputs, are laid in memory: tiles of `rows` outputs by `columns` inputs,
+    `cells` stored elements each. A rank's tiles begin with its own first row and column; the last of each may be padded.
+    `kind` says what stands in them."""
+
+    kind: str
+    rows: int
+    columns: int
+    cells: int
+
+
+@dataclass(frozen=True, slots=True)
 class Source:
     """Where a weight stands in the checkpoint, if not under its own name and as it is.
 
@@ -121,6 +133,7 @@ class Weight:
 
     `aliases` are other names under which a checkpoint may store the same tensor (a tied head), `also` is another way in which
     it may. A `companion` (scales, zero points) belongs to another weight and holds no parameters of its own.
+    `tile`: dense in the checkpoint, and in memory what is made of it while it is loaded.
     """
 
     name: str
@@ -131,6 +144,12 @@ class Weight:
     aliases: tuple[str, ...] = ()
     companion: bool = False
     also: Source | None = None
+    tile: Tile | None = None
+
+    @property
+    def made(self) -> bool:
+        """Whether it comes with another weight's numbers, and no checkpoint has it."""
+        return self.companion and self.tile is not None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -149,6 +168,15 @@ class Weight:
             range(r.start // p, -(-r.stop // p)) if len(r) else range(r.start // p, r.start // p)
             for r, p in zip(ranges, per, strict=True)
         )
+
+    def held(self, ranges: Sequence[range]) -> tuple[int, ...]:
+        """The shape in memory of what a rank holds, of the logical `ranges`."""
+        if self.tile is None:
+            return tuple(len(r) for r in self.stored(ranges))
+        *above, rows, columns = ranges
+        tile = self.tile
+        groups = -(-columns.stop // tile.columns) - columns.start // tile.columns if columns else 0
+        return (*(len(r) for r in above), -(-len(rows) // tile.rows), groups, tile.cells)
 
     def prefixed(self, prefix: str) -> Weight:
         """The same weight below `prefix` in the tree of blocks."""

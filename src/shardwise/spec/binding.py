@@ -55,7 +55,7 @@ def bind(model: Model, checkpoint: Checkpoint) -> Mapping[str, Place]:
     bound: dict[str, Place] = {}
     users: dict[str, list[Weight]] = defaultdict(list)
     missing: list[str] = []
-    for weight in model_weights(model):
+    for weight in _stored(model):
         # Where there is a prefix, the head still stands outside of it: transformers' GPT-2 is "transformer." and a head.
         spelled = [(source, [p + n for n in names(weight, source)]) for source in _sources(weight) for p in (prefix, "")]
         source, found = next((pair for pair in spelled if pair[1][0] in checkpoint), spelled[0])
@@ -69,9 +69,14 @@ def bind(model: Model, checkpoint: Checkpoint) -> Mapping[str, Place]:
     if missing:
         raise _missing(missing, checkpoint)
     _check_covered(bound, users)
-    spare = {p + alias for weight in model_weights(model) for alias in weight.aliases for p in (prefix, "")}
+    spare = {p + alias for weight in _stored(model) for alias in weight.aliases for p in (prefix, "")}
     _check_unread(model, [n for n in checkpoint if n not in users and n not in spare], checkpoint)
     return bound
+
+
+def _stored(model: Model) -> Iterator[Weight]:
+    """Every weight that a checkpoint has; what is made while they are loaded is not among them."""
+    return (weight for weight in model_weights(model) if not weight.made)
 
 
 def names(weight: Weight, source: Source) -> tuple[str, ...]:
@@ -149,8 +154,8 @@ def _check(weight: Weight, place: Place) -> None:
     for stored in place.tensors:
         _check_shape(stored, expected[1:] if apart else expected, axis)
         dtype = DTYPES.get(stored.dtype)
-        # A wider or narrower float is converted; companions are read by code that counts on theirs.
-        exact = weight.dtype if weight.companion or weight.dtype not in FLOATS else None
+        # A wider or narrower float is converted, or quantised; companions are read by code that counts on theirs.
+        exact = weight.dtype if weight.companion or (weight.dtype not in FLOATS and not weight.tile) else None
         if dtype is None or (dtype != exact if exact else dtype not in FLOATS):
             raise CheckpointError(
                 f"{stored.file}: {stored.name} is stored as {stored.dtype}, but this model needs "

@@ -122,18 +122,23 @@ class HeadsNorm:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A lookup of `rows` vectors of `size`. Where the rows are cut, a rank looks up what it holds and the parts are summed."""
+    """A lookup of `rows` vectors of `size`. Where the rows are cut, a rank looks up what it holds and the parts are summed.
+
+    A head that is tied to it has its `format`, too.
+    """
 
     name: str
     rows: Axis
     size: int
     aliases: tuple[str, ...] = ()
+    format: Format = field(default_factory=Dense)
 
     def children(self) -> tuple[Block, ...]:
         return ()
 
     def own_weights(self) -> Iterator[Weight]:
-        yield Weight(f"{self.name}.weight", (self.rows, Axis(self.size)), aliases=self.aliases)
+        for weight, _ in self.format.weights(self.name, self.rows, Axis(self.size)):
+            yield weight if weight.companion else replace(weight, aliases=self.aliases)
 
 
 @dataclass(frozen=True, slots=True)
@@ -345,8 +350,11 @@ def weights(block: Block, prefix: str = "") -> Iterator[Weight]:
     """Every weight below `block`, named by its path."""
     for path, node in walk(block, prefix):
         for weight in node.own_weights():
-            tied = isinstance(node, Linear) and node.tied
-            yield replace(weight, name=tied, source=None) if tied else weight.prefixed(path)
+            if isinstance(node, Linear) and node.tied:
+                name = node.tied + weight.name.removeprefix(f"{node.name}.weight")
+                yield replace(weight, name=name, source=None)
+            else:
+                yield weight.prefixed(path)
 
 
 def attentions(block: Block) -> Iterator[Attending]:

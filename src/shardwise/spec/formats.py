@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from shardwise.errors import ConfigError
-from shardwise.spec.axes import Axis, Fused, Packed, Source, Weight
+from shardwise.spec.axes import Axis, Fused, Packed, Source, Tile, Weight
 
 
 class Format(Protocol):
@@ -57,19 +57,47 @@ class Dense:
         return self.packed.size if self.packed and side == "in" else 1
 
 
-@dataclass(frozen=True, slots=True)
-class Int8:
-    """Signed bytes per output row, one float32 scale for each `size` inputs: what shardwise itself quantises to."""
+TILE_ROWS = 16
+"""Outputs of a linear whose quantised numbers stand side by side: one vector of kernels."""
 
-    name = "int8"
-    size: int = 128
+KINDS = {"int8": 8, "int4": 4}
+"""What shardwise quantises to, with the bits of a number."""
+
+GROUPS = (16, 32, 64, 128)
+"""How many inputs may share a scale."""
+
+
+@dataclass(frozen=True, slots=True)
+class Grouped:
+    """What shardwise itself quantises to while it loads: `kind` numbers, `size` inputs of an output share a float16 scale.
+
+    The numbers are bytes in tiles (nn/kernels/packing.py), and the scales stand in the same order.
+    """
+
+    kind: str
+    size: int
+
+    @property
+    def name(self) -> str:
+        return self.kind
+
+    @property
+    def bits(self) -> int:
+        return KINDS[self.kind]
+
+    @property
+    def title(self) -> str:
+        """What people read, with the bits that a weight and its part of a scale take."""
+        return f"{self.kind} in groups of {self.size} ({self.bits + 16 / self.size:g} bits a weight)"
 
     def weights(self, name: str, out: Axis, inp: Axis) -> Iterator[tuple[Weight, int]]:
-        yield Weight(f"{name}.weight", (out, inp), "int8"), 0
-        yield Weight(f"{name}.weight_scale", (out, inp), "float32", (1, self.size), companion=True), 0
+        numbers = Tile(self.kind, TILE_ROWS, self.size, TILE_ROWS * self.size * self.bits // 8)
+        scales = Tile(self.kind, TILE_ROWS, self.size, TILE_ROWS)
+        yield Weight(f"{name}.weight", (out, inp), "uint8", tile=numbers), 0
+        yield Weight(f"{name}.weight_scale", (out, inp), "float16", companion=True, tile=scales), 0
 
     def pack(self, side: str) -> int:
-        return 1
+        return self.size if side == "in" else 1
 
     def group(self, side: str) -> int:
         return self.size if side == "in" else 1

@@ -270,7 +270,7 @@ class Layout:
         at, offset, found = self.mesh.coords(rank), 0, []
         for weight in self.weights(at.pp):
             box = self.box(weight, at)
-            shape = tuple(len(r) for r in weight.stored(box))
+            shape = weight.held(box)
             dtype = weight.dtype or self.dtype
             size = prod(shape) * BITS[dtype] // 8
             found.append(Slice(weight, box, shape, dtype, offset, size))
@@ -295,12 +295,11 @@ class Layout:
             total += known[id(block)]
         head = self.model.head.linear
         if head.tied and self.mesh.pp == 1:
-            total -= size(self._bytes(Weight(head.tied, (head.out, head.inp)), at))
+            total -= sum(size(self._bytes(w, at)) for w, _ in head.format.weights(head.name, head.out, head.inp))
         return total
 
     def _bytes(self, weight: Weight, at: Coords) -> int:
-        stored = weight.stored(self.box(weight, at))
-        return prod(len(r) for r in stored) * BITS[weight.dtype or self.dtype] // 8
+        return prod(weight.held(self.box(weight, at))) * BITS[weight.dtype or self.dtype] // 8
 
     # --- the cache ----------------------------------------------------------------------------------------------------
 

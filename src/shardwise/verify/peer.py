@@ -38,6 +38,10 @@ class Transformers:
             raise UserError(
                 f"--against transformers needs the checkpoint's weights; leave out --load-format {setup.load_format}"
             )
+        if setup.quantization:
+            raise UserError(
+                "--against transformers compares what a checkpoint holds; leave out --quantization, or --against transformers"
+            )
         found, model = [], None
         # Rope that scales with every token keeps state from one text to the next: it is read anew for each.
         anew = any(rope.dynamic for rope in ropes(setup.layout.model))

@@ -159,6 +159,38 @@ def test_an_answer_cut_short_keeps_what_came_of_the_arguments(end: int):
     assert read(Style("hermes"), text) == Told(None, None, [("weather", written)])
 
 
+NOW, NAMED = ("get-now", "{}"), [("weather", "")]
+CUT: list[tuple[Dialect, str, list[tuple[str, str]]]] = [
+    ("hermes", '<tool_call>\n{"name": "weather"', NAMED),
+    ("hermes", '<tool_call>{"name": "get-now"}</tool_call>\n<tool_call>{"name": "weather", "arg', [NOW, *NAMED]),
+    ("hermes", '<tool_call>\n{"name": "weather', []),
+    ("hermes", '<tool_call>\n{"arguments": {"days": 1}, "na', []),
+    ("llama3", '{"name": "weather", "parameters":', NAMED),
+    ("plain", '[{"name": "get-now", "parameters": {}}, {"name": "weather", ', [NOW, *NAMED]),
+    ("mistral", '[TOOL_CALLS] [{"name": "weather", "arguments"', NAMED),
+    ("mistral", "[TOOL_CALLS]weather[AR", NAMED),
+    ("mistral", "[TOOL_CALLS]weather", []),
+    ("pythonic", "[get-now(), weather(place='a', da", [NOW, *NAMED]),
+    ("pythonic", "[weather(days=1)", [("weather", '{"days": 1}')]),
+    ("pythonic", "[get-now(), weath", [NOW]),
+    ("coder", "<tool_call>\n<function=weather>\n<parameter=pl", NAMED),
+    ("coder", "<function=weather>\n<parameter=days>\n7\n</parameter>\n<parameter=", [("weather", '{"days": 7')]),
+    ("deepseek", "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>weather<｜tool▁sep｜>", NAMED),
+    ("deepseek", "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>weather\n```js", NAMED),
+    ("kimi", "<|tool_calls_section_begin|><|tool_call_begin|>functions.weather:0<|tool_call_argument_begin|>", NAMED),
+    ("harmony", "<|channel|>commentary to=functions.weather <|constrain|>json<|message|>", NAMED),
+]
+
+
+@pytest.mark.parametrize(("dialect", "text", "calls"), CUT)
+def test_a_forced_call_that_is_cut_short_is_told_as_far_as_it_came(
+    dialect: Dialect, text: str, calls: list[tuple[str, str]]
+) -> None:
+    assert read(Style(dialect), text, choice="required") == Told(None, None if calls else "", calls)
+    if dialect != "plain":
+        assert read(Style(dialect), text).calls in (calls, [NOW], []), "where the model chose, what is not certain is content"
+
+
 # --- the choice -------------------------------------------------------------------------------------------------------
 
 

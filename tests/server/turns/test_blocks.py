@@ -50,13 +50,16 @@ def read(parts: Sequence[str]) -> list[list[Piece]]:
 
 
 def as_response(pieces: Sequence[Sequence[Piece]], *, length: bool = False) -> tuple[Any, list[Any]]:
-    frames: list[bytes] = []
+    told: list[Any] = []
     made = Response(id="resp_1", created_at=0, model="m")
-    writing = responses.Writer(made, lambda event: frames.append(frame(event)), origins=ORIGINS, sealed=True)
+    writing = responses.Writer(made, told.append, origins=ORIGINS, sealed=True)
     writing.begin()
+    frames = [frame(event) for event in told]  # of a response that goes on to change; nothing else does
+    told.clear()
     for each in pieces:
         writing.take(each)
     writing.end(cut=length, usage=None)
+    frames += map(frame, told)
     events = [msgspec.json.decode(each.partition(b"data: ")[2]) for each in frames]
     names = [each.partition(b"\n")[0].decode() for each in frames]
     assert names == [f"event: {event['type']}" for event in events]

@@ -171,6 +171,16 @@ def test_the_form_of_the_text_and_the_choice_of_a_tool_reach_the_engine(engine: 
     assert engine.submitted[-1][1].structured_outputs.grammar  # type: ignore[union-attr]
 
 
+def test_a_call_that_is_asked_for_and_cut_before_its_arguments_is_an_incomplete_item(engine: Scripted, served: Served):
+    named = len(engine.say('<tool_call>{"name": "weather", '))
+    engine.say(call_text("weather", '{"city": "a"}'))
+    asked = {"input": "Hi", "tools": [FUNCTION], "tool_choice": "required", "max_output_tokens": named}
+    got = made(served, **asked)
+    (call,) = got["output"]
+    assert (call["name"], call["arguments"], call["status"], got["status"]) == ("weather", "", "incomplete", "incomplete")
+    assert without_ids(streamed(served, **asked)) == without_ids(got)
+
+
 def test_the_input_is_counted_as_it_is_used(engine: Scripted, served: Served):
     engine.say("ok")
     body = {"input": "How are you?", "instructions": "Be brief.", "tools": [FUNCTION]}

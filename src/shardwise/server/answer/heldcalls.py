@@ -6,7 +6,7 @@ import ast
 import json
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from shardwise.server.answer.choice import Tool
@@ -37,10 +37,12 @@ def pythonic(source: Source) -> Reading[None]:
         if not end and (found := (yield from tape.literal(*ends))):
             end = ends[found]
             yield from tape.space()
-        names, text = yield from _bracketed(tape)
-        if not all(name in source.offered for name in names):
+        listed: list[tuple[str, list[str]]] = []
+        source.outlet.held = lambda: _so_far(listed, source.offered)
+        yield from _bracketed(tape, listed)
+        if not all(name in source.offered for name, _ in listed):
             raise NotCall
-        for name, arguments in zip(names, python_arguments(text, len(names)), strict=True):
+        for name, arguments in [(name, python_arguments("".join(parts))) for name, parts in listed]:
             source.begin(name)
             source.outlet.argue(arguments)
         yield from tape.space()
@@ -54,13 +56,22 @@ def pythonic(source: Source) -> Reading[None]:
         yield from source.attempt(calls)
 
 
-def _bracketed(tape: Tape) -> Reading[tuple[list[str], str]]:
+def _so_far(found: Sequence[tuple[str, list[str]]], offered: Collection[str]) -> Iterator[tuple[str, str]]:
+    """The calls of a list that was cut short; the last of them says nothing of its arguments."""
+    for name, parts in found if all(name in offered for name, _ in found) else ():
+        try:
+            yield name, python_arguments("".join(parts))
+        except NotCall:
+            yield name, ""
+
+
+def _bracketed(tape: Tape, found: list[tuple[str, list[str]]]) -> Reading[None]:
     """Read `[name(` and on to the bracket that closes the list; brackets in strings do not count.
 
-    Returns the names, which Python need not know for such (a tool may be called `get-now`), and the text with `_` for each.
+    `found` gets the calls as they come: the name, which Python need not know for one (a tool may be called `get-now`), and the
+    parts of the text with `_` for it.
     """
-    parts = [(yield from tape.expect("["))]
-    names: list[str] = []
+    yield from tape.expect("[")
     yield from tape.space()
     if not _START.match((yield from tape.peek())):
         raise NotCall  # the usual list is told from calls by its first character
@@ -74,17 +85,18 @@ def _bracketed(tape: Tape) -> Reading[tuple[list[str], str]]:
         if not mark or used >= MOST_PYTHON or len(closing) > DEPTH:
             raise NotCall
         if mark == "(" and len(closing) == 1:
-            comma = "," if names else ""
-            names.append(last.strip().removeprefix(comma).strip())
-            last = f"{comma}_"
+            comma = "," if found else ""
+            found.append((last.strip().removeprefix(comma).strip(), []))
+            last = "_"
+        if not found:
+            raise NotCall
         if mark in _PAIRS:
             closing.append(_PAIRS[mark])
         elif mark in ")]}" and closing.pop() != mark:
             raise NotCall
         text = (yield from _quoted(tape, mark, MOST_PYTHON - used)) if mark in "\"'" else tape.take(1)
-        parts += [last, text]
+        found[-1][1].extend([last, text] if closing else [last])
         used += len(text)
-    return names, "".join(parts)
 
 
 _ESCAPED = "\n\\'\"abfnrtv01234567NuUx"
@@ -111,13 +123,13 @@ def _quoted(tape: Tape, quote: str, most: int) -> Reading[str]:
         most -= 2
 
 
-def python_arguments(text: str, calls: int) -> list[str]:
-    """The arguments as JSON of each call in a Python list of so many calls. Raises NotCall for anything else."""
+def python_arguments(text: str) -> str:
+    """The arguments as JSON of a call in Python. Raises NotCall for anything else."""
     try:
-        tree = ast.parse(text, mode="eval").body
-        if not isinstance(tree, ast.List) or len(tree.elts) != calls:
+        tree = ast.parse(f"[{text}]", mode="eval").body
+        if not isinstance(tree, ast.List) or len(tree.elts) != 1:
             raise NotCall
-        return [_keywords(node) for node in tree.elts]
+        return _keywords(tree.elts[0])
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:  # the parser of Python 3.11 raises any of them
         raise NotCall from error
 
@@ -166,6 +178,8 @@ def coder(source: Source, tools: Sequence[Tool]) -> Reading[None]:
         if name not in source.offered:
             raise NotCall
         arguments: dict[str, Any] = {}
+        # What is cut short looks so: an object without its end.
+        source.outlet.held = lambda: [(name, json.dumps(arguments, ensure_ascii=False)[:-1] if arguments else "")]
         yield from tape.space()
         while (yield from tape.expect("<parameter=", "</function>")) == "<parameter=":
             key = yield from _tag_name(tape)

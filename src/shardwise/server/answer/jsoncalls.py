@@ -32,12 +32,14 @@ class Source:
 
         Where the text ends inside a call that is certain, what is left of its syntax says nothing, and goes.
         """
-        before = self.outlet.begun
+        before, self.outlet.held = self.outlet.begun, None
         self.tape.hold()
         try:
             yield from call()
         except NotCall:
             held = self.tape.release()
+            if not self.tape.ended:
+                self.outlet.held = None
             if not self.tape.over or self.outlet.begun == before:
                 self.outlet.say(held)
             return False
@@ -51,6 +53,12 @@ class Source:
         self.outlet.call(name)
         self.tape.drop()
 
+    def named(self, name: str) -> None:
+        """The name of a call was read to its end, if it was offered; nothing of its arguments yet. NotCall if it was not."""
+        if name not in self.offered:
+            raise NotCall
+        self.outlet.held = lambda: [(name, "")]
+
     def arguments(self) -> Reading[None]:
         """Read the arguments' object and give it on as it comes."""
         yield from value(self.tape, self._argue)
@@ -61,6 +69,7 @@ class Source:
 
     def after_name(self, name: str) -> Reading[None]:
         """Read the arguments of `name`, which comes before them in this format."""
+        self.named(name)
         yield from self.tape.space()
         if (yield from self.tape.peek()) != "{":
             raise NotCall
@@ -85,8 +94,7 @@ class Source:
             yield from tape.space()
             if key == "name" and not name:
                 name = yield from short_string(tape)
-                if name not in self.offered:
-                    raise NotCall
+                self.named(name)
             elif key in _ARGUMENTS and not arguments and not begun:
                 if name and (yield from tape.peek()) == "{":
                     begun = True
@@ -163,8 +171,9 @@ def mistral(source: Source) -> Reading[None]:
             yield from source.some_calls()
             return
         name = yield from _word(tape, MOST_NAME)
-        if name not in source.offered:
+        if tape.over:  # more of the name might have come
             raise NotCall
+        source.named(name)
         if (yield from tape.literal("[CALL_ID]")):
             yield from _word(tape, MOST_NAME)
         yield from tape.literal("[ARGS]")

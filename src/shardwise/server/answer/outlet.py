@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import Literal, TypeAlias
 
 from shardwise.server.answer.pieces import Argued, Called, Piece, Said, Thought, new_call_id
@@ -10,6 +11,9 @@ from shardwise.server.answer.tape import SPACE
 MOST_GAP = 256  # characters of white space held back; what stood before them has gone out
 
 _Kind: TypeAlias = Literal["thought", "said", "argued"]
+
+Calls: TypeAlias = Iterable[tuple[str, str]]
+"""(name, arguments' JSON as far as it goes) of each."""
 
 
 class Outlet:
@@ -29,6 +33,8 @@ class Outlet:
         self._said_gap = self._thought_gap = ""
         self._before_thought, self._after_thought = True, False
         self._mute = False
+        self.held: Callable[[], Calls] | None = None
+        """Makes the calls whose names were read and that are not certain yet."""
 
     def collect(self) -> list[Piece]:
         """The pieces since the last time."""
@@ -79,7 +85,7 @@ class Outlet:
 
     def call(self, name: str) -> None:
         """A call begins; its arguments follow."""
-        self._said_gap = ""
+        self._said_gap, self.held = "", None
         self.begun += 1
         self._called_last, self._after_thought = True, False
         self._muted = self._calls > 0 and not self._parallel
@@ -91,6 +97,13 @@ class Outlet:
         """More of the arguments of the call that began last."""
         if not self._muted:
             self._emit("argued", text)
+
+    def call_held(self) -> None:
+        """The text has ended: the calls that are held were meant, and go out as far as they came."""
+        for name, arguments in self.held() if self.held is not None else ():
+            self.call(name)
+            if arguments:
+                self.argue(arguments)
 
     def mute(self) -> None:
         """Nothing more is said: what comes yet is a call's syntax, cut short."""

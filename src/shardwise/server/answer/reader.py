@@ -19,7 +19,8 @@ class Reader:
 
     Text goes out as soon as it cannot be part of a mark; time is linear in the text, memory bounded by one call (1 MiB).
     A call of a tool that was not offered, or with arguments that are no JSON object, is content, verbatim; so is one that is
-    cut short before it is certain, unless a call was `forced`: then it says nothing.
+    cut short before it is certain, unless a call was `forced`: then it is a call as soon as its name was read, and before that
+    nothing.
     """
 
     def __init__(self, style: Style, tools: Sequence[Tool], *, reads_calls: bool, parallel: bool, forced: bool = False) -> None:
@@ -48,6 +49,8 @@ class Reader:
             self._outlet.mute()
         for _ in self._reading:
             raise AssertionError("a reader waits for text after its end")
+        if self._forced:
+            self._outlet.call_held()
         if not self._finished:
             self._outlet.finish()
         self._finished = True

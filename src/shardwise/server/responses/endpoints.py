@@ -19,7 +19,8 @@ from shardwise.server.refusal import Refusal
 from shardwise.server.reply import Events, Json, Reply
 from shardwise.server.responses.body import ResponsesBody
 from shardwise.server.responses.items import Item
-from shardwise.server.responses.output import Counted, Deleted, InputItems, Response, frame
+from shardwise.server.responses.outbox import Outbox
+from shardwise.server.responses.output import Counted, Deleted, InputItems, Response
 from shardwise.server.responses.request import Asked, ask, check_kept, check_stores
 from shardwise.server.responses.writer import Writer, replay, used
 from shardwise.server.route import Route
@@ -47,7 +48,7 @@ async def create(service: Service, call: Call, body: ResponsesBody) -> Reply:
     async with talking as talked:
         async for _ in _answer(service, asked, talked, _writer(asked)):
             pass
-    _keep(service, call, asked)
+    await _keep(service, call, asked)
     return Json(asked.response, headers=headers)
 
 
@@ -63,7 +64,7 @@ async def _asked(service: Service, call: Call, body: ResponsesBody, keep: bool) 
         if kept.running:
             why = f"response {kept.id} is still being made; go on from it when it is complete"
             raise Refusal(409, why, param="previous_response_id")
-        earlier = [*kept.context, *_output(kept)]
+        earlier = [*kept.context, *await service.read(_output, kept)]
     return await service.read(ask, service, body, earlier, _finder(service, call), keep=keep)
 
 
@@ -96,59 +97,50 @@ async def _answer(service: Service, asked: Asked, talked: Talk, writer: Writer) 
             writer.take(news.pieces, speller.chat(news.logprobs or (), asked.top or 0) if scored else ())
             finish = news.finish or finish
         yield
-    thoughts = writer.reasoning
-    count = await service.read(_tokens, service, thoughts) if thoughts else 0
-    writer.end(cut=finish == "length", usage=used(talked.usage, count))
+    writer.end(cut=finish == "length", usage=used(talked.usage))
     yield
 
 
-def _tokens(service: Service, text: str) -> int:
-    return len(service.front.tokenizer.encode(text, add_special_tokens=False))
-
-
-def _writer(asked: Asked, out: Callable[[bytes], None] | None = None) -> Writer:
-    emit = None if out is None else lambda event: out(frame(event))
-    return Writer(asked.response, emit, origins=asked.origins, sealed=asked.sealed)
+def _writer(asked: Asked, out: Outbox | None = None) -> Writer:
+    return Writer(asked.response, None if out is None else out.put, origins=asked.origins, sealed=asked.sealed)
 
 
 async def _stream(service: Service, call: Call, asked: Asked, talking: Talking, headers: Mapping[str, str]) -> Events:
-    out: list[bytes] = []
-    writer = _writer(asked, out.append)
-
-    def written() -> bytes:
-        frames = b"".join(out)
-        out.clear()
-        return frames
+    out = Outbox(service.read)
+    writer = _writer(asked, out)
 
     async def frames() -> AsyncGenerator[bytes, None]:
-        writer.begin()
         async with talking as talked:
+            writer.begin()
+            await out.seal()
+            begun = out.take()
             yield b""
+            yield b"".join(begun)
             async for _ in _answer(service, asked, talked, writer):
+                await out.seal()
                 if asked.response.status != "in_progress":
-                    _keep(service, call, asked)  # before the client hears of the end, and goes on from it
-                if out:
-                    yield written()
+                    await _keep(service, call, asked)  # before the client hears of the end, and goes on from it
+                if made := out.take():
+                    yield b"".join(made)
 
     def failed(refusal: Refusal) -> bytes:
         writer.fail(refusal.message)
-        return written()
+        return b"".join(out.take())
 
     events = await begun(frames())
     return Events(events.frames, headers, failed)
 
 
-def _keep(service: Service, call: Call, asked: Asked) -> None:
+async def _keep(service: Service, call: Call, asked: Asked) -> None:
     if not asked.response.store:
         return
     kept = Kept(asked.response.id, asked.response, asked.items, asked.given)
-    kept.bytes = _size(kept)
+    kept.bytes = await _size(service, kept)
     service.store.keep(call.tenant, kept)
 
 
-def _size(kept: Kept) -> int:
-    frames = sum(len(each) for each in kept.tape.frames) if kept.tape else 0
-    return len(msgspec.json.encode([kept.response, kept.context])) + frames
+async def _size(service: Service, kept: Kept) -> int:
+    return len(await service.encoded([kept.response, kept.context]))
 
 
 # --- without the client -----------------------------------------------------------------------------------------------
@@ -158,7 +150,6 @@ async def _background(
     service: Service, call: Call, asked: Asked, talking: Talking, headers: Mapping[str, str], *, stream: bool
 ) -> Reply:
     kept = Kept(asked.response.id, asked.response, asked.items, asked.given, tape=Tape())
-    kept.bytes = _size(kept)
     kept.run = asyncio.create_task(_run(service, call, asked, talking, kept))
     service.store.keep(call.tenant, kept)
     await asyncio.sleep(0)  # it begins, so that whoever cancels it finds it in its `try`
@@ -169,15 +160,21 @@ async def _background(
 async def _run(service: Service, call: Call, asked: Asked, talking: Talking, kept: Kept) -> None:
     """Writes on the tape, whoever reads it. Ends in any case, with an event that says how."""
     assert kept.tape is not None
-    writer = _writer(asked, kept.tape.write)
-    writer.begin()
+    out, tape = Outbox(service.read), kept.tape
+    writer = _writer(asked, out)
     limit_s = service.settings.request_timeout_s
     try:
         with service.drain.open():
             # It began with the request, of which reading and checking it took some already.
             async with talking as talked, asyncio.timeout(limit_s - (time.monotonic() - call.began)):
+                writer.begin()
+                await out.seal()
+                tape.write(*out.take())
+                kept.bytes = await _size(service, kept)
+                service.store.shrink()
                 async for _ in _answer(service, asked, talked, writer):
-                    pass
+                    await out.seal()
+                    tape.write(*out.take())
     except asyncio.CancelledError:
         writer.cancel()
     except TimeoutError:
@@ -185,8 +182,10 @@ async def _run(service: Service, call: Call, asked: Asked, talking: Talking, kep
     except Exception as error:
         writer.fail(told(service, error, f"{call.id} ({kept.id})").message)
     finally:
-        kept.tape.end()
-        kept.bytes = _size(kept)
+        tape.write(*out.take())
+        tape.end()
+        # The last frame has the whole response, which is held beside the frames.
+        kept.bytes += sum(map(len, tape.frames)) + len(tape.frames[-1])
         service.store.shrink()
 
 
@@ -215,7 +214,7 @@ async def retrieve(service: Service, call: Call, given: Mapping[str, str]) -> Re
     start = _whole(given, "starting_after", -1, 2**31) + 1
     if _word(given, "stream", ("false", "true", "False", "True", "0", "1")) in ("false", "False", "0"):
         return Json(kept.response)
-    return Events(_tape(kept).read(start))
+    return Events((await service.read(_tape, kept)).read(start))
 
 
 def _tape(kept: Kept) -> Tape:

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import msgspec
 
 from shardwise.server.logprobs import TokenLogprob
+from shardwise.server.portions import encoded, is_large
 from shardwise.server.reply import sse
 
 Status = Literal["queued", "in_progress", "completed", "incomplete", "failed", "cancelled"]
@@ -289,6 +290,11 @@ StreamEvent = (
 )
 
 
+def is_long(event: StreamEvent) -> bool:
+    """Whether it takes long to make a frame of it. What is new never does; what repeats a whole text may."""
+    return not isinstance(event, TextDelta | ThoughtDelta | CallDelta) and is_large(event)
+
+
 def frame(event: StreamEvent) -> bytes:
     """As it goes over the wire."""
-    return sse(event, event.type)
+    return sse(encoded(event) if is_long(event) else event, event.type)

@@ -62,7 +62,8 @@ class Origin:
 
 
 class Writer:
-    """Fills `response` with what comes of it. `emit` gets the events as they happen, in their order and numbered.
+    """Fills `response` with what comes of it. `emit` gets the events as they happen, in their order and numbered; what they
+    tell of changes no more, but for the response in those of `begin`.
 
     `origins` are the tools by the names that the model knows. `sealed`: reasoning is also given as `encrypted_content`.
     """
@@ -80,11 +81,6 @@ class Writer:
         self._blocks = Blocks()
         self._logprobs: list[TokenLogprob] = []
         self._number = 0
-
-    @property
-    def reasoning(self) -> str:
-        """All that was thought so far."""
-        return "".join(block.text for block in self._blocks.all if block.kind == "thought")
 
     def begin(self) -> None:
         """The first events."""
@@ -110,13 +106,17 @@ class Writer:
             self._whole("response.completed")
 
     def fail(self, message: str) -> None:
-        """The answer will not be complete, because of a fault here."""
+        """The answer will not be complete, because of a fault here; one that is stays so."""
+        if self.response.status != "in_progress":
+            return
         self._close()
         self.response.status, self.response.error = "failed", Failure("server_error", message)
         self._whole("response.failed")
 
     def cancel(self) -> None:
-        """The client ended it. OpenAI's stream has no event of its own for that."""
+        """The client ended it, if it has not ended. OpenAI's stream has no event of its own for that."""
+        if self.response.status != "in_progress":
+            return
         self._close()
         self.response.status = "cancelled"
         self._whole("response.incomplete")
@@ -214,15 +214,16 @@ class Writer:
 
     def _added(self, index: int, item: OutputItem) -> None:
         part: OutputText | ReasoningText | None = None
+        told = copy.copy(item)
         if isinstance(item, OutputMessage):
-            item.content, part = [], OutputText()
+            item.content, part = [OutputText()], OutputText()
         elif isinstance(item, ReasoningItem):
-            item.content, part = [], ReasoningText()
-        self._emit(ItemEvent("response.output_item.added", self._next(), index, item))
+            item.content, part = [ReasoningText()], ReasoningText()
+        if part is not None:
+            told.content = []  # type: ignore[union-attr]  # it has one, by the lines above
+        self._emit(ItemEvent("response.output_item.added", self._next(), index, told))
         if part is not None:
             self._emit(PartEvent("response.content_part.added", self._next(), item.id, index, 0, part))
-        if part is not None:
-            item.content = [part]  # type: ignore[union-attr]  # of its own kind, by the lines above
 
     def _delta(self, index: int, item: OutputItem, text: str, logprobs: list[TokenLogprob]) -> None:
         match item:
@@ -280,12 +281,12 @@ def custom_input(arguments: str) -> str:
     return mended(text) if isinstance(text, str) else arguments
 
 
-def used(usage: Usage, reasoning_tokens: int) -> ResponseUsage:
+def used(usage: Usage) -> ResponseUsage:
     """A job's tokens as a response tells them."""
     return ResponseUsage(
         usage.prompt,
         InputDetails(usage.cached, usage.prompt - usage.cached),
         usage.completion,
-        OutputDetails(min(reasoning_tokens, usage.completion)),
+        OutputDetails(usage.reasoning or 0),
         usage.prompt + usage.completion,
     )
