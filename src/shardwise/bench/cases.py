@@ -3,7 +3,6 @@ speed touches them alike. Knows engines, not what is measured."""
 
 from __future__ import annotations
 
-import dataclasses
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -57,17 +56,14 @@ def cases(options: Options, degrees: Sequence[int], dtypes: Sequence[str], quant
 def quantized(options: Options, word: str) -> Options:
     """The same with weights in `word`: int8, int4, or int4:128 with groups of 128."""
     kind, _, group = word.partition(":")
-    if kind not in QUANTIZATIONS or (group and not group.isdigit()):
+    if kind not in QUANTIZATIONS[1:] or (group and not group.isdigit()):
         raise UserError(f"--quantization {word}: give {', '.join(QUANTIZATIONS)}, or one with its group, as int4:128")
-    if "quantization" not in {field.name for field in dataclasses.fields(Options)}:
-        raise UserError(f"--quantization {word}: this version runs weights as they are stored; leave it out")
-    changed: dict[str, Any] = {"quantization": kind, "quantization_group": int(group) if group else None}
-    return replace(options, **changed)
+    return replace(options, quantization=kind, quantization_group=int(group) if group else None)
 
 
 def quantization(options: Options) -> str | None:
     """In what the weights are, where that is not their dtype."""
-    kind, group = (getattr(options, name, None) for name in ("quantization", "quantization_group"))
+    kind, group = options.quantization, options.quantization_group
     return f"{kind}:{group}" if kind and group else kind
 
 
