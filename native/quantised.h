@@ -10,7 +10,7 @@ namespace sw {
 constexpr int TILE = 16;  // rows of a weight that lie side by side
 
 // Activations of `rows` rows, rounded group by group: q in -127..127, `stride` bytes from row to row, zeros behind the last
-// column as far as the last group goes; a scale for each group; and -8 times each group's sum of q.
+// column as far as the last group goes; [groups][rows] scales; and -8 times each group's sum of q, likewise.
 struct Rounded {
     int8_t* q;
     float* scale;

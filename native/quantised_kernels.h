@@ -97,11 +97,11 @@ void multiply(const Part& part, int64_t row, int64_t tile) {
         for (int t = 0; t < T; t++) sums[r][t] = part.load(row + r, tile + t);
     for (int64_t g = part.begin; g < part.end; g++) {
         D dots[R][T];
-        const int64_t first = row * groups + g;
+        const int64_t first = g * x.rows + row;
 #pragma GCC unroll 8
         for (int r = 0; r < R; r++)
 #pragma GCC unroll 2
-            for (int t = 0; t < T; t++) dots[r][t] = D::start<BITS>(x.eighths[first + r * groups]);
+            for (int t = 0; t < T; t++) dots[r][t] = D::start<BITS>(x.eighths[first + r]);
         const int64_t place = tile * groups + g;
         dot<BITS>(dots, w.weight + place * bytes, groups * bytes, x.q + row * x.stride + g * w.group, x.stride, w.group);
         F scales[T];
@@ -109,7 +109,7 @@ void multiply(const Part& part, int64_t row, int64_t tile) {
         for (int t = 0; t < T; t++) scales[t] = F::f16(w.scale + (place + t * groups) * TILE);
 #pragma GCC unroll 8
         for (int r = 0; r < R; r++) {
-            const F scale = F::all(x.scale[first + r * groups]);
+            const F scale = F::all(x.scale[first + r]);
 #pragma GCC unroll 2
             for (int t = 0; t < T; t++) sums[r][t] = fma(dots[r][t].real(), scales[t] * scale, sums[r][t]);
         }
@@ -197,7 +197,7 @@ void round_rows(const float* x, int64_t columns, const Rounded& out, int64_t fir
         for (int64_t g = 0; g < out.groups; g++) {
             const int64_t start = g * out.group, rest = columns - start;
             const int count = static_cast<int>(rest < out.group ? rest : out.group);
-            round_group(x + row * columns + start, count, out, row * out.groups + g, out.q + row * out.stride + start);
+            round_group(x + row * columns + start, count, out, g * out.rows + row, out.q + row * out.stride + start);
         }
 }
 

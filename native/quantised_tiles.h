@@ -7,8 +7,9 @@ namespace sw {
 namespace SW_ISA {
 
 constexpr int TILE_ROWS = 16;           // rows of activations at a time
-constexpr int64_t UNPACKED_BYTES = 16384;  // of weights as signed bytes, in the first cache
-constexpr int TURNS = 4, AHEAD = 2;     // room for dots of so many groups, of which so many are ahead of the sums
+constexpr int64_t UNPACKED_BYTES = 65536;  // of weights as signed bytes
+constexpr int64_t WIDE = 4;             // tiles for which activations are read once from the second cache
+constexpr int TURNS = 4;                // groups whose dots have room
 
 // As LDTILECFG reads it.
 struct alignas(64) TileConfig {
@@ -45,78 +46,117 @@ inline void unpack_bytes(const uint8_t* p, int64_t bytes, int bits, int8_t* out)
 }
 
 // The dots of one group to `out`, by the tiles D, A and B.
-#define SW_DOTS(D, A, B)                                                 \
-    _tile_zero(D);                                                       \
-    _tile_loadd(A, x, stride);                                           \
-    _tile_loadd(B, w, 64);                                               \
-    _tile_dpbssd(D, A, B);                                               \
-    if (group > 64) {                                                    \
-        _tile_loadd(A, x + 64, stride);                                  \
-        _tile_loadd(B, w + 1024, 64);                                    \
-        _tile_dpbssd(D, A, B);                                           \
-    }                                                                    \
-    _tile_stored(D, out, 64);
-
-inline void dots_of(int turn, const int8_t* x, int64_t stride, const int8_t* w, int group, int32_t* out) {
-    switch (turn & 3) {
-        case 0: { SW_DOTS(0, 4, 6) break; }
-        case 1: { SW_DOTS(1, 5, 7) break; }
-        case 2: { SW_DOTS(2, 4, 6) break; }
-        default: { SW_DOTS(3, 5, 7) break; }
+#define SW_DOTS(D, A, B)                       \
+    {                                          \
+        _tile_zero(D);                         \
+        _tile_loadd(A, x, stride);             \
+        _tile_loadd(B, w, 64);                 \
+        _tile_dpbssd(D, A, B);                 \
+        if (LONG) {                            \
+            _tile_loadd(A, x + 64, stride);    \
+            _tile_loadd(B, w + 1024, 64);      \
+            _tile_dpbssd(D, A, B);             \
+        }                                      \
+        _tile_stored(D, out, 64);              \
     }
-}
-#undef SW_DOTS
 
-// Sixteen rows of one tile over the part's groups; `signed_weights` are theirs.
-inline void multiply_tiles(const Part& part, int64_t row, int64_t tile, const int8_t* signed_weights) {
-    const Rounded& x = part.x;
-    const int group = x.group;
-    const int64_t groups = x.groups;
+// Sixteen rows of one tile over a part's groups, `LONG` if they have more than 64 inputs.
+template <bool LONG>
+struct Tiles {
+    const int8_t *x, *w;      // activations, and weights as signed bytes, of the first group
+    const float* x_scale;     // of the first group and row; of the next group, `rows` on
+    const uint16_t* w_scale;
+    int64_t stride, rows, groups, group;
     alignas(64) int32_t dots[TURNS][TILE_ROWS][TILE];
     F sums[TILE_ROWS];
-#pragma GCC unroll 16
-    for (int r = 0; r < TILE_ROWS; r++) sums[r] = part.load(row + r, tile);
-    const int8_t* q = x.q + row * x.stride;
-    const float* scale = x.scale + row * groups;
-    const uint16_t* w_scale = part.w.scale + tile * groups * TILE;
-    const auto start = [&](int64_t g) {
-        const int turn = static_cast<int>(g % TURNS);
-        dots_of(turn, q + g * group, x.stride, signed_weights + (g - part.begin) * group * TILE, group, dots[turn][0]);
-    };
-    for (int64_t g = part.begin; g < part.begin + AHEAD && g < part.end; g++) start(g);
-    for (int64_t g = part.begin; g < part.end; g++) {
-        if (g + AHEAD < part.end) start(g + AHEAD);
-        const int turn = static_cast<int>(g % TURNS);
+
+    template <int TURN>
+    __attribute__((always_inline)) void start(int64_t g) {
+        if (g < groups) dots_of<TURN>(x + g * group, w + g * group * TILE, dots[TURN][0]);
+    }
+
+    template <int TURN>
+    __attribute__((always_inline)) void dots_of(const int8_t* x, const int8_t* w, int32_t* out) const {
+        if (TURN == 0) SW_DOTS(0, 4, 6)
+        if (TURN == 1) SW_DOTS(1, 5, 7)
+        if (TURN == 2) SW_DOTS(2, 4, 6)
+        if (TURN == 3) SW_DOTS(3, 5, 7)
+    }
+
+    // The sums of group g, when the dots of the one after the next are on their way.
+    template <int TURN>
+    __attribute__((always_inline)) void step(int64_t g, F (&sums)[TILE_ROWS]) {
+        start<(TURN + 2) % TURNS>(g + 2);
+        if (g >= groups) return;
         const F scales = F::f16(w_scale + g * TILE);
+        const float* scale = x_scale + g * rows;
 #pragma GCC unroll 16
         for (int r = 0; r < TILE_ROWS; r++) {
-            const F dot = {_mm512_cvtepi32_ps(_mm512_load_si512(dots[turn][r]))};
-            sums[r] = fma(dot, scales * F::all(scale[r * groups + g]), sums[r]);
+            const F dot = {_mm512_cvtepi32_ps(_mm512_load_si512(dots[TURN][r]))};
+            sums[r] = fma(dot, scales * F::all(scale[r]), sums[r]);
         }
     }
+
+    void all(const Part& part, int64_t row, int64_t tile) {
+        F sums[TILE_ROWS];  // not a member: what lies beside the dots would be written and read again each time
 #pragma GCC unroll 16
-    for (int r = 0; r < TILE_ROWS; r++) part.store(row + r, tile, sums[r]);
+        for (int r = 0; r < TILE_ROWS; r++) sums[r] = part.load(row + r, tile);
+        start<0>(0);
+        start<1>(1);
+        for (int64_t g = 0; g < groups; g += TURNS) {
+            step<0>(g, sums);
+            step<1>(g + 1, sums);
+            step<2>(g + 2, sums);
+            step<3>(g + 3, sums);
+        }
+#pragma GCC unroll 16
+        for (int r = 0; r < TILE_ROWS; r++) part.store(row + r, tile, sums[r]);
+    }
+};
+#undef SW_DOTS
+
+template <bool LONG>
+void multiply_tiles(const Part& part, int64_t row, int64_t tile, const int8_t* weights) {
+    const Rounded& x = part.x;
+    const int64_t g = part.begin;
+    Tiles<LONG> t;
+    t.x = x.q + row * x.stride + g * x.group, t.w = weights;
+    t.x_scale = x.scale + g * x.rows + row, t.w_scale = part.w.scale + (tile * x.groups + g) * TILE;
+    t.stride = x.stride, t.rows = x.rows, t.groups = part.end - g, t.group = x.group;
+    t.all(part, row, tile);
 }
 
-// As product_of; a last few rows go the other way.
+// The rows of a part, sixteen at a time, of `tiles` tiles from `tile` on; a last few rows go the other way.
+template <int BITS, bool LONG>
+void multiply_unpacked(const Part& part, int64_t last, int64_t tile, int64_t tiles, int8_t* weights) {
+    const PackedWeight& w = part.w;
+    const int64_t packed = (part.end - part.begin) * w.bytes(), size = packed * 8 / BITS;
+    for (int64_t t = 0; t < tiles; t++)
+        unpack_bytes(w.weight + ((tile + t) * w.groups + part.begin) * w.bytes(), packed, BITS, weights + t * size);
+    written();
+    int64_t row = part.row;
+    for (; row + TILE_ROWS <= last; row += TILE_ROWS)
+        for (int64_t t = 0; t < tiles; t++) multiply_tiles<LONG>(part, row, tile + t, weights + t * size);
+    for (int64_t t = 0; t < tiles; t++) multiply_rows<BITS, 1>(part, row, last, tile + t);
+}
+
+// As product_of.
 template <int BITS>
 void product_by_tiles(const Product& p, int64_t first, int64_t last) {
+    alignas(64) int8_t weights[UNPACKED_BYTES];
     const Rounded& x = p.x;
     const PackedWeight& w = p.w;
-    alignas(64) int8_t weights[UNPACKED_BYTES];
     configure(w.group < 64 ? w.group : 64);
-    const int64_t groups = UNPACKED_BYTES / (w.group * TILE);
+    const int64_t groups = UNPACKED_BYTES / (WIDE * TILE * w.group);
     for (int64_t row = 0; row < x.rows; row += NEAR_ROWS) {
         const int64_t stop = row + NEAR_ROWS < x.rows ? row + NEAR_ROWS : x.rows;
         for (int64_t g = 0; g < w.groups; g += groups) {
             const int64_t end = g + groups < w.groups ? g + groups : w.groups;
             const Part part{x, w, p.bias, p.y, p.sums, g, end, row, first};
-            for (int64_t tile = first; tile < last; tile++) {
-                unpack_bytes(w.weight + (tile * w.groups + g) * w.bytes(), (part.end - g) * w.bytes(), BITS, weights);
-                written();
-                int64_t r = row;
-                for (; r + TILE_ROWS <= stop; r += TILE_ROWS) multiply_tiles(part, r, tile, weights);
-                multiply_rows<BITS, 1>(part, r, stop, tile);
+            for (int64_t tile = first; tile < last; tile += WIDE) {
+                const int64_t tiles = tile + WIDE < last ? WIDE : last - tile;
+                if (w.group > 64) multiply_unpacked<BITS, true>(part, stop, tile, tiles, weights);
+                else multiply_unpacked<BITS, false>(part, stop, tile, tiles, weights);
             }
         }
     }

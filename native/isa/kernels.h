@@ -13,3 +13,7 @@
 #include "../quantised_lanes.h"
 #include "../packing_kernels.h"
 #include "../quantised_kernels.h"
+#include "../sum.h"
+#include "../sum_kernels.h"
+#include "../attention.h"
+#include "../attention_kernels.h"

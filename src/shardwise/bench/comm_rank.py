@@ -8,8 +8,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
-from importlib import import_module
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +45,8 @@ def timed(comm: Comm, sizes: Sequence[int], rounds: int) -> list[list[float]]:
 def joined(order: dict[str, Any]) -> Comm:
     """This process's end of the group that the order names."""
     if order["backend"] == "shm":
-        shm: Callable[..., Comm] = import_module("shardwise.comm.shm").shm
+        from shardwise.comm.shm import shm
+
         return shm(order["shared"], order["rank"], order["size"])
     from shardwise.comm.torch import file_store, gloo
 

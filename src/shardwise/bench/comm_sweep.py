@@ -5,8 +5,6 @@ One process a rank, but for "threads", which are ranks of one process.
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import json
 import os
 import statistics
@@ -19,10 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shardwise import env
+from shardwise import env, native
 from shardwise.bench.chart import Chart
 from shardwise.bench.progress import Told, untold
 from shardwise.bench.report import Column, Report
+from shardwise.comm.memory import anonymous
 from shardwise.errors import ShardwiseError, UserError
 
 BACKENDS = ("shm", "gloo", "threads")
@@ -72,10 +71,7 @@ MISSING = {"shm": "it needs the compiled library"}
 
 def available() -> tuple[str, ...]:
     """The backends that can be measured here."""
-    from shardwise import native
-
-    shm = native.available() and importlib.util.find_spec("shardwise.comm.shm") is not None
-    return tuple(name for name in BACKENDS if name != "shm" or shm)
+    return tuple(name for name in BACKENDS if name != "shm" or native.available())
 
 
 def comm_sweep(wanted: Wanted, told: Told = untold) -> Report:
@@ -165,7 +161,7 @@ def _shared(backend: str) -> Iterator[tuple[int, ...]]:
     if backend != "shm":
         yield ()
         return
-    fd: int = importlib.import_module("shardwise.comm.memory").anonymous()
+    fd = anonymous()
     try:
         yield (fd,)
     finally:

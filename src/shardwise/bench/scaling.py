@@ -11,6 +11,7 @@ from collections import defaultdict
 from dataclasses import dataclass, replace
 from typing import Any
 
+from shardwise import env, native
 from shardwise.bench import comm_sweep
 from shardwise.bench.cases import Case
 from shardwise.bench.chart import Chart
@@ -30,8 +31,6 @@ COLUMNS = (
     Column("comm_calls", "sums a step"),
     Column("comm_share", "part of the step", ".3f"),
 )
-LIKELY = ("shm", "gloo")
-"""What the ranks of an engine on this host speak by: the first of them that is here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,5 +116,5 @@ def _communication(setup: Setup, batch: int) -> tuple[int, float]:
 
 
 def _backend() -> str:
-    here = comm_sweep.available()
-    return next(name for name in LIKELY if name in here)
+    """What the ranks of an engine on this host speak by."""
+    return env.collectives() or ("shm" if native.available() else "gloo")
