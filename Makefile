@@ -8,7 +8,7 @@ TORCH_ARGS ?=
 TORCH := $(shell grep '^torch==' constraints.txt)
 
 SERVE ?=
-.PHONY: setup serve demo test check pure unit slow soak stress sanitize clients storm fuzz lm-eval bench gpu wheel docs fmt clean
+.PHONY: setup serve demo test check pure unit slow soak stress sanitize clients storm fuzz lm-eval bench bench-parts gpu wheel docs fmt clean
 
 setup: $(READY)
 
@@ -42,6 +42,7 @@ unit: setup  ## all tests but those of the scheduler, which `pure` has run whole
 slow: setup  ## minutes long: large models, real memory limits, many trials
 	$(BIN)/python -m pytest -q -m slow --timeout 1800
 
+RESULTS ?= bench/results
 SEED ?= 0
 soak: setup  ## a million simulated requests; SEED=n for other ones
 	$(BIN)/python -m tests.sched.simulation --requests 1000000 --seed $(SEED)
@@ -71,8 +72,14 @@ fuzz: setup  ## ten thousand hostile requests, five thousand without a key, and 
 lm-eval: setup  ## lm-eval's log-likelihoods and bits per byte at degrees 1, 2, 3 against transformers
 	$(BIN)/python -m tests.scoring.harness --degrees 1 2 3
 
-bench: setup  ## decode speed of a 1 B model with random weights, and where a step goes; what many requests, choosing and the scheduler cost
-	$(BIN)/python bench/decode.py
+bench: setup  ## ten minutes: the machine's limits, sums over ranks, and decode, prefill and scaling of a 1 B model with random weights
+	$(BIN)/shardwise bench limits --rounds 3 --out $(RESULTS)
+	$(BIN)/shardwise bench comm --ranks 2,4 --out $(RESULTS)
+	$(BIN)/shardwise bench decode -tp 1,2 --quantization none,int8,int4 --batches 1,16 --steps 16 --rounds 2 --out $(RESULTS)
+	$(BIN)/shardwise bench prefill -tp 2 --quantization none,int8,int4 --lengths 512 --rounds 2 --out $(RESULTS)
+	$(BIN)/shardwise bench scaling --quantization int8 --steps 16 --out $(RESULTS)
+
+bench-parts: setup  ## what many requests, choosing, the scheduler, fronts and a start cost
 	$(BIN)/python bench/many.py
 	$(BIN)/python bench/sampling.py
 	$(BIN)/python bench/scheduler.py

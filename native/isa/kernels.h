@@ -5,6 +5,8 @@
 // One family a line, in the order of need.
 #include "../step.h"
 #include "../step_kernels.h"
+#include "../limits.h"
+#include "../limits_kernels.h"
 #include "../dense.h"
 #include "../dense_kernels.h"
 #include "../quantised.h"
