@@ -32,6 +32,7 @@ def test_small_rounds_are_in_order(ranks: int, rounds: int, states: int) -> None
 
 def test_large_rounds_between_small_ones_are_in_order() -> None:
     assert races(mixed(2, SOUND), SOUND) > 100
+    assert races([list(divided_rounds(rank, 3, 0, SOUND)) for rank in range(3)], SOUND) > 3000
 
 
 def test_letters_are_in_order() -> None:
