@@ -8,7 +8,7 @@ TORCH_ARGS ?=
 TORCH := $(shell grep '^torch==' constraints.txt)
 
 SERVE ?=
-.PHONY: setup serve demo test check pure unit slow soak clients storm fuzz lm-eval bench gpu wheel docs fmt clean
+.PHONY: setup serve demo test check pure unit slow soak stress sanitize clients storm fuzz lm-eval bench bench-parts gpu wheel docs fmt clean
 
 setup: $(READY)
 
@@ -42,9 +42,22 @@ unit: setup  ## all tests but those of the scheduler, which `pure` has run whole
 slow: setup  ## minutes long: large models, real memory limits, many trials
 	$(BIN)/python -m pytest -q -m slow --timeout 1800
 
+RESULTS ?= bench/results
 SEED ?= 0
 soak: setup  ## a million simulated requests; SEED=n for other ones
 	$(BIN)/python -m tests.sched.simulation --requests 1000000 --seed $(SEED)
+
+stress: setup  ## ten million rounds through shared memory by two to seven processes; SEED=n for other ones
+	$(BIN)/python -m tests.comm.shm_stress --rounds 10000000 --seed $(SEED)
+
+SANITIZED := .sanitized
+sanitize: setup  ## compiled kernels and shared memory under sanitizers: addresses and undefined behaviour, then threads
+	rm -rf $(SANITIZED) && mkdir $(SANITIZED)
+	cp -r src native tests setup.py pyproject.toml README.md LICENSE $(SANITIZED)/ && rm -f $(SANITIZED)/src/shardwise/_native*.so
+	cd $(SANITIZED) && CFLAGS="-g -fsanitize=address,undefined -fno-sanitize-recover=undefined" ../$(BIN)/python setup.py -q build_ext --inplace
+	cd $(SANITIZED) && PYTHONPATH=src ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
+		../$(BIN)/python -m pytest -q -n 0 -p no:cacheprovider tests/nn/kernels tests/comm/test_comm_shm.py
+	$(BIN)/python -m pytest -q -n 0 -m slow tests/comm/test_shm_races.py
 
 CLIENTS ?=
 clients: setup  ## unmodified clients in environments of their own against a server: OpenAI's (Python, Node, and its own tests), Anthropic's, litellm, llm, huggingface_hub
@@ -59,8 +72,14 @@ fuzz: setup  ## ten thousand hostile requests, five thousand without a key, and 
 lm-eval: setup  ## lm-eval's log-likelihoods and bits per byte at degrees 1, 2, 3 against transformers
 	$(BIN)/python -m tests.scoring.harness --degrees 1 2 3
 
-bench: setup  ## decode speed of a 1 B model with random weights, and where a step goes; what many requests, choosing and the scheduler cost
-	$(BIN)/python bench/decode.py
+bench: setup  ## ten minutes: the machine's limits, sums over ranks, and decode, prefill and scaling of a 1 B model with random weights
+	$(BIN)/shardwise bench limits --rounds 3 --out $(RESULTS)
+	$(BIN)/shardwise bench comm --ranks 2,4 --out $(RESULTS)
+	$(BIN)/shardwise bench decode -tp 1,2 --quantization none,int8,int4 --batches 1,16 --steps 16 --rounds 2 --out $(RESULTS)
+	$(BIN)/shardwise bench prefill -tp 2 --quantization none,int8,int4 --lengths 512 --rounds 2 --out $(RESULTS)
+	$(BIN)/shardwise bench scaling --quantization int8 --steps 16 --out $(RESULTS)
+
+bench-parts: setup  ## what many requests, choosing, the scheduler, fronts and a start cost
 	$(BIN)/python bench/many.py
 	$(BIN)/python bench/sampling.py
 	$(BIN)/python bench/scheduler.py
@@ -84,4 +103,4 @@ fmt: setup
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) .clients build dist src/shardwise/_native*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .clients $(SANITIZED) build dist src/shardwise/_native*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis

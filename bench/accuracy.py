@@ -92,8 +92,8 @@ def main() -> None:
                     flush=True,
                 )
             result[subject.name] = {"tokens": sum(map(len, subject.texts)), "formats": found}
-    if args.json:
-        args.json.write_text(json.dumps(result, indent=2) + "\n")
+            if args.json:
+                args.json.write_text(json.dumps(result, indent=2) + "\n")
 
 
 # --- what is scored -------------------------------------------------------------------------------------------------------

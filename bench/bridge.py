@@ -16,8 +16,7 @@ import threading
 import time
 from pathlib import Path
 
-from about import commit, machine
-
+from shardwise.bench.about import commit, machine
 from shardwise.engine.contract import ServingEngine
 from shardwise.engine.desk import Desk
 from shardwise.engine.fake import FakeEngine

@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import uvloop
-from about import commit, machine
 from fronts import Fronts, Reader, close, fronts, opened
+
+from shardwise.bench.about import commit, machine
 
 RATE = 20
 """Tokens a second of a stream: about as fast as people read."""

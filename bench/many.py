@@ -19,8 +19,7 @@ from itertools import pairwise
 from pathlib import Path
 from queue import SimpleQueue
 
-from about import commit, machine
-
+from shardwise.bench.about import commit, machine
 from shardwise.engine.engine import Engine
 from shardwise.engine.ranks import ProcessRanks
 from shardwise.engine.setup import Options, resolve

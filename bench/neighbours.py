@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import uvloop
-from about import commit, machine
 from fronts import PATHS, Fronts, Reader, close, fronts, opened
+
+from shardwise.bench.about import commit, machine
 
 RATE = 20
 LONGEST = 20_000

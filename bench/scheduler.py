@@ -15,8 +15,7 @@ import time
 from itertools import count
 from pathlib import Path
 
-from about import commit, machine
-
+from shardwise.bench.about import commit, machine
 from shardwise.sched.limits import Limits
 from shardwise.sched.scheduler import Scheduler
 from shardwise.sched.sequence import Request

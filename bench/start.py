@@ -20,7 +20,8 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import psutil
-from about import commit, machine
+
+from shardwise.bench.about import commit, machine
 
 PARTS = ("import", "weights", "ranks", "warm-up")
 BODY = json.dumps({"prompt": "Once upon a time", "max_tokens": 8, "stream": True})

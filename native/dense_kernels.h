@@ -7,17 +7,19 @@ namespace dense {
 // A tile of y stays in registers: so many rows of x by so many outputs.
 constexpr int ROWS = SW_LEVEL >= 2 ? 4 : 1, OUTS = 4;
 
-// Weights to ask memory for while others are in use: `rows` of them that stand `stride` bytes apart, `step` bytes of each at a
-// time. A step of 0 asks for what is there already.
+// Weights to ask memory for while others are in use: OUTS rows that stand `stride` bytes apart.
 struct Ahead {
     const char* first;
-    int64_t stride, step;
+    int64_t stride;
 };
 
-// Asks for the cache lines of `step` · LINES bytes.
-template <int LINES>
-inline void ask(const char* at) {
-    for (int i = 0; i < LINES; i++) __builtin_prefetch(at + 64 * i);
+// f(0), f(1), ... f(N - 1), written out: so that what f indexes may stay in registers.
+template <int N, class Call>
+inline void times(const Call& f) {
+    if constexpr (N > 0) {
+        times<N - 1>(f);
+        f(N - 1);
+    }
 }
 
 // y = the sums over lanes, or y + them. acc[n][m] is of row m and output n.
@@ -27,88 +29,84 @@ inline void settle(const F (&acc)[N][M], float* y, int64_t y_stride, bool more) 
     if constexpr (M == 4 && N == 4) {
         // All sixteen trees at once, in the order of `sum`: halves, quarters, pairs, and the last two.
         __m512 halves[8], quarters[4], pairs[2];
-        for (int i = 0; i < 8; i++) {
+        times<8>([&](int i) {
             const __m512 a = acc[i / 2][2 * (i % 2)].v, b = acc[i / 2][2 * (i % 2) + 1].v;
             halves[i] = _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xee));
-        }
-        for (int i = 0; i < 4; i++) {
+        });
+        times<4>([&](int i) {
             const __m512 a = halves[2 * i], b = halves[2 * i + 1];
             quarters[i] = _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
-        }
-        for (int i = 0; i < 2; i++) {
+        });
+        times<2>([&](int i) {
             const __m512 a = quarters[2 * i], b = quarters[2 * i + 1];
             pairs[i] = _mm512_add_ps(_mm512_shuffle_ps(a, b, 0x44), _mm512_shuffle_ps(a, b, 0xee));
-        }
+        });
         // A quarter of it for each row: its four outputs.
         const __m512 all = _mm512_add_ps(_mm512_shuffle_ps(pairs[0], pairs[1], 0x88), _mm512_shuffle_ps(pairs[0], pairs[1], 0xdd));
         const __m128 rows[4] = {_mm512_castps512_ps128(all), _mm512_extractf32x4_ps(all, 1), _mm512_extractf32x4_ps(all, 2),
                                 _mm512_extractf32x4_ps(all, 3)};
-        for (int m = 0; m < 4; m++) {
+        times<4>([&](int m) {
             float* to = y + m * y_stride;
             _mm_storeu_ps(to, more ? _mm_add_ps(_mm_loadu_ps(to), rows[m]) : rows[m]);
-        }
+        });
         return;
     }
 #endif
-    for (int m = 0; m < M; m++)
-        for (int n = 0; n < N; n++) {
+    times<M>([&](int m) {
+        times<N>([&](int n) {
             float& to = y[m * y_stride + n];
             to = more ? to + sum(acc[n][m]) : sum(acc[n][m]);
-        }
+        });
+    });
 }
 
-// M rows of x by N rows of w over `size` inputs.
-template <class W, int LINES, int M, int N>
-inline void tile(const float* x, int64_t x_stride, const typename W::number* w, int64_t w_stride, int64_t size, Ahead ahead,
+// acc += M rows of x by N rows of w, of sixteen inputs, or of the first `rest`.
+template <class W, int M, int N>
+inline void step(const float* x, int64_t x_stride, const typename W::number* w, int64_t w_stride, int rest, F (&acc)[N][M]) {
+    F a[M];
+    times<M>([&](int m) { a[m] = rest ? F::load(x + m * x_stride, rest) : F::load(x + m * x_stride); });
+    times<N>([&](int n) {
+        const F b = rest ? W::load(w + n * w_stride, rest) : W::load(w + n * w_stride);
+        times<M>([&](int m) { acc[n][m] = fma(a[m], b, acc[n][m]); });
+    });
+}
+
+// M rows of x by N rows of w over `size` inputs. Weights of BYTES a number are asked for ahead; of 0: none.
+template <class W, int BYTES, int M, int N>
+__attribute__((flatten)) inline void tile(const float* x, int64_t x_stride, const typename W::number* w, int64_t w_stride, int64_t size, Ahead ahead,
                  float* y, int64_t y_stride, bool more) {
-    F acc[N][M], a[M];
-    for (int n = 0; n < N; n++)
-        for (int m = 0; m < M; m++) acc[n][m] = F::all(0.0f);
-    const int64_t whole = size / LANES * LANES, quarter = (whole / LANES + OUTS - 1) / OUTS * LANES;
+    F acc[N][M];
+    times<N>([&](int n) { times<M>([&](int m) { acc[n][m] = F::all(0.0f); }); });
     int64_t k = 0;
-    for (int part = 0; part < OUTS; part++) {
-        const int64_t stop = k + quarter < whole ? k + quarter : whole;
-        const char* at = ahead.first + part * ahead.stride;
-        for (; k < stop; k += LANES, at += ahead.step) {
-            ask<LINES>(at);
-            for (int m = 0; m < M; m++) a[m] = F::load(x + m * x_stride + k);
-            for (int n = 0; n < N; n++) {
-                const F b = W::load(w + n * w_stride + k);
-                for (int m = 0; m < M; m++) acc[n][m] = fma(a[m], b, acc[n][m]);
-            }
-        }
+    for (; k + LANES <= size; k += LANES) {
+        if constexpr (BYTES > 0) times<OUTS>([&](int n) { __builtin_prefetch(ahead.first + n * ahead.stride + k * BYTES); });
+        step<W, M, N>(x + k, x_stride, w + k, w_stride, 0, acc);
     }
-    if (const int rest = static_cast<int>(size - whole)) {
-        for (int m = 0; m < M; m++) a[m] = F::load(x + m * x_stride + k, rest);
-        for (int n = 0; n < N; n++) {
-            const F b = W::load(w + n * w_stride + k, rest);
-            for (int m = 0; m < M; m++) acc[n][m] = fma(a[m], b, acc[n][m]);
-        }
-    }
+    if (k < size) step<W, M, N>(x + k, x_stride, w + k, w_stride, static_cast<int>(size - k), acc);
     settle(acc, y, y_stride, more);
 }
 
 // The same for `outs` outputs, up to OUTS.
-template <class W, int LINES, int M>
+template <class W, int BYTES, int M>
 inline void tiles(const float* x, int64_t x_stride, const typename W::number* w, int64_t w_stride, int64_t size, int outs,
                   Ahead ahead, float* y, int64_t y_stride, bool more) {
-    if (outs == OUTS) return tile<W, LINES, M, OUTS>(x, x_stride, w, w_stride, size, ahead, y, y_stride, more);
-    for (int n = 0; n < outs; n++) tile<W, LINES, M, 1>(x, x_stride, w + n * w_stride, w_stride, size, ahead, y + n, y_stride, more);
+    if (outs == OUTS) return tile<W, BYTES, M, OUTS>(x, x_stride, w, w_stride, size, ahead, y, y_stride, more);
+    for (int n = 0; n < outs; n++) tile<W, 0, M, 1>(x, x_stride, w + n * w_stride, w_stride, size, ahead, y + n, y_stride, more);
 }
 
 // The same for any number of rows; memory is asked ahead once.
-template <class W, int LINES>
+template <class W, int BYTES>
 inline void rows_of_tiles(const float* x, int64_t x_stride, int64_t rows, const typename W::number* w, int64_t w_stride,
                           int64_t size, int outs, Ahead ahead, float* y, int64_t y_stride, bool more) {
     int64_t r = 0;
     for (; r + ROWS <= rows; r += ROWS, x += ROWS * x_stride, y += ROWS * y_stride) {
-        tiles<W, LINES, ROWS>(x, x_stride, w, w_stride, size, outs, ahead, y, y_stride, more);
-        ahead = {reinterpret_cast<const char*>(x), 0, 0};
+        if (r == 0) tiles<W, BYTES, ROWS>(x, x_stride, w, w_stride, size, outs, ahead, y, y_stride, more);
+        else tiles<W, 0, ROWS>(x, x_stride, w, w_stride, size, outs, ahead, y, y_stride, more);
     }
 #if SW_LEVEL >= 2
-    if (rows - r == 1) tiles<W, LINES, 1>(x, x_stride, w, w_stride, size, outs, ahead, y, y_stride, more);
-    if (rows - r == 2) tiles<W, LINES, 2>(x, x_stride, w, w_stride, size, outs, ahead, y, y_stride, more);
-    if (rows - r == 3) tiles<W, LINES, 3>(x, x_stride, w, w_stride, size, outs, ahead, y, y_stride, more);
+    if (rows - r == 1) tiles<W, BYTES, 1>(x, x_stride, w, w_stride, size, outs, ahead, y, y_stride, more);
+    if (rows - r == 2) tiles<W, BYTES, 2>(x, x_stride, w, w_stride, size, outs, ahead, y, y_stride, more);
+    if (rows - r == 3) tiles<W, BYTES, 3>(x, x_stride, w, w_stride, size, outs, ahead, y, y_stride, more);
 #endif
 }
 
@@ -117,11 +115,11 @@ inline void rows_of_tiles(const float* x, int64_t x_stride, int64_t rows, const 
 template <class W>
 inline void panel(const float* x, int64_t x_stride, int64_t rows, const typename W::number* w, int64_t w_stride, int64_t size,
                   int outs, Ahead ahead, float* y, int64_t y_stride, bool more) {
-    constexpr int LINES = static_cast<int>(sizeof(typename W::number)) * OUTS * LANES / 64;
-    if constexpr (sizeof(typename W::number) == 4) {
-        rows_of_tiles<W, LINES>(x, x_stride, rows, w, w_stride, size, outs, ahead, y, y_stride, more);
+    constexpr int BYTES = static_cast<int>(sizeof(typename W::number));
+    if constexpr (BYTES == 4) {
+        rows_of_tiles<W, BYTES>(x, x_stride, rows, w, w_stride, size, outs, ahead, y, y_stride, more);
     } else {
-        if (rows <= ROWS) return rows_of_tiles<W, LINES>(x, x_stride, rows, w, w_stride, size, outs, ahead, y, y_stride, more);
+        if (rows <= ROWS) return rows_of_tiles<W, BYTES>(x, x_stride, rows, w, w_stride, size, outs, ahead, y, y_stride, more);
         alignas(64) float wide[OUTS * DEPTH];
         for (int n = 0; n < outs; n++) {
             const auto* from = w + n * w_stride;
@@ -130,7 +128,7 @@ inline void panel(const float* x, int64_t x_stride, int64_t rows, const typename
             for (; k + LANES <= size; k += LANES) W::load(from + k).store(to + k);
             if (k < size) W::load(from + k, static_cast<int>(size - k)).store(to + k, static_cast<int>(size - k));
         }
-        rows_of_tiles<Float32, LINES>(x, x_stride, rows, wide, DEPTH, size, outs, ahead, y, y_stride, more);
+        rows_of_tiles<Float32, BYTES>(x, x_stride, rows, wide, DEPTH, size, outs, ahead, y, y_stride, more);
     }
 }
 
@@ -179,10 +177,9 @@ inline void linear_of(const DenseProduct& p, const DensePart& part, float* room)
             for (int64_t r = 0; at == 0 && r < rows; r++) std::memcpy(room + r * DEPTH, x + r * x_stride, static_cast<size_t>(size) * sizeof(float));
             x = room, x_stride = DEPTH;
         }
-        constexpr int64_t bytes = sizeof(number);
         // Behind the last panel there is most often the next part.
         const number* next = i + 1 < chunks * panels ? weights(i + 1) : weights(i);
-        const Ahead ahead = {reinterpret_cast<const char*>(next), p.inputs * bytes, OUTS * LANES * bytes};
+        const Ahead ahead = {reinterpret_cast<const char*>(next), p.inputs * static_cast<int64_t>(sizeof(number))};
         panel<W>(x, x_stride, rows, weights(i), p.inputs, size, outs, ahead, p.y + part.row * p.y_stride + out, p.y_stride, chunk > 0);
     }
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from shardwise import env
+from shardwise.errors import UserError
 
 
 @pytest.mark.parametrize(
@@ -18,3 +19,10 @@ from shardwise import env
 )
 def test_how_a_ranks_threads_wait_is_the_users_to_say(given: dict[str, str], wanted: dict[str, str]) -> None:
     assert env.of_a_rank(given) == {"KINETO_LOG_LEVEL": env.QUIET, **wanted}
+
+
+def test_how_ranks_talk_is_left_to_us_or_one_of_two() -> None:
+    asked = [env.collectives({} if value is None else {env.COLLECTIVES: value}) for value in (None, "", "shm", "gloo")]
+    assert asked == [None, None, "shm", "gloo"]
+    with pytest.raises(UserError, match="SHARDWISE_COLLECTIVES=mpi: it is shm or gloo"):
+        env.collectives({env.COLLECTIVES: "mpi"})

@@ -18,6 +18,9 @@ LOG_FORMAT = "SHARDWISE_LOG_FORMAT"
 KERNELS = "SHARDWISE_KERNELS"
 """torch: compute with torch alone; or one of `native.PATHS`: as a CPU of that kind would. By default the best there is."""
 
+COLLECTIVES = "SHARDWISE_COLLECTIVES"
+"""How CPU ranks talk. shm: through shared memory, the default where kernels are compiled; gloo: over TCP."""
+
 PREFIX = "SHARDWISE_"
 """Every option of `shardwise serve` may be set as a variable: this, and its long flag in capitals, as SHARDWISE_MAX_QUEUE."""
 
@@ -43,6 +46,14 @@ def log_format(environ: Mapping[str, str] = os.environ) -> str:
 def kernels(environ: Mapping[str, str] = os.environ) -> str | None:
     """Which kernels are asked for; None where that is left to us."""
     return environ.get(KERNELS) or None
+
+
+def collectives(environ: Mapping[str, str] = os.environ) -> str | None:
+    """How CPU ranks are to talk, shm or gloo; None where that is left to us."""
+    asked = environ.get(COLLECTIVES) or None
+    if asked not in (None, "shm", "gloo"):
+        raise UserError(f"{COLLECTIVES}={asked}: it is shm or gloo")
+    return asked
 
 
 def visible_gpus(environ: Mapping[str, str] = os.environ) -> str | None:

@@ -22,8 +22,8 @@ GREEDY = ("-p", PROMPT, "-n", "24", "--temp", "0", "--ignore-eos")
 
 
 @cache
-def generate(*args: str | Path, given: bytes = b"") -> Done:
-    done = shardwise("generate", "--dtype", "float32", *args, given=given)
+def generate(*args: str | Path, given: bytes = b"", **env: str) -> Done:
+    done = shardwise("generate", "--dtype", "float32", *args, given=given, **env)
     assert done.code == 0, done.err
     assert done.left == ()
     return done
@@ -45,6 +45,12 @@ def test_json_says_all_and_nothing_else():
     assert found["logprobs"] is None and 0 <= found["seed"] < SEEDS
     assert len(found["token_ids"]) == found["usage"]["completion_tokens"] <= 8
     assert found["usage"]["total_tokens"] == found["usage"]["prompt_tokens"] + found["usage"]["completion_tokens"]
+
+
+def test_torch_gives_the_same_answer_and_says_that_it_computes():
+    done = generate("--json", *GREEDY, SHARDWISE_KERNELS="torch")
+    assert json.loads(done.out)["token_ids"] == answer(*GREEDY)["token_ids"]
+    assert done.err == "shardwise: kernels: torch's, as SHARDWISE_KERNELS says\n"
 
 
 def test_the_same_answer_at_any_degree():

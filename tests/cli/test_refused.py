@@ -176,6 +176,8 @@ def test_degree_above_the_heads(tmp_path, command):
         (["--tensor-split", "one,two"], "'one,two' is not a list of numbers"),
         (["--tensor-split", "3,,1"], "is not a list of numbers"),
         (["--dtype", "flaot32"], "--dtype 'flaot32' is not known"),
+        (["--kv-cache-dtype", "int4"], "--kv-cache-dtype 'int4' is not known; choose one of auto, float32"),
+        (["--kv-cache-dtype", "fp8_e4m3"], "--kv-cache-dtype fp8_e4m3: 8-bit floats are not kept here; int8"),
     ],
 )  # fmt: skip
 def test_bad_cuts(command, args, message):

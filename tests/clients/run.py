@@ -15,7 +15,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from bench.about import commit, machine
+from shardwise.bench.about import commit, machine
 from tests.clients import places, suite
 from tests.server.live import Live, serving
 

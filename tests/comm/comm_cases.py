@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -13,6 +16,7 @@ from shardwise.comm.protocol import Comm
 
 SUMMED = ["float32", "bfloat16", "float16", "float64", "int64", "int32", "int16", "int8", "uint8"]
 CARRIED = [*SUMMED, "bool", "float8_e4m3fn"]
+ONES = torch.ones(3)
 OPS = ["all_reduce", "all_gather", "reduce_scatter", "all_to_all", "broadcast", "message", "barrier"]
 
 
@@ -65,6 +69,27 @@ def large(op: str, dtype: str, elements: int, size: int) -> Case:
     return Case(
         op, dtype, (elements,), 0, (tuple(elements // size + (r < elements % size) for r in range(size)),), 0, 1, False, "none"
     )
+
+
+def contract_cases(size: int, count: int) -> list[dict]:
+    """Cases from the same strategy as the other backends', drawn here and sent to the processes as plain values."""
+    drawn: list[Case] = []
+
+    @settings(
+        max_examples=count,
+        phases=[Phase.generate],
+        derandomize=True,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(cases(size))
+    def draw(case: Case) -> None:
+        drawn.append(case)
+
+    draw()
+    for op in ("all_reduce", "all_gather", "reduce_scatter", "broadcast", "message"):
+        drawn += [large(op, "bfloat16", 100_003, size), large(op, "float32", 200_001, size)]
+    return [dataclasses.asdict(case) for case in drawn]
 
 
 def input_of(case: Case, rank: int) -> Tensor:
@@ -180,3 +205,19 @@ def same_bits(a: Tensor, b: Tensor) -> bool:
     """Whether two tensors of one dtype hold the same bytes."""
     first, second = (x.contiguous().as_strided((x.numel(),), (1,)).view(torch.uint8) for x in (a, b))
     return torch.equal(first, second)
+
+
+# Each is a call of one rank, and what it is on the rank that is the odd one out.
+DIFFERENT: dict[str, Callable[[Comm, bool], object]] = {
+    "op": lambda comm, odd: comm.broadcast(ONES, 0, site="s") if odd else comm.all_reduce(ONES, site="s"),
+    "site": lambda comm, odd: comm.all_reduce(ONES, site="t" if odd else "s"),
+    "shape": lambda comm, odd: comm.all_reduce(torch.ones(4 if odd else 3), site="s"),
+    "dtype": lambda comm, odd: comm.all_reduce(ONES.half() if odd else ONES, site="s"),
+    "root": lambda comm, odd: comm.broadcast(ONES, 1 if odd else 0, site="s"),
+    "dim": lambda comm, odd: comm.reduce_scatter(torch.ones(3, 3), [range(1), range(1, 2), range(2, 3)], dim=odd, site="s"),
+    "ranges": lambda comm, odd: comm.reduce_scatter(
+        ONES, [range(1), range(1, 2), range(2, 3)] if odd else [range(2), range(2, 2), range(2, 3)], site="s"
+    ),
+    "rows": lambda comm, odd: comm.all_to_all(torch.ones(3, 2 if odd else 1), [1, 1, 1], [1, 1, 1], site="s"),
+    "counts": lambda comm, odd: comm.all_to_all(ONES, [1, 1, 1], [2, 1, 1] if odd else [1, 1, 1], site="s"),
+}

@@ -1,4 +1,4 @@
-"""Rank processes for the gloo tests: started once, then given one scenario after another, each in a new group."""
+"""Rank processes for the gloo and shared memory tests: started once, then given scenarios, each in a new group."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, Self
 
 ROOT = Path(__file__).parents[2]
 WORKER = [sys.executable, "-m", "tests.comm.comm_worker"]
-ORDERS = {"deadline_s": 10.0, "epoch": 0, "checked": False, "host": "127.0.0.1", "one_file": False}
+ORDERS = {"deadline_s": 10.0, "epoch": 0, "checked": False, "host": "127.0.0.1", "one_file": False, "memory": ""}
 
 
 class Processes:

@@ -1,8 +1,9 @@
-"""One rank process of the gloo tests: each line in is an order, each line out an answer. Run by comm_processes.py."""
+"""One rank process of the gloo and shared memory tests: a line in is an order, a line out an answer. See comm_processes.py."""
 
 from __future__ import annotations
 
 import json
+import os
 import socket
 import sys
 import time
@@ -12,7 +13,8 @@ from pathlib import Path
 import torch
 from torch.distributed import FileStore
 
-from shardwise.comm.gloo import GlooComm
+from shardwise.comm.protocol import Comm
+from shardwise.comm.shm import shm
 from shardwise.comm.torch import file_store, gloo
 from shardwise.errors import CommError
 from tests.comm.comm_cases import Case, check
@@ -39,6 +41,7 @@ def play(orders: dict) -> dict:
     except Exception as error:
         answer |= {"failed": f"{type(error).__name__}: {error}"}
     answer["seconds"] = time.monotonic() - orders.get("started", started)
+    answer["cpu_s"] = time.process_time() - orders.get("cpu_s", 0.0)
     if comm is not None and "error" in answer:
         answer["again"] = again(comm)
     if comm is not None:
@@ -47,9 +50,15 @@ def play(orders: dict) -> dict:
     return answer
 
 
-def join(orders: dict) -> GlooComm:
+def join(orders: dict) -> Comm:
     """This rank's end of the group; a "one file" order shares a store between epochs."""
     folder, size, epoch = Path(orders["folder"]), orders["size"], orders["epoch"]
+    if orders["memory"]:
+        fd = os.open(orders["memory"], os.O_RDWR)
+        try:
+            return shm(fd, orders["rank"], size, deadline_s=orders["deadline_s"], epoch=epoch)
+        finally:
+            os.close(fd)
     store = FileStore(str(folder / "one"), size) if orders["one_file"] else file_store(folder, size, epoch)
     return gloo(
         store,
@@ -62,7 +71,7 @@ def join(orders: dict) -> GlooComm:
     )
 
 
-def again(comm: GlooComm) -> tuple[str, float]:
+def again(comm: Comm) -> tuple[str, float]:
     """What a later call on a broken group says, and how soon."""
     started = time.monotonic()
     try:
@@ -77,26 +86,26 @@ def tell(word: object) -> None:
     print(json.dumps(word), flush=True)
 
 
-def contract(comm: GlooComm, orders: dict) -> dict:
+def contract(comm: Comm, orders: dict) -> dict:
     """All cases, in order."""
     for plain in orders["cases"]:
         check(comm, Case.of(plain))
     return {"cases": len(orders["cases"])}
 
 
-def absent(comm: GlooComm, orders: dict) -> dict | None:
+def absent(comm: Comm, orders: dict) -> dict | None:
     """Rank 1 stays outside of the second collective until the test lets it go."""
     comm.all_reduce(torch.ones(3), site="first")
     tell("ready")
     if comm.rank == 1:
         sys.stdin.readline()
         return None
-    orders["started"] = time.monotonic()
+    orders["started"], orders["cpu_s"] = time.monotonic(), time.process_time()
     comm.all_reduce(torch.ones(3), site="second")
     return None
 
 
-def waiting(comm: GlooComm, orders: dict) -> dict | None:
+def waiting(comm: Comm, orders: dict) -> dict | None:
     """Every rank but 1 waits in a collective that rank 1 has half done; the test then kills rank 1."""
     comm.all_reduce(torch.ones(3), site="first")
     tell("ready")
@@ -107,7 +116,7 @@ def waiting(comm: GlooComm, orders: dict) -> dict | None:
     return None
 
 
-def raising(comm: GlooComm, orders: dict) -> None:
+def raising(comm: Comm, orders: dict) -> None:
     """Rank 1 fails outside of a collective and leaves."""
     comm.all_reduce(torch.ones(3), site="first")
     if comm.rank == 1:
@@ -116,7 +125,7 @@ def raising(comm: GlooComm, orders: dict) -> None:
     comm.all_reduce(torch.ones(3), site="second")
 
 
-def differing(comm: GlooComm, orders: dict) -> None:
+def differing(comm: Comm, orders: dict) -> None:
     """Rank 1 makes another call than the others."""
     comm.all_reduce(torch.ones(3), site="first")
     other = comm.rank == 1
@@ -132,9 +141,15 @@ def differing(comm: GlooComm, orders: dict) -> None:
         case "counts":
             sends, receives = ([1, 1], [2, 1]) if other else ([1, 1], [1, 1])
             comm.all_to_all(torch.ones(2, 3), sends, receives, site="second")
+        case "message":
+            if other:
+                comm.recv(torch.ones(4), 0, site="second")
+            else:
+                comm.send(torch.ones(3), 1, site="second")
+                comm.barrier(site="after")
 
 
-def listening(comm: GlooComm, orders: dict) -> dict:
+def listening(comm: Comm, orders: dict) -> dict:
     """The addresses that this process listens on, as /proc has them."""
     comm.barrier()
     planted = socket.create_server(("0.0.0.0", 0)) if orders["planted"] else None
@@ -159,7 +174,7 @@ def open_files() -> list[str]:
     return found
 
 
-def reforming(comm: GlooComm, orders: dict) -> dict:
+def reforming(comm: Comm, orders: dict) -> dict:
     """The groups of the next epochs, in the same folder. Nothing of the old ones is left open."""
     before = len(open_files())
     comm.close()

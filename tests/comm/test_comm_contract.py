@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -12,7 +13,10 @@ import torch
 from hypothesis import given, settings
 from torch import Tensor
 
+from shardwise import native
+from shardwise.comm.memory import anonymous
 from shardwise.comm.protocol import Comm
+from shardwise.comm.shm import shm
 from shardwise.comm.solo import Recording, Solo
 from shardwise.comm.sums import rank_order_sum
 from shardwise.comm.threads import ThreadComm, run, threads
@@ -94,9 +98,14 @@ def test_wrong_arguments_are_refused_alike_before_anything_is_sent(why: str, tmp
     # The other ends do nothing: had anything been sent, the call would wait, and fail otherwise.
     ends: list[Comm] = [Solo(), Recording(Solo()), threads(3, deadline_s=0.2)[1], Recording(threads(3, deadline_s=0.2)[1])]
     ends.append(gloo(file_store(tmp_path, 1, 0), 0, 1, deadline_s=0.2))
+    if native.available():
+        memory = anonymous()
+        ends.append(shm(memory, 0, 1, deadline_s=0.2))
+        os.close(memory)
     for end in ends:
         with pytest.raises(ValueError, match=rf"at 's' on rank {end.rank}: .*{message}"):
             call(end)
+        end.close()
 
 
 def test_the_same_calls_with_right_arguments_are_not_refused() -> None:

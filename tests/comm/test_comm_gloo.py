@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shardwise.comm.torch import file_store, gloo, nccl
 from shardwise.errors import CommError
-from tests.comm.comm_cases import Case, cases, check, large
+from tests.comm.comm_cases import cases, check, contract_cases
 from tests.comm.comm_processes import Processes
 
 LOOPBACK = {"0100007F"}
@@ -31,27 +30,6 @@ def trio() -> Iterator[Processes]:
     with Processes(3) as processes:
         yield processes
         assert processes.end() == [0, 0, 0]
-
-
-def contract_cases(size: int, count: int) -> list[dict]:
-    """Cases from the same strategy as the other backends', drawn here and sent to the processes as plain values."""
-    drawn: list[Case] = []
-
-    @settings(
-        max_examples=count,
-        phases=[Phase.generate],
-        derandomize=True,
-        database=None,
-        suppress_health_check=list(HealthCheck),
-    )
-    @given(cases(size))
-    def draw(case: Case) -> None:
-        drawn.append(case)
-
-    draw()
-    for op in ("all_reduce", "all_gather", "reduce_scatter", "broadcast", "message"):
-        drawn += [large(op, "bfloat16", 100_003, size), large(op, "float32", 200_001, size)]
-    return [dataclasses.asdict(case) for case in drawn]
 
 
 @pytest.mark.parametrize("checked", [False, True])
@@ -122,7 +100,7 @@ def test_checked_groups_notice_differences_at_once(pair: Processes, tmp_path: Pa
 
 def test_ranks_that_agree_pass_the_same_check(pair: Processes, tmp_path: Path) -> None:
     answers = pair.play(tmp_path / "group", "differing", differing="nothing", checked=True)
-    assert [list(answer) for answer in answers] == [["seconds"]] * 2
+    assert [list(answer) for answer in answers] == [["seconds", "cpu_s"]] * 2
 
 
 def test_a_peer_of_another_epoch_is_an_error(pair: Processes, tmp_path: Path) -> None:

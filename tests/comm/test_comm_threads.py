@@ -15,9 +15,7 @@ from shardwise.comm.protocol import Comm
 from shardwise.comm.solo import Recording
 from shardwise.comm.threads import Meeting, ThreadComm, run, threads
 from shardwise.errors import CommError
-from tests.comm.comm_cases import cases, check, large
-
-ONES = torch.ones(3)
+from tests.comm.comm_cases import DIFFERENT, ONES, cases, check, large
 
 
 @pytest.mark.parametrize("recorded", [False, True])
@@ -178,21 +176,6 @@ def test_after_an_error_every_call_raises_at_once() -> None:
 def test_a_message_nobody_takes_fails_at_the_deadline() -> None:
     found = failures(2, lambda comm: comm.send(ONES, 1 - comm.rank, site="crossing"), deadline_s=0.1)
     assert "did not come within 0.1 s" in str(found[0][0])
-
-
-DIFFERENT: dict[str, Callable[[Comm, bool], object]] = {
-    "op": lambda comm, odd: comm.broadcast(ONES, 0, site="s") if odd else comm.all_reduce(ONES, site="s"),
-    "site": lambda comm, odd: comm.all_reduce(ONES, site="t" if odd else "s"),
-    "shape": lambda comm, odd: comm.all_reduce(torch.ones(4 if odd else 3), site="s"),
-    "dtype": lambda comm, odd: comm.all_reduce(ONES.half() if odd else ONES, site="s"),
-    "root": lambda comm, odd: comm.broadcast(ONES, 1 if odd else 0, site="s"),
-    "dim": lambda comm, odd: comm.reduce_scatter(torch.ones(3, 3), [range(1), range(1, 2), range(2, 3)], dim=odd, site="s"),
-    "ranges": lambda comm, odd: comm.reduce_scatter(
-        ONES, [range(1), range(1, 2), range(2, 3)] if odd else [range(2), range(2, 2), range(2, 3)], site="s"
-    ),
-    "rows": lambda comm, odd: comm.all_to_all(torch.ones(3, 2 if odd else 1), [1, 1, 1], [1, 1, 1], site="s"),
-    "counts": lambda comm, odd: comm.all_to_all(ONES, [1, 1, 1], [2, 1, 1] if odd else [1, 1, 1], site="s"),
-}
 
 
 @pytest.mark.parametrize("what", sorted(DIFFERENT))

@@ -16,7 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from bench.about import commit, machine
+from shardwise.bench.about import commit, machine
 from tests.hostile.access import tried
 from tests.hostile.campaign import Found, run
 from tests.hostile.described import described

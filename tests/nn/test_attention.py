@@ -80,7 +80,7 @@ def test_copies_of_kv_heads_are_made_only_where_groups_are_cut() -> None:
     for shares, copied in ((even(1), False), (even(2), False), (even(4), False), ((5.0, 3.0), True)):
         layout = layout_of(FAMILIES["llama"], shares)
         modules = [m for i in range(len(shares)) for m in alone(layout, i)[1].modules() if isinstance(m, Attention)]
-        assert any(module.readers is not None for module in modules) == copied
+        assert any(not module.reads.grouped for module in modules) == copied
 
 
 def test_a_rank_without_heads_takes_part_in_every_sum(checkpoint: Callable[[str], Path]) -> None:

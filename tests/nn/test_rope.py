@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from shardwise.nn.batch import Batch
+from shardwise.nn.kernels.turning import rotate
 from shardwise.nn.norm import Norm
-from shardwise.nn.rope import Rope, rotate
+from shardwise.nn.rope import Rope
 from shardwise.spec import blocks
 from tests.checkpoints import FAMILIES
 from tests.group import even, layout_of

@@ -26,7 +26,7 @@ def cache_of(layout: Layout, rank: int, pages: tuple[int, ...]) -> PagedCache:
     return PagedCache(Rank(layout, rank, Solo(), CPU, *dtypes), pages)
 
 
-@pytest.mark.parametrize("kv_dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("kv_dtype", ["float32", "bfloat16", "int8"])
 @pytest.mark.parametrize("shares", [even(1), (3.0, 1.0, 1.0), even(5), (1.0, 1e-6)], ids=str)
 @pytest.mark.parametrize("name", ["llama", "qwen2-window", "mistral-window", "llama-mqa", "gpt2", "deepseek-v2"])
 def test_views_are_disjoint_and_use_all(name: str, shares: tuple[float, ...], kv_dtype: str) -> None:
@@ -111,10 +111,14 @@ def test_a_window_needs_no_more_pages_than_its_ring(shares: tuple[float, ...], c
             assert (found - want).abs().max() < 1e-5 * want.abs().max()
 
 
-def test_a_narrower_cache_rounds_and_nothing_else(checkpoint: Checkpoints) -> None:
-    folder = checkpoint("llama-9-3")
+@pytest.mark.parametrize("kv_dtype", ["bfloat16", "float16", "int8"])
+@pytest.mark.parametrize("name", ["llama-9-3", "deepseek-v2"])
+def test_a_narrower_cache_rounds_and_nothing_else(name: str, kv_dtype: str, checkpoint: Checkpoints) -> None:
+    """And rounds alike, however a prompt is divided into steps."""
+    folder = checkpoint(name)
     layout = layout_of(folder, (2.0, 1.0))
-    with Group(layout, folder) as wide, Group(replace(layout, kv_dtype="bfloat16"), folder) as narrow:
-        want, found = run(wide, 0, tokens(40, 3), 16), run(narrow, 0, tokens(40, 3), 16)
+    with Group(layout, folder) as wide, Group(replace(layout, kv_dtype=kv_dtype), folder) as narrow:
+        want, found, other = (run(group, 0, tokens(40, 3), chunk) for group, chunk in ((wide, 16), (narrow, 16), (narrow, 7)))
     error = ((found - want).abs().max() / want.abs().max()).item()
     assert 1e-5 < error < 0.05
+    assert (other - found).abs().max() < error / 2 * want.abs().max()

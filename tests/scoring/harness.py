@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from bench.about import commit, machine
+from shardwise.bench.about import commit, machine
 from tests.scoring.expected import Judge
 from tests.server.live import Live, serving
 

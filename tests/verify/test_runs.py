@@ -75,6 +75,15 @@ def test_sixteen_bits(dtype: str, verify: Verify, figures: Callable[..., None]) 
         figures(f"verify, {dtype} against transformers", worst=row.comparison.worst_rel)
 
 
+def test_quantised_weights(verify: Verify) -> None:
+    """Held to what activations of 8 bits may do, and never against what a checkpoint holds."""
+    report = verify("llama", (1, 3), quantization="int8")
+    assert outcomes(report)[0] == "reference" and outcomes(report)[1] in ("same", "same up to rounding"), report.verdict
+    assert "int8 weights: activations are rounded to 8 bits, not alike at every degree" in report.notes
+    with pytest.raises(UserError, match="leave out --quantization, or --against transformers"):
+        verify("llama", (1, 3), Transformers(), quantization="int8")
+
+
 def test_the_same_to_the_last_bit(verify: Verify) -> None:
     """A rank that holds all but nothing leaves the other's sums as they are."""
     assert outcomes(verify("llama", (1, 2), shares=(1.0, 1e-9))) == ["reference", "same"]

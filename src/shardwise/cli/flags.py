@@ -116,6 +116,9 @@ def add_model(parser: Parser, *, several: bool = False) -> None:
         "--quantization-group-size", type=count, metavar="N",
         help="weights that share a scale: 16, 32, 64 or 128 (default: 64 for int8, 32 for int4)",
     )  # fmt: skip
+    cut.add_argument(
+        "--kv-cache-dtype", default="auto", help="auto (as --dtype), float32, bfloat16, float16 or int8 (default: auto)"
+    )
     cut.add_argument("--revision", help="branch, tag or commit of a model on the hub")
 
 
@@ -194,6 +197,7 @@ def options(args: argparse.Namespace) -> Options:
         tp=tp,
         shares=args.shares,
         dtype=dtype(args.dtype),
+        kv_cache_dtype=dtype(args.kv_cache_dtype),
         device=args.device,
         load_format=args.load_format,
         memory=args.memory if args.device_share is None else _of_gpus(args, tp or len(args.shares or (1.0,))),

@@ -33,6 +33,7 @@ def run(argv: Sequence[str]) -> None:
         expert_parallel=args.expert_parallel,
         quantization=args.quantization,
         quantization_group=args.quantization_group_size,
+        kv_cache_dtype=flags.dtype(args.kv_cache_dtype),
     )
     path = resolve_config(options.model, revision=args.revision)
     layout = layout_of(options, read_model(read_json(path)))

@@ -22,6 +22,7 @@ COMMANDS = {
     "serve": "put a model behind an HTTP API: OpenAI's and others",
     "complete": "have a running server continue a prompt",
     "inspect": "show how a model is cut over ranks; its config.json is enough",
+    "bench": "measure the machine, the ranks, a model, and others beside it",
     "verify": "show that the cut changes nothing: several degrees, transformers, a server",
 }
 

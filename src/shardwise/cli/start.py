@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from shardwise import env
+from shardwise import env, native
 from shardwise.cli.bars import bars
 from shardwise.engine.contract import TokenEngine
 from shardwise.engine.engine import Engine
@@ -43,7 +43,10 @@ def start(setup: Setup) -> Iterator[TokenEngine]:
 
 
 def loaded(setup: Setup) -> Ranks:
-    """Ranks that have loaded. The caller closes them."""
+    """Ranks that have loaded. The caller closes them. What keeps them from being faster is said, once."""
+    note = native.note() if setup.device == "cpu" else None
+    if note is not None:
+        sys.stderr.write(f"shardwise: {note}\n")
     if not sys.stderr.isatty():
         return start_ranks(setup, None)
     with bars(setup) as progress:

@@ -34,6 +34,8 @@ RANK_BYTES = {"cpu": 320 * 2**20, "cuda": 700 * 2**20}
 
 SPREAD_BYTES = 5 * 2**26
 """What products with quantised weights take in torch: some rows of them as floats, and products that are not summed yet."""
+SPLIT_TOKENS, PARTS_BYTES = 512, 16 * 2**20
+"""Keys that compiled attention may sum up apart from others, and the most that such sums take (native/attention.cpp)."""
 
 Bound = Literal["model", "flag", "memory"]
 
@@ -168,9 +170,14 @@ def _rounded_bytes(tokens: int, inputs: int, layout: Layout) -> int:
 
 def _attention_bytes(layout: Layout, attention: Attention, rank: int, tokens: int, context: int, gathered: int) -> int:
     """Gathered keys and values of one layer, once more where each query head gets its own copy, and the mask: as booleans,
-    and as numbers, which torch makes of them. Bent scores are all held at once, in float32, while they are made anew."""
+    and as numbers, which torch makes of them. Bent scores are all held at once, in float32, while they are made anew.
+
+    Compiled kernels read pages in place: there are only the results, and parts of those where few queries read many keys."""
     at, item = layout.mesh.coords(rank), BITS[layout.compute_dtype] // 8
     queries, kv = layout.heads(attention, at)
+    if layout.activations is not None:
+        results = 4 * tokens * len(queries) * attention.dim
+        return 2 * results + min(PARTS_BYTES, 2 * results * -(-context // SPLIT_TOKENS))
     copies = len(kv) + (0 if layout.even_groups(attention, at) else len(queries))
     reach = context if attention.window is None else min(context, attention.window + tokens + 2 * PAGE_TOKENS)
     scores = 0 if attention.softcap is None and not attention.sinks else 2 * 4 * tokens * len(queries)

@@ -15,6 +15,7 @@ import tempfile
 import time
 
 from shardwise import env
+from shardwise.comm.memory import anonymous
 
 STOP_S = 1.5
 """How long a process may take to end before it is killed."""
@@ -27,19 +28,26 @@ class RankProcesses:
         self.processes: list[subprocess.Popen[bytes]] = []
         self.sockets: list[socket.socket] = []
         self._folder: str | None = None
+        self._shared = -1
 
     def reach(self, size: int) -> None:
         """Starts what is missing to `size` of them. OSError where the system has no room for one."""
         if self._folder is None:
             self._folder = tempfile.mkdtemp(prefix=f"shardwise-{os.getpid()}-")  # 0700, as mkdtemp makes it
+        if self._shared < 0:
+            self._shared = anonymous()
         while len(self.processes) < size:
             ours, theirs = socket.socketpair()
             with theirs:
-                own = ["--fd", str(theirs.fileno()), "--rendezvous", self._folder]
+                own = ["--fd", str(theirs.fileno()), "--shared", str(self._shared), "--rendezvous", self._folder]
                 command = [sys.executable, "-m", "shardwise.runtime.worker", *own]
                 # Its own process group: a Ctrl-C at the terminal is for this process alone to act on.
                 started = subprocess.Popen(
-                    command, pass_fds=[theirs.fileno()], process_group=0, stdin=subprocess.DEVNULL, env=env.of_a_rank()
+                    command,
+                    pass_fds=[theirs.fileno(), self._shared],
+                    process_group=0,
+                    stdin=subprocess.DEVNULL,
+                    env=env.of_a_rank(),
                 )
             self.processes.append(started)
             self.sockets.append(ours)
@@ -62,13 +70,20 @@ class RankProcesses:
         hint = " (the kernel does that when memory runs out)" if name == "SIGKILL" else ""
         return f"process {process.pid} was killed by {name}{hint}"
 
+    def _end_meeting(self) -> None:
+        """No name and no memory of the group is held by this process."""
+        self.met()
+        shared, self._shared = self._shared, -1
+        if shared >= 0:
+            os.close(shared)
+
     def kill(self) -> None:
         """Nothing of them is left, at once: for those that hold nothing yet."""
         for process in self.processes:
             process.kill()
         for process in self.processes:
             process.wait()
-        self.met()
+        self._end_meeting()
 
     def close(self) -> None:
         """Nothing of them is left; they are let end by themselves."""
@@ -83,4 +98,4 @@ class RankProcesses:
                 process.kill()
                 process.wait()
         self.processes, self.sockets = [], []
-        self.met()
+        self._end_meeting()

@@ -28,6 +28,7 @@ from shardwise.spec.model import Model, ropes
 from shardwise.spec.requantised import DEFAULT_GROUPS, quantised_as
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+KV_DTYPES = ("auto", "float32", "bfloat16", "float16", "int8")
 DEVICES = ("auto", "cpu", "cuda")
 LOAD_FORMATS = ("auto", "dummy")
 
@@ -60,6 +61,7 @@ class Options:
     expert_parallel: bool = False
     quantization: str | None = None
     quantization_group: int | None = None
+    kv_cache_dtype: str = "auto"
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +113,8 @@ def resolve(options: Options) -> Setup:
     quantization = quantization_of(options)
     if quantization and device != "cpu":
         raise UserError(f"--quantization {quantization.kind} is computed on CPUs alone; leave it out, or use --device cpu")
+    if device == "cuda" and layout.kv_dtype == "int8":
+        raise UserError("--kv-cache-dtype int8 is for CPUs; on GPUs use auto, bfloat16 or float16, or add --device cpu")
     layout = computed(layout, device)
     tokens = _least("--max-num-batched-tokens", options.max_num_batched_tokens, STEP_TOKENS[device])
     sequences = _least("--max-num-seqs", options.max_num_seqs, min(SEQUENCES[device], tokens))
@@ -156,9 +160,12 @@ def quantization_of(options: Options) -> Grouped | None:
 
 
 def layout_of(options: Options, model: Model) -> Layout:
-    """How `model` is cut and held by what the options say: degree, shares, whole experts or parts of all, dtype, and in how
-    many bits."""
+    """How `model` is cut and held by what the options say: degree, shares, whole experts or parts of all, dtypes, and in
+    how many bits."""
     _known("--dtype", options.dtype, DTYPES)
+    if options.kv_cache_dtype.startswith("fp8"):
+        raise UserError(f"--kv-cache-dtype {options.kv_cache_dtype}: 8-bit floats are not kept here; int8 takes as much room")
+    _known("--kv-cache-dtype", options.kv_cache_dtype, KV_DTYPES)
     tp = options.tp if options.tp is not None else len(options.shares or (1.0,))
     if tp < 1:
         raise LayoutError(f"--tensor-parallel-size {tp}: it takes a whole number of at least 1")
@@ -166,7 +173,8 @@ def layout_of(options: Options, model: Model) -> Layout:
     # Shares are made for a degree that can be cut; a higher one is the layout's to refuse.
     shares = Shares.of(options.shares) if options.shares else Shares.even(min(tp, model.heads + 1))
     model = quantised_as(model, quantization_of(options))
-    return Layout(model, Mesh(tp=tp), shares, dtype, dtype, options.expert_parallel)
+    kv_dtype = dtype if options.kv_cache_dtype == "auto" else options.kv_cache_dtype
+    return Layout(model, Mesh(tp=tp), shares, dtype, kv_dtype, options.expert_parallel)
 
 
 def computed(layout: Layout, device: str) -> Layout:

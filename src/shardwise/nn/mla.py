@@ -14,10 +14,12 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from shardwise.nn.batch import Rank, Reach
+from shardwise.nn.batch import Rank
+from shardwise.nn.kernels.kept import as_floats, keep
+from shardwise.nn.kernels.turning import rotate
 from shardwise.nn.linear import Linear
 from shardwise.nn.norm import Norm
-from shardwise.nn.rope import rotate
+from shardwise.nn.reach import Reach
 from shardwise.nn.state import State
 from shardwise.spec import mla
 
@@ -58,13 +60,13 @@ class MLA(nn.Module):
         (pages,), group = state.cache.layer(self.layer)
         batch = state.batch.groups[group]
         pages[batch.begun] = 0
-        pages.view(-1, kept.shape[-1])[batch.slots] = kept.to(pages.dtype)
-        seen = state.batch.attended(q, group, lambda q, reach: self._attend(q, pages, reach))  # [tokens, heads, latent]
+        pages.view(-1, pages.shape[-1])[batch.slots] = keep(kept, pages.dtype)
+        seen = batch.attended(q, lambda q, reach: self._attend(q, pages, reach))  # [tokens, heads, latent]
         return self.o(self.dense.by_head(seen, self.v_of.transpose(1, 2)).flatten(1))
 
     def _attend(self, q: torch.Tensor, pages: torch.Tensor, reach: Reach) -> torch.Tensor:
         """q: [sequences, queries, heads, latent + rope dim] against the pages of `reach.table`; latents come back."""
-        kept = pages[reach.table].flatten(1, 2).to(q.dtype).transpose(1, 2)  # [sequences, 1, keys, latent + rope dim]
+        kept = as_floats(pages[reach.table].flatten(1, 2), q.dtype).transpose(1, 2)  # [sequences, 1, keys, latent + rope dim]
         # One tensor is key and value for all heads, without a copy. What comes back of its turned part means nothing, and is
         # cheaper to drop than values of another width: for those, torch's CPU kernel that never holds all scores is not taken.
         kept = kept.expand(-1, self.heads, -1, -1)

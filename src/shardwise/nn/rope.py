@@ -1,4 +1,4 @@
-"""Rotary position embedding: the angles of a batch once a step, and the rotation itself."""
+"""Rotary position embedding: the angles of a batch, once a step."""
 
 from __future__ import annotations
 
@@ -6,10 +6,8 @@ import torch
 from torch import nn
 
 from shardwise.nn.batch import Batch
+from shardwise.nn.kernels.turning import Angles
 from shardwise.spec import blocks
-
-Angles = tuple[torch.Tensor, torch.Tensor]
-"""cos and sin, each [tokens, 1, dim], in the dtype of the model, or in float32 where the rope is `wide`."""
 
 
 class Rope(nn.Module):
@@ -49,17 +47,3 @@ class Rope(nn.Module):
         grown = base * ((factor * known.float() / boundary) - (factor - 1)) ** (dim / (dim - 2))
         exponents = torch.arange(0, dim, 2, dtype=torch.float32, device=known.device) / dim
         return 1.0 / grown[:, None] ** exponents
-
-
-def rotate(x: torch.Tensor, angles: Angles, halves: bool) -> torch.Tensor:
-    """Rotates the first `dim` elements of each head; the rest of a head passes through. x: [tokens, heads, head dim]."""
-    cos, sin = angles
-    dim = cos.shape[-1]
-    turned, rest = x[..., :dim], x[..., dim:]
-    if halves:
-        a, b = turned.chunk(2, -1)
-        other = torch.cat((-b, a), -1)
-    else:
-        other = torch.stack((-turned[..., 1::2], turned[..., ::2]), -1).flatten(-2)
-    turned = (turned * cos + other * sin).to(x.dtype)
-    return torch.cat((turned, rest), -1) if rest.shape[-1] else turned

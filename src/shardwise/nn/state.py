@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 
 from shardwise.nn.batch import Batch
-from shardwise.nn.rope import Angles
+from shardwise.nn.kernels.turning import Angles
 from shardwise.spec import blocks
 
 

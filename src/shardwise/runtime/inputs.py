@@ -1,6 +1,6 @@
 """A step becomes a batch: plain numbers in, tensors out. It decides nothing.
 
-The numbers go to the device as one copy into fixed buffers; masks and the like are made of them there. Where `Buckets` pad,
+The numbers go to the device as one copy into fixed buffers; masks and the like can be made of them there. Where `Buckets` pad,
 the rows that only pad write to and read from the page SCRATCH, and the others see nothing of it.
 """
 
@@ -13,7 +13,8 @@ from itertools import chain
 import numpy as np
 import torch
 
-from shardwise.nn.batch import Batch, GroupBatch, Rank, Reach, Segment
+from shardwise.nn.batch import Batch, Rank
+from shardwise.nn.reach import GroupBatch, Queries, Reach, Segment, Tables
 from shardwise.runtime.limits import Buckets, Limits
 from shardwise.runtime.recent import Recent
 from shardwise.runtime.segments import divide
@@ -111,7 +112,7 @@ class Inputs:
         size = pad(len(made.positions))
         ids, sources = put(self._ids(made), size), put(self._sources(made), size, fill=-1)
         positions, known = put(made.positions, size), put(made.known, size)
-        groups = tuple(self._group(made, table, size) for table in tables)
+        places = [self._places(made, table, size) for table in tables]
         longest = np.max([table.counts for table in tables], 0)
         segments = [self._stage(made, tables, np.array(part)) for part in divide(made.counts.tolist(), longest.tolist())]
         flat = put(_flat(made, segments), size)
@@ -121,6 +122,7 @@ class Inputs:
         # What a step in flight draws has not reached the host: it is put in place here.
         tokens = torch.where(sources >= 0, self._recent.tokens[sources.clamp(min=0)], ids)
         built = tuple(self._segment(staged) for staged in segments)
+        groups = tuple(GroupBatch(g, *places[g], flat, built, self._tables(made, table, g)) for g, table in enumerate(tables))
         return tokens, Batch(positions, known, flat, drawn, scored, built, groups)
 
     def _check(self, step: Step) -> None:
@@ -151,12 +153,19 @@ class Inputs:
                 found[offset] = self._recent.place(item.source, item.sequence)
         return found
 
-    def _group(self, made: _Items, table: _Tables, size: int) -> GroupBatch:
+    def _places(self, made: _Items, table: _Tables, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The slots, and the pages that are begun."""
         pages, places = table.pages(made), made.positions % PAGE_TOKENS
         begun = pages[places == 0]
         slots = self._staging.put(pages * PAGE_TOKENS + places, size, fill=SCRATCH * PAGE_TOKENS)
         most = int((-(-made.counts // PAGE_TOKENS)).sum())
-        return GroupBatch(slots, self._staging.put(begun, self._buckets.pad(len(begun), most), fill=SCRATCH))
+        return slots, self._staging.put(begun, self._buckets.pad(len(begun), most), fill=SCRATCH)
+
+    def _tables(self, made: _Items, table: _Tables, group: int) -> Tables:
+        numbers = np.stack((made.offsets, made.counts, made.starts, table.firsts, table.offsets), 1)
+        cache = self._cache[group]
+        pages = torch.from_numpy(table.ids)
+        return Tables(torch.from_numpy(numbers), pages, len(made.positions), cache.window, cache.chunked)
 
     def _stage(self, made: _Items, tables: Sequence[_Tables], part: np.ndarray) -> _Staged:
         put, pad = self._staging.put, self._buckets.pad
@@ -169,21 +178,10 @@ class Inputs:
         return _Staged(part, pad(int(made.counts[part].max())), counts, offsets, starts, placed)
 
     def _segment(self, staged: _Staged) -> Segment:
-        """What follows from the numbers once they are on the device."""
-        at = torch.arange(staged.width, device=staged.counts.device)
-        # A padded query looks from the first token's place: it must see something, or its softmax would divide by zero.
-        at = torch.where(at < staged.counts[:, None], at, 0)
-        queries = (staged.starts[:, None] + at)[:, None, :, None]
-        reach = []
-        for (table, first), group in zip(staged.tables, self._cache, strict=True):
-            keys = first[:, None] + torch.arange(table.shape[1] * PAGE_TOKENS, device=first.device)
-            mask = keys[:, None, None] <= queries
-            if group.window is not None:
-                # Chunks begin anew for all at once, windows slide along.
-                seen = queries // group.window * group.window if group.chunked else queries - group.window + 1
-                mask &= keys[:, None, None] >= seen
-            reach.append(Reach(table, mask))
-        return Segment(staged.offsets[:, None] + at, tuple(reach))
+        """What the numbers mean once they are on the device."""
+        queries = Queries(staged.counts, staged.offsets, staged.starts, staged.width)
+        pairs = zip(staged.tables, self._cache, strict=True)
+        return Segment(queries, tuple(Reach(*placed, queries, group.window, group.chunked) for placed, group in pairs))
 
 
 def _flat(made: _Items, segments: Sequence[_Staged]) -> np.ndarray:

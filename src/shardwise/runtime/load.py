@@ -62,7 +62,9 @@ def _load(tensors: Mapping[str, torch.Tensor], files: Mapping[Path, mmap.mmap], 
     if part.weight.tile is None:
         read_in(tensors[part.weight.name], part.ranges)
     else:
-        _quantise(tensors, part, torch.float32, read_in)
+        # As they are stored, if that is in 16 bits: they are widened where they are rounded.
+        halves = {stored.dtype for stored in place.tensors} in ({"BF16"}, {"F16"})
+        _quantise(tensors, part, getattr(torch, DTYPES[place.tensors[0].dtype]) if halves else torch.float32, read_in)
 
 
 BLOCK_ELEMENTS = 1 << 20
@@ -86,7 +88,7 @@ def _quantise(
             some = rows[first : first + count]
             values = torch.empty((*(1 for _ in outer), len(some), len(columns)), dtype=dtype)
             read_in(values, (*outer, some, columns))
-            pack_into(values.view(len(some), len(columns)).float(), packed, first)
+            pack_into(values.view(len(some), len(columns)), packed, first)
 
 
 def _mapped(file: Path) -> mmap.mmap:
@@ -132,11 +134,12 @@ def fill_dummy(
         target = tensors[part.weight.name]
         if part.weight.tile is not None:
             if not part.weight.made:
-                _quantise(tensors, part, dtype, partial(_noise, weight=part.weight, noise=noise))
+                windows = _windows(part.weight, len(part.ranges[-1]), dtype, noise)
+                _quantise(tensors, part, dtype, partial(_noise, weight=part.weight, windows=windows))
         elif len(part.shape) == 1 or part.weight.name.endswith("bias"):
             target.fill_(1.0 if part.weight.name.endswith("weight") else 0.0)
         elif target.numel():
-            _noise(target, part.ranges, part.weight, noise)
+            _noise(target, part.ranges, part.weight, _windows(part.weight, len(part.ranges[-1]), target.dtype, noise))
         progress(part.bytes)
 
 
@@ -144,12 +147,17 @@ NOISE = 1_048_583
 """A prime, so that rows of any length start at ever new places."""
 
 
-def _noise(target: torch.Tensor, ranges: Box, weight: Weight, noise: torch.Tensor) -> None:
-    """Each row of the weight is a window of `noise` that starts at a place of its own. Rows of a stack count on."""
+def _windows(weight: Weight, columns: int, dtype: torch.dtype, noise: torch.Tensor) -> torch.Tensor:
+    """[NOISE, columns] of overlapping rows, of the variance that the weight's should have."""
+    width = weight.axes[-1].size
+    scaled = (noise * (3.0 / width) ** 0.5).to(dtype)
+    return torch.cat((scaled, scaled[:width])).unfold(0, columns, 1)
+
+
+def _noise(target: torch.Tensor, ranges: Box, weight: Weight, windows: torch.Tensor) -> None:
+    """Each row of the weight is a window of noise that starts at a place of its own. Rows of a stack count on."""
     *above, columns = ranges
     width = weight.axes[-1].size
-    scaled = (noise * (3.0 / width) ** 0.5).to(target.dtype)
-    windows = torch.cat((scaled, scaled[:width])).unfold(0, len(columns), 1)
     salt = int.from_bytes(weight.name.encode(), "little") % NOISE
     rows = torch.zeros(1, dtype=torch.int64)
     for own, axis in zip(above, weight.axes, strict=False):

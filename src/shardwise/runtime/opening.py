@@ -7,7 +7,9 @@ from pathlib import Path
 
 import torch
 
+from shardwise import env, native
 from shardwise.comm.protocol import Comm
+from shardwise.errors import UserError
 from shardwise.nn.batch import Rank
 from shardwise.nn.kernels.kernels import Kernels
 from shardwise.runtime import wire
@@ -52,12 +54,17 @@ def open_runner(start: wire.Start, comm: Comm, progress: Progress) -> Runner:
     return runner
 
 
-def join(start: wire.Start, rendezvous: Path) -> Comm:
-    """This process's end of the group that meets in the private folder `rendezvous`: itself alone at degree 1."""
+def join(start: wire.Start, rendezvous: Path, shared: int) -> Comm:
+    """This process's end of its group: itself alone at degree 1; on CPUs in the memory behind the descriptor `shared`, or,
+    where that is not compiled or gloo is asked for, over TCP; on GPUs over NCCL. Those two meet in the folder `rendezvous`."""
     if start.tp == 1:
         from shardwise.comm.solo import Solo
 
         return Solo(epoch=start.epoch)
+    if start.device != "cuda" and _share():
+        from shardwise.comm.shm import shm
+
+        return shm(shared, start.rank, start.tp, deadline_s=start.deadline_s, epoch=start.epoch)
     from shardwise.comm import torch as backend
 
     store = backend.file_store(rendezvous, start.tp, start.epoch)
@@ -66,3 +73,11 @@ def join(start: wire.Start, rendezvous: Path) -> Comm:
             store, start.rank, start.tp, deadline_s=start.deadline_s, epoch=start.epoch, device=device_of(start)
         )
     return backend.gloo(store, start.rank, start.tp, deadline_s=start.deadline_s, epoch=start.epoch)
+
+
+def _share() -> bool:
+    """Whether CPU ranks talk through shared memory: equal on all of them, for they are of one installation and environment."""
+    asked = env.collectives()
+    if asked == "shm" and not native.available():
+        raise UserError(f"{env.COLLECTIVES}=shm: there is no compiled library; add a C++ compiler, and install anew")
+    return native.available() if asked is None else asked == "shm"

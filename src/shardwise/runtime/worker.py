@@ -1,4 +1,4 @@
-"""One rank as a process: `python -m shardwise.runtime.worker --fd N --rendezvous DIR`, on one end of a socket pair.
+"""One rank as a process: `python -m shardwise.runtime.worker --fd N --shared M --rendezvous DIR`, on one end of a socket pair.
 
 It holds weights and caches and nothing that could not be computed again. When the other end closes, it ends at once.
 """
@@ -36,6 +36,7 @@ def main() -> None:
     """Reads its start message from the descriptor it was given, then computes steps until the other end closes."""
     parser = argparse.ArgumentParser(description="one rank of a shardwise engine; started by the engine, not by hand")
     parser.add_argument("--fd", type=int, required=True)
+    parser.add_argument("--shared", type=int, required=True)
     parser.add_argument("--rendezvous", type=Path, required=True)
     args = parser.parse_args()
     # The engine decides when ranks end; a Ctrl-C at the terminal is its to handle.
@@ -46,7 +47,7 @@ def main() -> None:
     inbox: queue.SimpleQueue[wire.Message] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(channel, inbox, args.rendezvous), daemon=True, name="listen").start()
     try:
-        _work(channel, inbox, args.rendezvous)
+        _work(channel, inbox, args.rendezvous, args.shared)
     except BaseException as error:
         if env.debug():
             log.trace(error)
@@ -64,11 +65,11 @@ def _listen(channel: wire.Channel, inbox: queue.SimpleQueue[wire.Message], rende
     os._exit(0)
 
 
-def _work(channel: wire.Channel, inbox: queue.SimpleQueue[wire.Message], rendezvous: Path) -> None:
+def _work(channel: wire.Channel, inbox: queue.SimpleQueue[wire.Message], rendezvous: Path, shared: int) -> None:
     import_torch()
     start = inbox.get()
     assert isinstance(start, wire.Start)
-    runner = build(start, rendezvous, lambda count: channel.send(wire.Loading(count)))
+    runner = build(start, rendezvous, shared, lambda count: channel.send(wire.Loading(count)))
     channel.send(ready(runner))
     busy_s = 0.0
     # What does the steps: the runner, or what records it.
@@ -130,7 +131,7 @@ def import_torch() -> None:
     gc.enable()
 
 
-def build(start: wire.Start, rendezvous: Path, progress: Progress) -> Runner:
+def build(start: wire.Start, rendezvous: Path, shared: int, progress: Progress) -> Runner:
     """Joins the group, then loads."""
     import torch
 
@@ -140,7 +141,7 @@ def build(start: wire.Start, rendezvous: Path, progress: Progress) -> Runner:
     if start.memory and start.device == "cpu":
         # The kernel keeps what was planned: memory of this process's own, mapped files not counted.
         resource.setrlimit(resource.RLIMIT_DATA, (start.memory, resource.getrlimit(resource.RLIMIT_DATA)[1]))
-    return open_runner(start, join(start, rendezvous), progress)
+    return open_runner(start, join(start, rendezvous, shared), progress)
 
 
 def _report(channel: wire.Channel, error: BaseException) -> None:

@@ -9,6 +9,7 @@ from shardwise.engine.memory import RANK_BYTES, Demand, mib
 from shardwise.engine.setup import Setup
 from shardwise.spec.layout import PAGE_TOKENS
 from shardwise.spec.model import parameters
+from shardwise.spec.requantised import left_dense
 
 
 def plan(setup: Setup) -> str:
@@ -27,6 +28,8 @@ def plan(setup: Setup) -> str:
     alike = len({layout.arena_bytes(each) for each in range(layout.mesh.size)}) == 1
     budget = setup.memory or available_bytes(setup.device, layout.mesh.tp)
     held = f" in {setup.quantization.title}" if setup.quantization else ""
+    if setup.quantization and (dense := left_dense(layout.model)):
+        held += f", but for {dense[0]}" + (f" and {len(dense) - 1} more" if len(dense) > 1 else "")
     return (
         f"plan    {setup.name} {short(parameters(layout.model))} params{held} · tp={layout.mesh.tp} · {setup.device} · "
         f"{'per rank' if alike else f'rank {rank}, the fullest'}: weights {mib(layout.arena_bytes(rank))} + "

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
+from shardwise import native
 from shardwise.engine.contract import TokenEngine
 from shardwise.engine.front import Front
 from shardwise.engine.hub import bundled
@@ -94,3 +95,6 @@ def warnings(setup: Setup, text: Text) -> Iterator[str]:
         yield f"{setup.name} names no token that ends an answer: all of them end at max_tokens or a stop text"
     if setup.device == "cpu":
         yield f"no GPU is used: {setup.layout.mesh.size} rank(s) on the CPU, {setup.threads} thread(s) each"
+        note = native.note()
+        if note is not None:
+            yield note

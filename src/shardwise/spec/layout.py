@@ -26,6 +26,9 @@ ALIGN_BYTES = 64
 PAGE_TOKENS = 16
 """Tokens in a page of the KV cache."""
 
+SCALE_BYTES = 4
+"""What an int8 cache has behind the numbers of each token and head: what they are multiplied by, in float32."""
+
 
 @dataclass(frozen=True, slots=True)
 class Shares:
@@ -313,10 +316,11 @@ class Layout:
         return tuple(CacheGroup(kept, tuple(layers)) for kept, layers in found.items())
 
     def kept(self, group: CacheGroup, at: Coords) -> tuple[tuple[int, int], ...]:
-        """(heads, dim) of each tensor that the rank at `at` keeps of a token, in each of its layers of `group`."""
+        """(heads, elements of each) of each tensor that the rank at `at` keeps of a token, in each of its layers of `group`."""
         heads = len(self.span(group.kept.kv, at)) // group.kept.kv.grain
         held = min(heads, 1) if group.kept.kind == "latent" else heads
-        return tuple((held, dim) for dim in group.kept.dims)
+        scale = SCALE_BYTES if self.kv_dtype == "int8" else 0
+        return tuple((held, dim + scale) for dim in group.kept.dims)
 
     def token_bytes(self, group: CacheGroup, rank: int) -> int:
         """Bytes that one cached token takes of `rank` in `group`: what the stage's layers keep of it."""

@@ -136,7 +136,8 @@ class Verification:
         chosen = self._texts(first, min(setup.context for setup in runnable))
         every = stride(chosen, plan.limit, vocabulary)
         model = first.layout.model
-        limits = tolerance(first.layout.dtype, model.layers, routed=any(stacks(model)))
+        rounded = "int8" if first.quantization else first.layout.dtype
+        limits = tolerance(rounded, model.layers, routed=any(stacks(model)))
         places = sum(len(text.ids) + plan.limit - 1 for text in chosen)
         if plan.against is not None:
             begun = time.perf_counter()
@@ -145,7 +146,11 @@ class Verification:
             self._rows.append(Row(plan.against.name, None, "reference", seconds=time.perf_counter() - begun))
             if not plan.against.greedy:
                 self._notes.append(f"{plan.against.name} does not name its tokens by id: greedy tokens are not compared")
-        if first.layout.dtype != "float32":
+        if first.quantization:
+            self._notes.append(
+                f"{first.quantization.kind} weights: activations are rounded to 8 bits, not alike at every degree"
+            )
+        elif first.layout.dtype != "float32":
             self._notes.append(f"{first.layout.dtype} rounds coarsely: --dtype float32 compares a thousand times closer")
         if every > 1:
             self._notes.append(f"logits are compared at one place in {every}, log-likelihoods and tokens at all")

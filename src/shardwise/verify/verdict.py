@@ -27,8 +27,9 @@ class Tolerance:
     strays: float = 0.0
 
 
-ROUNDING = {"float16": 2.0**-11, "bfloat16": 2.0**-8}
-"""Half the spacing of numbers near 1: by so much of itself a number may be rounded."""
+ROUNDING = {"float16": 2.0**-11, "bfloat16": 2.0**-8, "int8": 2.0**-8}
+"""Half the spacing of numbers near 1: by so much of itself a number may be rounded. "int8" are activations of quantised
+weights, rounded by the largest of their group: a sum that differs in its last bit may round one of them the other way."""
 
 
 def tolerance(dtype: str, layers: int, *, routed: bool) -> Tolerance:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from shardwise import native
+from shardwise.nn.kernels.attention import Attending, NativeAttending, TorchAttending
 from shardwise.nn.kernels.dense import Dense, NativeDense, TorchDense
 from shardwise.nn.kernels.pool import Pool
 from shardwise.nn.kernels.quantised import NativeQuantised, Quantised, TorchQuantised
@@ -21,11 +22,12 @@ class Kernels:
     step: Step
     dense: Dense
     quantised: Quantised
+    attention: Attending
 
     @staticmethod
     def reference() -> Kernels:
         """Torch's: the reference."""
-        return Kernels(False, TorchStep(), TorchDense(), TorchQuantised())
+        return Kernels(False, TorchStep(), TorchDense(), TorchQuantised(), TorchAttending())
 
     @staticmethod
     def of(device: torch.device, threads: int) -> Kernels:
@@ -33,4 +35,4 @@ class Kernels:
         if device.type != "cpu" or not native.available():
             return Kernels.reference()
         pool = Pool(threads)
-        return Kernels(True, NativeStep(pool), NativeDense(pool), NativeQuantised(pool))
+        return Kernels(True, NativeStep(pool), NativeDense(pool), NativeQuantised(pool), NativeAttending(pool))
