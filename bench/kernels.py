@@ -16,9 +16,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from about import commit, machine
 
 from shardwise import native
+from shardwise.bench.about import commit, machine
 from shardwise.nn.kernels import packing
 from shardwise.nn.kernels.pool import Pool
 from shardwise.nn.kernels.quantised import NativeQuantised

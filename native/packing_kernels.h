@@ -5,17 +5,12 @@ namespace SW_ISA {
 
 // `n` of sixteen values from place i on, zeros behind.
 inline F read(const void* values, int dtype, int64_t i, int n) {
-    if (dtype == FLOAT32) {
-        const float* p = static_cast<const float*>(values) + i;
-        return n >= LANES ? F::load(p) : F::load(p, n);
-    }
-    const uint16_t* p = static_cast<const uint16_t*>(values) + i;
-    uint16_t some[LANES] = {};
-    if (n < LANES) {
-        std::memcpy(some, p, static_cast<size_t>(n) * 2);
-        p = some;
-    }
-    return dtype == BFLOAT16 ? F::bf16(p) : F::f16(p);
+    F found;
+    with(static_cast<Stored>(dtype), [&](auto type) {
+        const auto* p = static_cast<const typename decltype(type)::number*>(values) + i;
+        found = n >= LANES ? type.load(p) : type.load(p, n);
+    });
+    return found;
 }
 
 // The nearest float16, ties to even.

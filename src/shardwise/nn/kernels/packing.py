@@ -12,13 +12,11 @@ from torch.nn import functional
 
 from shardwise import native
 from shardwise.nn.kernels.pool import Pool
+from shardwise.nn.kernels.stored import STORED
 
 BITS = {"int8": 8, "int4": 4}
 TILE = 16
 """Rows that lie side by side; the last tile may hold fewer, and zeros."""
-
-DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-"""As `native/quantised.h` counts them."""
 
 BLOCK_ELEMENTS = 1 << 20
 """How many weights are rounded at a time: some MiB of float32 beside the packed ones."""
@@ -116,12 +114,12 @@ def pack_into(values: torch.Tensor, packed: Packed, first: int = 0, pool: Pool |
     last row the rest of its tile is written, too. Compiled where it can be, by the caller or its `pool`; else in torch, which
     needs some MiB beside the packed weight. Both write the same."""
     assert values.shape[1] == packed.columns and first + len(values) <= packed.rows, "more than the weight holds"
-    if native.available() and values.device.type == "cpu" and values.dtype in DTYPES and values.stride(1) == 1:
+    if native.available() and values.device.type == "cpu" and values.dtype in STORED and values.stride(1) == 1:
         p, n, i = native.POINTER, native.WHOLE, native.NUMBER
         native.function("sw_pack", p, p, i, n, n, n, p, p, n, n, i, i)(
             None if pool is None else pool.handle,
             values.data_ptr(),
-            DTYPES[values.dtype],
+            STORED[values.dtype],
             values.stride(0),
             len(values),
             first,
