@@ -24,8 +24,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-from about import commit, machine
 
+from shardwise.bench.about import commit, machine
 from shardwise.engine.setup import Options, Setup, resolve
 from shardwise.engine.text import Tokenizer, open_tokenizer
 from shardwise.engine.thread_ranks import ThreadRanks
