@@ -1,9 +1,9 @@
 """Where a decode step goes: every rank's step as a drawn timeline, and the shares of each kind of work.
 
-    python bench/timeline.py [--tp 2] [--steps 24] [--svg FILE] [--json FILE]
+    python bench/timeline.py [--tp 2] [--quantization int8] [--steps 24] [--svg FILE] [--json FILE]
 
-A 1.04 B-parameter Llama with random weights, one process a rank over gloo. Hooks on the modules cost a few microseconds each,
-about 250 of them a step: shares are meant, not speed, which bench/decode.py measures without hooks.
+A 1.04 B-parameter Llama with random weights, one process a rank. Hooks on the modules cost a few microseconds each, about 250 of
+them a step: shares are meant, not speed, which `shardwise bench decode` measures without hooks.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def kind_of(name: str, module: Any) -> str | None:
     return kinds.get(type(module))
 
 
-def rank_main(rank: int, folder: Path, steps: int) -> None:
+def rank_main(rank: int, folder: Path, steps: int, shared: int) -> None:
     """One rank: loads, prefills, and decodes under the watch; its spans of every step go to a file."""
     import msgspec
     import torch
@@ -107,7 +107,7 @@ def rank_main(rank: int, folder: Path, steps: int) -> None:
     assert isinstance(start, wire.Start)
     torch.set_num_threads(start.threads)
     watch = Watch()
-    runner = open_runner(start, Timed(join(start, folder), watch), lambda _: None)  # type: ignore[arg-type]
+    runner = open_runner(start, Timed(join(start, folder, shared), watch), lambda _: None)  # type: ignore[arg-type]
     for name, module in runner.decoder.named_modules():
         if kind := kind_of(name, module):
             module.register_forward_pre_hook(lambda *_, kind=kind: watch.enter(kind))
@@ -134,8 +134,9 @@ def rank_main(rank: int, folder: Path, steps: int) -> None:
     (folder / f"spans.{rank}").write_text(json.dumps(found[3:]))
 
 
-def measure(tp: int, steps: int) -> list[list[list[Span]]]:
+def measure(tp: int, steps: int, quantization: str | None) -> list[list[list[Span]]]:
     """Spans of every rank, step by step."""
+    from shardwise.comm.memory import anonymous
     from shardwise.engine.ranks import start_message
     from shardwise.engine.setup import Options, resolve
     from shardwise.runtime import wire
@@ -144,10 +145,11 @@ def measure(tp: int, steps: int) -> list[list[list[Span]]]:
         folder = Path(name)
         folder.chmod(0o700)
         shutil.copy(HERE / "models" / "llama-1b.json", folder / "config.json")
-        setup = resolve(Options(name, tp=tp, load_format="dummy", device="cpu", max_model_len=512))
+        options = Options(name, tp=tp, load_format="dummy", device="cpu", max_model_len=512, quantization=quantization)
+        setup, shared = resolve(options), anonymous()
         (folder / "start").write_bytes(wire.encode(start_message(setup, 0)))
-        command = [sys.executable, __file__, "--folder", name, "--steps", str(steps), "--rank"]
-        processes = [subprocess.Popen([*command, str(rank)]) for rank in range(tp)]
+        command = [sys.executable, __file__, "--folder", name, "--steps", str(steps), "--shared", str(shared), "--rank"]
+        processes = [subprocess.Popen([*command, str(rank)], pass_fds=[shared]) for rank in range(tp)]
         if any(process.wait() for process in processes):
             raise SystemExit("a rank failed")
         return [json.loads((folder / f"spans.{rank}").read_text()) for rank in range(tp)]
@@ -164,7 +166,7 @@ def shares(steps: list[list[Span]]) -> dict[str, float]:
     return {kind: statistics.median(total.get(kind, 0.0) for total in sums) for kind in COLOURS}
 
 
-def picture(ranks: list[list[list[Span]]], tp: int) -> str:
+def picture(ranks: list[list[list[Span]]], tp: int, weights: str) -> str:
     """The step of median length, one row a rank, and a legend with shares."""
     lengths = [spans[-1][2] - spans[0][1] for spans in ranks[0]]
     middle = sorted(range(len(lengths)), key=lengths.__getitem__)[len(lengths) // 2]
@@ -186,7 +188,7 @@ def picture(ranks: list[list[list[Span]]], tp: int) -> str:
         drawn.append(f'<rect x="{x}" y="{line - 11}" width="12" height="12" fill="{COLOURS[kind]}"/>')
         drawn.append(f'<text x="{x + 18}" y="{line}">{kind}  {ms:.1f} ms  {100 * ms / total:.0f} %</text>')
     height = y + 22 * 4
-    title = f"One decode step of a 1.04 B Llama in bfloat16 at tp {tp} over gloo: {1000 * (end - begin):.0f} ms"
+    title = f"One decode step of a 1.04 B Llama in {weights} at tp {tp}: {1000 * (end - begin):.0f} ms"
     head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 1090 {height}" font-family="system-ui, sans-serif"'
     frame = f'{head} font-size="13" fill="#5b6470"><rect width="1090" height="{height}" fill="#fff"/>'
     return "\n".join([frame, f'<text x="10" y="32" font-size="16">{title}</text>', *drawn, "</svg>"])
@@ -195,24 +197,28 @@ def picture(ranks: list[list[list[Span]]], tp: int) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tp", type=int, default=2)
+    parser.add_argument("--quantization", choices=("int8", "int4"))
     parser.add_argument("--steps", type=int, default=24)
     parser.add_argument("--svg", type=Path)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--rank", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--shared", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.rank is not None:
-        rank_main(args.rank, args.folder, args.steps)
+        rank_main(args.rank, args.folder, args.steps, args.shared)
         return
-    ranks = measure(args.tp, args.steps)
+    ranks = measure(args.tp, args.steps, args.quantization)
     found = shares([spans for steps in ranks for spans in steps])
     total = sum(found.values())
     for kind, ms in sorted(found.items(), key=lambda pair: -pair[1]):
         print(f"{kind:14} {ms:8.2f} ms  {100 * ms / total:5.1f} %")
     if args.svg:
-        args.svg.write_text(picture(ranks, args.tp) + "\n")
+        args.svg.write_text(picture(ranks, args.tp, args.quantization or "bfloat16") + "\n")
     if args.json:
-        args.json.write_text(json.dumps({"tp": args.tp, "ms": found}, indent=2) + "\n")
+        args.json.write_text(
+            json.dumps({"tp": args.tp, "weights": args.quantization or "bfloat16", "ms": found}, indent=2) + "\n"
+        )
 
 
 if __name__ == "__main__":
