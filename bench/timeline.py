@@ -2,8 +2,8 @@
 
     python bench/timeline.py [--tp 2] [--quantization int8] [--steps 24] [--svg FILE] [--json FILE]
 
-A 1.04 B-parameter Llama with random weights, one process a rank. Hooks on the modules cost a few microseconds each, about 250 of
-them a step: shares are meant, not speed, which `shardwise bench decode` measures without hooks.
+A 1.04 B-parameter Llama with random weights, one process a rank. Hooks on the modules cost a few microseconds each, about 250
+of them a step: shares are meant, not speed, which `shardwise bench decode` measures without hooks.
 """
 
 from __future__ import annotations
