@@ -7,10 +7,10 @@ every parameter is random.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import nn
+if TYPE_CHECKING:
+    import torch
 
 BASE: dict[str, Any] = {
     "vocab_size": 131,
@@ -259,8 +259,10 @@ WIDE = _llama(hidden_size=64, num_attention_heads=16, num_key_value_heads=4, hea
 """Sixteen heads: for degrees of 12 and 16."""
 
 
-def build(config: dict[str, Any], folder: Path, *, dtype: torch.dtype = torch.float32, seed: int = 0, **saving: Any) -> Path:
-    """A checkpoint of `config` in `folder`, as transformers saves it; `saving` goes to its save_pretrained."""
+def build(config: dict[str, Any], folder: Path, *, dtype: torch.dtype | None = None, seed: int = 0, **saving: Any) -> Path:
+    """A checkpoint of `config` in `folder`, as transformers saves it (float32 unless told); `saving` is for its save_pretrained."""
+    import torch
+    from torch import nn
     from transformers import AutoConfig, AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config), dtype=torch.float32)
@@ -278,5 +280,5 @@ def build(config: dict[str, Any], folder: Path, *, dtype: torch.dtype = torch.fl
         for name, buffer in model.named_buffers():
             if name.endswith("e_score_correction_bias"):
                 buffer.copy_(torch.randn(buffer.shape, generator=generator) * 0.2)
-    model.to(dtype).save_pretrained(folder, **saving)
+    model.to(dtype or torch.float32).save_pretrained(folder, **saving)
     return folder
