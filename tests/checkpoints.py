@@ -260,7 +260,7 @@ WIDE = _llama(hidden_size=64, num_attention_heads=16, num_key_value_heads=4, hea
 
 
 def build(config: dict[str, Any], folder: Path, *, dtype: torch.dtype | None = None, seed: int = 0, **saving: Any) -> Path:
-    """A checkpoint of `config` in `folder`, as transformers saves it (float32 unless told); `saving` is for its save_pretrained."""
+    """A checkpoint of `config` in `folder`, as transformers saves it, float32 unless told; `saving` is for save_pretrained."""
     import torch
     from torch import nn
     from transformers import AutoConfig, AutoModelForCausalLM
