@@ -84,7 +84,7 @@ class Backlog:
         """The oldest entries, a portion of them; none where nothing waits."""
         packs: list[Entry | _Pack] = []
         with self._lock:
-            if not self._older:  # a reader that keeps up
+            if not self._older and len(self._newest) <= PORTION:  # a reader that keeps up
                 newest, self._newest = self._newest, []
                 self._count -= len(newest)
                 return newest
