@@ -11,6 +11,8 @@ namespace {
 
 // Floats that are worth a piece: fewer cost more to hand over than to compute.
 constexpr int64_t PIECE_FLOATS = 1 << 14;
+// Where rows do not matter, pieces are made of so many floats.
+constexpr int64_t LINE = 1024;
 
 // f(first row, rows) for each piece of `rows` rows of `size` floats.
 template <class Call>
@@ -40,5 +42,14 @@ SW_API void sw_layer_norm(void* pool, const float* x, const void* w, const void*
     const auto kernel = step_kernels_of().layer_norm;
     pieces(pool, rows, size, [&](int64_t first, int64_t count) {
         kernel(x + first * size, w, bias, static_cast<Stored>(stored), y + first * size, count, size, eps);
+    });
+}
+
+SW_API void sw_silu_times(void* pool, const float* gate, const float* up, float* y, int64_t count) {
+    using namespace sw;
+    const auto kernel = step_kernels_of().silu_times;
+    pieces(pool, (count + LINE - 1) / LINE, LINE, [&](int64_t first, int64_t lines) {
+        const int64_t begin = first * LINE, end = begin + lines * LINE;
+        kernel(gate + begin, up + begin, y + begin, (end < count ? end : count) - begin);
     });
 }

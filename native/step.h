@@ -1,4 +1,4 @@
-// The small parts of a step: norms. Written once over sixteen floats, compiled for each path.
+// The small parts of a step: norms, a gate. Written once over sixteen floats, compiled for each path.
 #pragma once
 
 #include <cstdint>
@@ -13,6 +13,8 @@ struct StepKernels {
     void (*rms_norm)(const float* x, const void* w, Stored stored, float* y, int64_t rows, int64_t size, float eps, float offset);
     // y[r] = (x[r] - mean(x[r])) / sqrt(variance(x[r]) + eps) * w + bias; `bias` may be null.
     void (*layer_norm)(const float* x, const void* w, const void* bias, Stored stored, float* y, int64_t rows, int64_t size, float eps);
+    // y[i] = gate[i] / (1 + e^-gate[i]) * up[i].
+    void (*silu_times)(const float* gate, const float* up, float* y, int64_t count);
 };
 
 }  // namespace sw

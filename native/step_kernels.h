@@ -74,7 +74,15 @@ void layer_norm(const float* x, const void* w, const void* bias, Stored stored, 
     });
 }
 
-extern const StepKernels step_kernels = {rms_norm, layer_norm};
+void silu_times(const float* gate, const float* up, float* y, int64_t count) {
+    const F one = F::all(1.0f), zero = F::all(0.0f);
+    sixteens(count, [&](int64_t i, int n) {
+        const F a = some<Float32>(gate + i, n);
+        put(a / (one + exp(zero - a)) * some<Float32>(up + i, n), y + i, n);
+    });
+}
+
+extern const StepKernels step_kernels = {rms_norm, layer_norm, silu_times};
 
 }  // namespace SW_ISA
 }  // namespace sw

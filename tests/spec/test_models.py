@@ -357,7 +357,7 @@ class TestAsTransformers:
         """The two kinds of gelu are nearer to each other than the logits of tiny models could tell."""
         import torch
 
-        from shardwise.nn.mlp import ACTIVATIONS
+        from shardwise.nn.kernels.activations import ACTIVATIONS
 
         nodes = [node for run in read_model(TINY[name]).runs for _, node in walk(run.block)]
         [ours] = {node.activation for node in nodes if isinstance(node, MLP | MoE)}

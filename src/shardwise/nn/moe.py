@@ -7,13 +7,15 @@ it. The loop over experts asks for their counts on the host; a kernel that group
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import torch
 from torch import nn
 
 from shardwise.nn.batch import Rank
 from shardwise.nn.kernels import dense as kernels
-from shardwise.nn.mlp import ACTIVATIONS, MLP
+from shardwise.nn.kernels.step import Step
+from shardwise.nn.mlp import MLP
 from shardwise.nn.product import Product, products
 from shardwise.nn.state import State
 from shardwise.spec import blocks, moe
@@ -80,7 +82,7 @@ class MoE(nn.Module):
         self.shared = MLP(block.shared, _join(path, block.shared.name), rank, tensors) if block.shared else None
         gate = block.shared_gate
         self.shared_gate = tensors[_join(path, f"{gate.name}.weight")] if gate else None
-        self.act = _activation(block.activation)
+        self.act = _activation(block.activation, rank.kernels.step)
         self.weighs_inputs = block.weighs_inputs
         self.own = rank.layout.span(block.down.experts, rank.at)
         # Where an expert's rows are cut, the first rank's part alone has the bias of their sum.
@@ -135,7 +137,7 @@ def _join(path: str, name: str) -> str:
     return f"{path}.{name}" if path else name
 
 
-def _activation(kind: str | moe.ClampedSwiglu) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+def _activation(kind: str | moe.ClampedSwiglu, step: Step) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
     """(gate, up) to what goes into the down projection."""
     if isinstance(kind, moe.ClampedSwiglu):
         alpha, limit = kind.alpha, kind.limit
@@ -145,5 +147,4 @@ def _activation(kind: str | moe.ClampedSwiglu) -> Callable[[torch.Tensor, torch.
             return (up + 1) * (gate * torch.sigmoid(gate * alpha))
 
         return clamped
-    act = ACTIVATIONS[kind]
-    return lambda gate, up: act(gate) * up
+    return partial(step.gated, kind)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -46,3 +48,22 @@ def test_a_row_does_not_know_the_others() -> None:
         whole = getattr(NativeStep(Pool(3)), norm)(x, weight, *given)
         alone = torch.cat([getattr(NativeStep(Pool(1)), norm)(row[None], weight, *given) for row in x])
         assert torch.equal(whole.nan_to_num(9e9), alone.nan_to_num(9e9)) and whole.isnan().any(1).nonzero().tolist() == [[7]]
+
+
+@each_path
+@settings(deadline=None, max_examples=40)
+@given(
+    count=st.integers(0, 5000),
+    seed=st.integers(0, 2**32),
+    threads=st.integers(1, 3),
+    activation=st.sampled_from(["silu", "gelu"]),
+)
+def test_a_gate(count: int, seed: int, threads: int, activation: str) -> None:
+    gate, up = torch.randn(2, count, generator=torch.Generator().manual_seed(seed)) * 20
+    odd = torch.tensor([0.0, -0.0, 89.0, -89.0, 200.0, -200.0, math.inf, -math.inf, math.nan])
+    gate, up = torch.cat((gate, odd)), torch.cat((up, odd.roll(1)))
+    found = NativeStep(Pool(threads)).gated(activation, gate, up)
+    wanted = TorchStep().gated(activation, gate, up)
+    torch.testing.assert_close(found, wanted, rtol=2e-6, atol=1e-35, equal_nan=True)
+    alone = NativeStep(Pool(1)).gated(activation, gate[3:9], up[3:9])
+    assert torch.equal(alone.nan_to_num(9.0), found[3:9].nan_to_num(9.0))

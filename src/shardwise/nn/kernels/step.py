@@ -1,4 +1,4 @@
-"""The small parts of a step, in torch and compiled: norms."""
+"""The small parts of a step, in torch and compiled: norms, and the gate of a feed-forward block."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import torch
 from torch.nn import functional
 
 from shardwise import native
+from shardwise.nn.kernels.activations import ACTIVATIONS
 from shardwise.nn.kernels.pool import Pool
 from shardwise.nn.kernels.stored import STORED
 
@@ -24,6 +25,10 @@ class Step(Protocol):
         and dtype. `bias` has the dtype of `weight`."""
         ...
 
+    def gated(self, activation: str, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+        """What `activation`, a name of ACTIVATIONS, makes of `gate`, times `up`, element by element."""
+        ...
+
 
 class TorchStep:
     """In torch: on any device, in any dtype, computed in float32 and rounded once."""
@@ -36,6 +41,9 @@ class TorchStep:
     def layer_norm(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, eps: float) -> torch.Tensor:
         return functional.layer_norm(x, weight.shape, weight.to(x.dtype), None if bias is None else bias.to(x.dtype), eps)
 
+    def gated(self, activation: str, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+        return ACTIVATIONS[activation](gate) * up
+
 
 class NativeStep:
     """Compiled: float32 tensors of a CPU, weights of 32 or 16 bits."""
@@ -45,6 +53,7 @@ class NativeStep:
         p, n, r, k = native.POINTER, native.WHOLE, native.REAL, native.NUMBER
         self._rms_norm = native.function("sw_rms_norm", p, p, p, k, p, n, n, r, r)
         self._layer_norm = native.function("sw_layer_norm", p, p, p, p, k, p, n, n, r)
+        self._silu_times = native.function("sw_silu_times", p, p, p, p, n)
 
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float, offset: float) -> torch.Tensor:
         x, y = x.contiguous(), torch.empty(x.shape, dtype=torch.float32)
@@ -70,4 +79,12 @@ class NativeStep:
             size,
             eps,
         )
+        return y
+
+    def gated(self, activation: str, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+        if activation != "silu":  # of the others, few models have any
+            return ACTIVATIONS[activation](gate) * up
+        gate, up = gate.contiguous(), up.contiguous()
+        y = torch.empty_like(gate)
+        self._silu_times(self._pool.handle, gate.data_ptr(), up.data_ptr(), y.data_ptr(), gate.numel())
         return y
