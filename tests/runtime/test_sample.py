@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shardwise.runtime.kinds import FEW, MANY, traffic_rows
+from shardwise.runtime.kinds import FEW, MANY, beside, traffic_rows
 from shardwise.sched.step import Draw, Edit, Item
 from shardwise.spec import traffic
 from tests.group import even
@@ -375,3 +375,10 @@ def test_targets_of_a_row_that_is_not_finite_are_an_error() -> None:
 def test_more_log_probabilities_than_tokens() -> None:
     chosen = only(sample(torch.tensor([[1.0, 2.0]]), [replace(FREE, logprobs=20)], (1.0, 1e-6))[0])
     assert [token for token, _ in chosen.top] == [1, 0]
+
+
+def test_no_more_is_told_than_there_are_ids() -> None:
+    """Of a vocabulary of two, beside a draw that names an id: what another draw names is not the first one's third."""
+    most, naming = Draw(0, 0.0, 0, logprobs=3), Draw(1, 0.0, 0, logprobs=0, named=(0,))
+    told = beside((most, naming), 2)
+    assert (told.of(most), told.of(naming)) == (slice(2), slice(2, 3))

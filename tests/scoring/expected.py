@@ -10,13 +10,14 @@ from tokenizers import Tokenizer
 
 
 class Judge:
-    """A checkpoint in transformers, in float32. `longest` is the most tokens that it is given at once."""
+    """A checkpoint in transformers, in float64: in float32 its own rounding is larger than ours (docs/log.md). `longest` is the
+    most tokens that it is given at once."""
 
     def __init__(self, folder: Path, longest: int) -> None:
         from transformers import AutoModelForCausalLM
 
         self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        self._model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+        self._model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64, attn_implementation="eager").eval()
         self._longest = longest
 
     def encode(self, text: str) -> list[int]:
@@ -27,7 +28,7 @@ class Judge:
         """The log-probability of each token after those before it; of all but the first."""
         with torch.inference_mode():
             given = torch.tensor([ids])
-            logs = self._model(given).logits[0].float().log_softmax(-1)
+            logs = self._model(given).logits[0].log_softmax(-1)
         return logs[:-1].gather(1, given[0, 1:, None])[:, 0].tolist()
 
     def continuation(self, context: str, text: str) -> float:

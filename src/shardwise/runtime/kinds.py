@@ -86,8 +86,8 @@ class Beside:
     named: int
 
     def of(self, draw: Draw) -> slice:
-        """What one of the draws wants of it."""
-        return slice(self.top, self.top + len(draw.named)) if draw.named else slice(draw.logprobs)
+        """What one of the draws wants of it; no more of the likeliest ids than there are."""
+        return slice(self.top, self.top + len(draw.named)) if draw.named else slice(min(draw.logprobs or 0, self.top))
 
 
 def beside(draws: Sequence[Draw], vocabulary: int) -> Beside:
