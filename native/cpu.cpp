@@ -47,7 +47,7 @@ Isa found() {
     const bool avx512 = zmm && has(seven.b, 16) && has(seven.b, 17) && has(seven.b, 30) && has(seven.b, 31);  // F, DQ, BW, VL
     if (!avx512) return AVX2;
     if (!has(seven.c, 11)) return AVX512;  // VNNI
-    const bool amx = tiles && has(seven.d, 24) && has(seven.d, 25);  // AMX-TILE, AMX-INT8
+    const bool amx = tiles && has(seven.d, 22) && has(seven.d, 24) && has(seven.d, 25);  // AMX-BF16, -TILE, -INT8
     return amx && tiles_allowed() ? AMX : AVX512_VNNI;
 }
 #else

@@ -1,6 +1,7 @@
 #include "dense.h"
 
 #include <memory>
+#include <vector>
 
 #include "api.h"
 #include "paths.h"
@@ -55,6 +56,38 @@ float* room() {
 
 int threads_of(Pool* pool) { return pool ? pool->threads() : 1; }
 
+// Rows that are cut into parts at a time: what that takes is bounded.
+constexpr int64_t SLAB_ROWS = 128;
+// Rows of a piece, whose parts stay in the second cache.
+constexpr int64_t NEAR_ROWS = 64;
+
+uint16_t* parts_room(int64_t count) {
+    static thread_local std::vector<uint16_t> numbers;
+    if (static_cast<int64_t>(numbers.size()) < count + 32) numbers.resize(static_cast<size_t>(count + 32));
+    const auto at = reinterpret_cast<uintptr_t>(numbers.data());
+    return numbers.data() + (64 - at % 64) % 64 / sizeof(uint16_t);
+}
+
+void by_tiles(Pool* pool, const DenseKernels& kernels, const DenseProduct& p, int64_t rows) {
+    const int columns = static_cast<int>(least(rows, 16));
+    const int64_t block = (p.inputs + TILE_INPUTS - 1) / TILE_INPUTS * TILE_PARTS * TILE_INPUTS * columns;
+    const int64_t few = up(PIECE_BYTES / (2 * p.inputs + 1) + 1, 32), many = up((p.outputs + 2 * threads_of(pool) - 1) / (2 * threads_of(pool)), 32);
+    const int64_t outputs = rows <= FEW_ROWS ? few : least(PIECE_OUTPUTS, many), across = (p.outputs + outputs - 1) / outputs;
+    for (int64_t slab = 0; slab < rows; slab += SLAB_ROWS) {
+        const int64_t end = least(slab + SLAB_ROWS, rows), blocks = (end - slab + 15) / 16, down = (end - slab + NEAR_ROWS - 1) / NEAR_ROWS;
+        uint16_t* parts = parts_room(blocks * block);
+        each(pool, blocks, [&](int64_t i, int) {
+            const int64_t row = slab + 16 * i;
+            kernels.split(p, row, columns, static_cast<int>(least(end - row, 16)), parts + i * block);
+        });
+        each(pool, down * across, [&](int64_t i, int) {
+            const int64_t row = slab + i % down * NEAR_ROWS, out = i / down * outputs;
+            const DensePart part{row, least(row + NEAR_ROWS, end), out, least(out + outputs, p.outputs)};
+            kernels.linear_by_tiles(p, part, parts + (row - slab) / 16 * block, columns);
+        });
+    }
+}
+
 }  // namespace
 }  // namespace sw
 
@@ -63,8 +96,10 @@ SW_API void sw_linear(void* pool, const float* x, const void* w, int stored, con
                       int64_t rows, int64_t inputs, int64_t outputs) {
     using namespace sw;
     if (!rows || !outputs) return;
-    const auto kernel = dense_kernels_of().linear;
+    const auto& kernels = dense_kernels_of();
+    const auto kernel = kernels.linear;
     const DenseProduct product{x, w, bias, y, inputs, outputs, inputs, outputs, static_cast<Stored>(stored), static_cast<Stored>(bias_stored)};
+    if (kernels.split && stored == BFLOAT16 && inputs) return by_tiles(static_cast<Pool*>(pool), kernels, product, rows);
     const Pieces pieces(rows, product, threads_of(static_cast<Pool*>(pool)));
     each(static_cast<Pool*>(pool), pieces.count(), [&](int64_t piece, int) {
         const DensePart part = pieces.part(piece, rows, outputs);
@@ -80,6 +115,13 @@ SW_API void sw_by_head(void* pool, const float* x, const void* w, int stored, in
     if (!rows || !outputs) return;
     const auto& kernels = dense_kernels_of();
     const int64_t bytes = stored == FLOAT32 ? 4 : 2, blocks = (rows + BLOCK_ROWS - 1) / BLOCK_ROWS;
+    if (kernels.split && stored == BFLOAT16 && inputs && !turned) {
+        for (int64_t head = 0; head < heads; head++)
+            by_tiles(static_cast<Pool*>(pool), kernels,
+                     {x + head * inputs, static_cast<const char*>(w) + head * w_stride * bytes, nullptr, y + head * outputs,
+                      heads * inputs, heads * outputs, inputs, outputs, BFLOAT16, FLOAT32}, rows);
+        return;
+    }
     each(static_cast<Pool*>(pool), heads * blocks, [&](int64_t piece, int) {
         const int64_t head = piece / blocks, row = piece % blocks * BLOCK_ROWS;
         const DenseProduct product{x + head * inputs, static_cast<const char*>(w) + head * w_stride * bytes, nullptr, y + head * outputs,

@@ -26,6 +26,9 @@ constexpr int64_t BLOCK_ROWS = 128;
 // added up in rising order. So an element's bits depend on nothing but its row of x and its weights.
 constexpr int64_t DEPTH = 1024;
 
+// What the tile unit takes at once: inputs, and parts of an activation.
+constexpr int TILE_INPUTS = 32, TILE_PARTS = 3;
+
 // A part of a product: outputs [out, out_end) of rows [row, row_end).
 struct DensePart {
     int64_t row, row_end, out, out_end;
@@ -34,6 +37,10 @@ struct DensePart {
 struct DenseKernels {
     // y = x · wᵀ + bias. `room`: BLOCK_ROWS · DEPTH floats, where there are more than FEW_ROWS rows.
     void (*linear)(const DenseProduct& product, const DensePart& part, float* room);
+    // Where there is a tile unit, for bfloat16 weights; else null. A block of up to sixteen rows of x, of which `filled` are there, in
+    // parts of bfloat16, `columns` (16, or all rows where they are fewer) side by side; and y = x · wᵀ + bias of such blocks.
+    void (*split)(const DenseProduct& product, int64_t row, int columns, int filled, uint16_t* to);
+    void (*linear_by_tiles)(const DenseProduct& product, const DensePart& part, const uint16_t* x, int columns);
     // y = x · w.
     void (*across)(const DenseProduct& product, const DensePart& part);
 };

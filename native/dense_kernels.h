@@ -230,7 +230,16 @@ void across(const DenseProduct& p, const DensePart& part) {
 
 }  // namespace dense
 
-extern const DenseKernels dense_kernels = {dense::linear, dense::across};
+#if SW_LEVEL >= 4
+}  // namespace SW_ISA
+}  // namespace sw
+#include "dense_tiles.h"
+namespace sw {
+namespace SW_ISA {
+extern const DenseKernels dense_kernels = {dense::linear, dense::split, dense::linear_by_tiles, dense::across};
+#else
+extern const DenseKernels dense_kernels = {dense::linear, nullptr, nullptr, dense::across};
+#endif
 
 }  // namespace SW_ISA
 }  // namespace sw

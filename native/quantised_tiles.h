@@ -11,13 +11,6 @@ constexpr int64_t UNPACKED_BYTES = 65536;  // of weights as signed bytes
 constexpr int64_t WIDE = 4;             // tiles for which activations are read once from the second cache
 constexpr int TURNS = 4;                // groups whose dots have room
 
-// As LDTILECFG reads it.
-struct alignas(64) TileConfig {
-    uint8_t palette = 1, start = 0, reserved[14] = {};
-    uint16_t bytes[16] = {};
-    uint8_t rows[16] = {};
-};
-
 // Tiles 0-3 are dots [16 rows][16 outputs], 4-5 activations [16 rows][inputs], 6-7 weights [inputs / 4][16 outputs][4].
 inline void configure(int inputs) {
     TileConfig c;
@@ -26,9 +19,6 @@ inline void configure(int inputs) {
     for (int i = 6; i < 8; i++) c.bytes[i] = 64, c.rows[i] = static_cast<uint8_t>(inputs / 4);
     _tile_loadconfig(&c);
 }
-
-// The compiler does not know what the instructions for tiles read.
-inline void written() { __asm__ volatile("" ::: "memory"); }
 
 // Packed weights of one tile as signed bytes, four inputs of sixteen outputs after another.
 inline void unpack_bytes(const uint8_t* p, int64_t bytes, int bits, int8_t* out) {

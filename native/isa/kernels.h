@@ -7,6 +7,9 @@
 #include "../step_kernels.h"
 #include "../limits.h"
 #include "../limits_kernels.h"
+#if SW_LEVEL >= 4
+#include "../tile_config.h"
+#endif
 #include "../dense.h"
 #include "../dense_kernels.h"
 #include "../quantised.h"
