@@ -32,6 +32,9 @@ LEAST_CONTEXT = 256
 RANK_BYTES = {"cpu": 320 * 2**20, "cuda": 700 * 2**20}
 """What a rank takes besides weights, cache and activations: interpreter, torch, gloo or the driver. See docs/log.md."""
 
+SLAB_ROWS = 128
+"""Rows that are cut into parts for the tile unit at a time (native/dense.cpp)."""
+
 SPREAD_BYTES = 5 * 2**26
 """What products with quantised weights take in torch: some rows of them as floats, and products that are not summed yet."""
 SPLIT_TOKENS, PARTS_BYTES = 512, 16 * 2**20
@@ -102,8 +105,7 @@ class Demand:
             for _, node in walk(block):
                 if isinstance(node, Linear):
                     widest = max(widest, len(layout.span(node.out, at)))
-                    if isinstance(node.format, Grouped):
-                        rounded = max(rounded, _rounded_bytes(tokens, len(layout.span(node.inp, at)), layout))
+                    rounded = max(rounded, _rounded_bytes(tokens, len(layout.span(node.inp, at)), node, layout))
                 elif isinstance(node, Attention):
                     attended = max(attended, _attention_bytes(layout, node, rank, tokens, context, gathered))
                 elif isinstance(node, MLA):
@@ -162,10 +164,12 @@ def _pages(demand: Demand, context: int) -> tuple[int, ...]:
     return demand.pages(context, _last(holds, context, context * demand.sequences))
 
 
-def _rounded_bytes(tokens: int, inputs: int, layout: Layout) -> int:
+def _rounded_bytes(tokens: int, inputs: int, linear: Linear, layout: Layout) -> int:
     """Activations rounded to 8 bits with their scales and sums, in room that grows by halves; torch's class, where nothing is
-    compiled, also spreads weights out."""
-    return 3 * tokens * inputs + (SPREAD_BYTES if layout.activations is None else 0)
+    compiled, also spreads weights out. For dense weights of 16 bits, three parts of some rows."""
+    if isinstance(linear.format, Grouped):
+        return 3 * tokens * inputs + (SPREAD_BYTES if layout.activations is None else 0)
+    return 0 if layout.activations is None else 6 * min(tokens, SLAB_ROWS) * inputs
 
 
 def _attention_bytes(layout: Layout, attention: Attention, rank: int, tokens: int, context: int, gathered: int) -> int:
