@@ -24,6 +24,7 @@ def test_threads():
     assert report.chart is not None and set(report.chart.lines) == {"threads, 2 ranks", "threads, 3 ranks"}
 
 
+@pytest.mark.slow
 @needs_compiled
 def test_processes():
     """Those that share memory; gloo's are in tests/cli/test_bench.py, as a user calls them."""

@@ -63,6 +63,7 @@ def bundled(folder: Path) -> Path:
     return Path(shutil.copytree(Path(shardwise.__file__).parent / "data" / "shardling", folder / "shardling"))
 
 
+@pytest.mark.slow
 def test_those_who_fail_are_told_of_and_the_others_go_on(tmp_path, script):
     wanted = Wanted(
         bundled(tmp_path), tmp_path / "made", ("llama.cpp", "transformers", "vllm", "vllm-tp"), ("bf16",), (1,),
