@@ -72,8 +72,10 @@ def reference_model() -> Iterator[Path]:
     """A folder with the config of a Llama of 1.04 B parameters and nothing else: what is measured unless a model is named."""
     with tempfile.TemporaryDirectory(prefix="shardwise-bench-") as name:
         config = files("shardwise").joinpath("data/bench/llama-1b.json").read_bytes()
-        (Path(name) / "config.json").write_bytes(config)
-        yield Path(name)
+        folder = Path(name) / "llama-1b"  # what reports call the model
+        folder.mkdir()
+        (folder / "config.json").write_bytes(config)
+        yield folder
 
 
 def crowded(ranks: int, threads: int) -> str | None:
