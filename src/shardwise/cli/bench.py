@@ -93,8 +93,8 @@ def _limits(args: argparse.Namespace, watched: Watched) -> Report:
 
 
 def _comm(args: argparse.Namespace, watched: Watched) -> Report:
-    from shardwise.bench.cases import crowded
     from shardwise.bench.comm_sweep import Wanted, available, comm_sweep
+    from shardwise.engine.cores import crowded
 
     wanted = Wanted(args.ranks, args.sizes, args.backends or available(), args.rounds)
     watched.warn(crowded(max(args.ranks), 1))
@@ -121,8 +121,8 @@ def _prefill(args: argparse.Namespace, watched: Watched) -> Report:
 
 
 def _scaling(args: argparse.Namespace, watched: Watched) -> Report:
-    from shardwise.bench.cases import crowded
     from shardwise.bench.scaling import Wanted, scaling
+    from shardwise.engine.cores import crowded
     from shardwise.engine.devices import cpus
 
     degrees = args.tp or tuple(range(1, max(2, cpus()) + 1))
@@ -152,8 +152,9 @@ def _throughput(args: argparse.Namespace, watched: Watched) -> Report:
 
 
 def _peers(args: argparse.Namespace, watched: Watched) -> Report:
-    from shardwise.bench.cases import crowded, reference_model
+    from shardwise.bench.cases import reference_model
     from shardwise.bench.peers import Wanted, peers
+    from shardwise.engine.cores import crowded
     from shardwise.engine.devices import cpus
 
     threads = args.threads or cpus()

@@ -167,7 +167,8 @@ def model(args: argparse.Namespace) -> Iterator[Options]:
 
 def cases(args: argparse.Namespace, options: Options, warn: Callable[[str], None]) -> tuple[Case, ...]:
     """Every way to run it that the flags name."""
-    from shardwise.bench.cases import cases, crowded
+    from shardwise.bench.cases import cases
+    from shardwise.engine.cores import crowded
 
     degrees = args.tp or (1, 2)
     if warning := crowded(max(degrees), args.threads or 1):
