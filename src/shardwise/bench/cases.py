@@ -27,10 +27,12 @@ class Case:
 
     options: Options
 
-    @property
-    def told(self) -> dict[str, Any]:
-        """What a row says of it."""
-        return {"tp": self.options.tp, "dtype": self.options.dtype, "quantization": quantization(self.options)}
+    def told(self, setup: Setup) -> dict[str, Any]:
+        """What a row says of it; `setup` is what it was resolved to."""
+        return {
+            "tp": self.options.tp, "dtype": setup.layout.dtype, "quantization": quantization(self.options),
+            "threads": setup.threads,
+        }  # fmt: skip
 
     @property
     def name(self) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,7 +38,7 @@ def run(argv: Sequence[str]) -> None:
     plot = getattr(args, "plot", None)
     if plot is not None and plot.suffix != ".png":
         raise UserError(f"--plot {plot}: it is drawn as PNG; give a name that ends in .png")
-    report = measure(args, Watched())
+    report = replace(measure(args, Watched()), name=args.name)
     _show(report, args.json)
     _keep(report, args.out, plot, ("shardwise", "bench", *argv))
 
