@@ -27,7 +27,7 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks the tests of the pure floors, but for those that ask transformers: `make pure` runs them, `make unit` the others."""
+    """Marks the tests of the pure floors but those that ask transformers: `make pure` runs them, `make unit` the others."""
     for item in items:
         if item.nodeid.startswith(PURE) and "transformers" not in getattr(item, "fixturenames", ()):
             item.add_marker("pure")
