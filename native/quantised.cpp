@@ -51,15 +51,15 @@ int64_t tiles_of(const PackedWeight& w, int64_t rows, int64_t tiles, int threads
     return step < 2 ? 2 : step + (step & 1);  // two tiles at a time
 }
 
-void multiply_all(Pool* pool, const Rounded& x, const PackedWeight& w, const float* bias, float* y) {
-    const auto kernel = quantised_kernels_of().product;
+template <class N, class Kernel>
+void multiply_all(Pool* pool, Kernel kernel, const Rounded& x, const PackedWeight& w, const float* bias, float* y, double* wide) {
     const int64_t tiles = ceil_of(w.rows, TILE), step = tiles_of(w, x.rows, tiles, pool ? pool->threads() : 1);
     const int64_t room = NEAR_ROWS * step * TILE;
     each(pool, ceil_of(tiles, step), [&](int64_t piece, int) {
-        thread_local std::vector<float> sums;
+        thread_local std::vector<N> sums;
         if (x.rows > 1 && static_cast<int64_t>(sums.size()) < room) sums.resize(static_cast<size_t>(room));
         const int64_t first = piece * step;
-        kernel({x, w, bias, y, sums.data()}, first, first + step < tiles ? first + step : tiles);
+        kernel({x, w, bias, y, wide, sums.data()}, first, first + step < tiles ? first + step : tiles);
     });
 }
 
@@ -82,13 +82,20 @@ SW_API void sw_quantise_rows(void* pool, const float* x, char* scratch, int64_t 
     round_all(static_cast<Pool*>(pool), x, columns, rounded(scratch, rows, columns, group));
 }
 
-// y [m, rows] = x [m, columns], rounded into `scratch` before if `x` is given, times the weight, plus bias (may be null).
+// y [m, rows] = x [m, columns], rounded into `scratch` before if `x` is given, times the weight, plus bias (may be null). `sums`: 0,
+// of floats; 1, of doubles, rounded to floats before the bias; 2, of doubles, and y is of doubles, too.
 SW_API void sw_quantised_linear(void* pool, const float* x, char* scratch, uint8_t* weight, uint16_t* scale, const float* bias,
-                                float* y, int64_t m, int64_t rows, int64_t columns, int group, int bits) {
+                                void* y, int64_t m, int64_t rows, int64_t columns, int group, int bits, int sums) {
     using namespace sw;
     const Rounded in = rounded(scratch, m, columns, group);
     if (x) round_all(static_cast<Pool*>(pool), x, columns, in);
-    multiply_all(static_cast<Pool*>(pool), in, packed(weight, scale, rows, columns, group, bits), bias, y);
+    const PackedWeight w = packed(weight, scale, rows, columns, group, bits);
+    const QuantisedKernels& kernels = quantised_kernels_of();
+    Pool* threads = static_cast<Pool*>(pool);
+    float* narrow = sums < 2 ? static_cast<float*>(y) : nullptr;
+    double* wide = sums < 2 ? nullptr : static_cast<double*>(y);
+    if (sums) multiply_all<double>(threads, kernels.product_wide, in, w, bias, narrow, wide);
+    else multiply_all<float>(threads, kernels.product, in, w, bias, narrow, wide);
 }
 
 // y [count, columns]: the rows `ids` of a packed table of `rows` rows.

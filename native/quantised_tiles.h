@@ -51,14 +51,15 @@ inline void unpack_bytes(const uint8_t* p, int64_t bytes, int bits, int8_t* out)
     }
 
 // Sixteen rows of one tile over a part's groups, `LONG` if they have more than 64 inputs.
-template <bool LONG>
+template <class N, bool LONG>
 struct Tiles {
+    using Total = Sums<N>;
+    using V = typename Total::V;
     const int8_t *x, *w;      // activations, and weights as signed bytes, of the first group
     const float* x_scale;     // of the first group and row; of the next group, `rows` on
     const uint16_t* w_scale;
     int64_t stride, rows, groups, group;
     alignas(64) int32_t dots[TURNS][TILE_ROWS][TILE];
-    F sums[TILE_ROWS];
 
     template <int TURN>
     __attribute__((always_inline)) void start(int64_t g) {
@@ -75,20 +76,20 @@ struct Tiles {
 
     // The sums of group g, when the dots of the one after the next are on their way.
     template <int TURN>
-    __attribute__((always_inline)) void step(int64_t g, F (&sums)[TILE_ROWS]) {
+    __attribute__((always_inline)) void step(int64_t g, V (&sums)[TILE_ROWS]) {
         start<(TURN + 2) % TURNS>(g + 2);
         if (g >= groups) return;
-        const F scales = F::f16(w_scale + g * TILE);
+        const V scales = Total::of(F::f16(w_scale + g * TILE));
         const float* scale = x_scale + g * rows;
 #pragma GCC unroll 16
         for (int r = 0; r < TILE_ROWS; r++) {
-            const F dot = {_mm512_cvtepi32_ps(_mm512_load_si512(dots[TURN][r]))};
-            sums[r] = fma(dot, scales * F::all(scale[r]), sums[r]);
+            const D dot = {_mm512_load_si512(dots[TURN][r])};
+            sums[r] = fma(Total::of(dot), scales * Total::all(scale[r]), sums[r]);
         }
     }
 
-    void all(const Part& part, int64_t row, int64_t tile) {
-        F sums[TILE_ROWS];  // not a member: what lies beside the dots would be written and read again each time
+    void all(const Part<N>& part, int64_t row, int64_t tile) {
+        V sums[TILE_ROWS];  // not a member: what lies beside the dots would be written and read again each time
 #pragma GCC unroll 16
         for (int r = 0; r < TILE_ROWS; r++) sums[r] = part.load(row + r, tile);
         start<0>(0);
@@ -105,11 +106,11 @@ struct Tiles {
 };
 #undef SW_DOTS
 
-template <bool LONG>
-void multiply_tiles(const Part& part, int64_t row, int64_t tile, const int8_t* weights) {
+template <class N, bool LONG>
+void multiply_tiles(const Part<N>& part, int64_t row, int64_t tile, const int8_t* weights) {
     const Rounded& x = part.x;
     const int64_t g = part.begin;
-    Tiles<LONG> t;
+    Tiles<N, LONG> t;
     t.x = x.q + row * x.stride + g * x.group, t.w = weights;
     t.x_scale = x.scale + g * x.rows + row, t.w_scale = part.w.scale + (tile * x.groups + g) * TILE;
     t.stride = x.stride, t.rows = x.rows, t.groups = part.end - g, t.group = x.group;
@@ -117,8 +118,8 @@ void multiply_tiles(const Part& part, int64_t row, int64_t tile, const int8_t* w
 }
 
 // The rows of a part, sixteen at a time, of `tiles` tiles from `tile` on; a last few rows go the other way.
-template <int BITS, bool LONG>
-void multiply_unpacked(const Part& part, int64_t last, int64_t tile, int64_t tiles, int8_t* weights) {
+template <class N, int BITS, bool LONG>
+void multiply_unpacked(const Part<N>& part, int64_t last, int64_t tile, int64_t tiles, int8_t* weights) {
     const PackedWeight& w = part.w;
     const int64_t packed = (part.end - part.begin) * w.bytes(), size = packed * 8 / BITS;
     for (int64_t t = 0; t < tiles; t++)
@@ -126,13 +127,13 @@ void multiply_unpacked(const Part& part, int64_t last, int64_t tile, int64_t til
     written();
     int64_t row = part.row;
     for (; row + TILE_ROWS <= last; row += TILE_ROWS)
-        for (int64_t t = 0; t < tiles; t++) multiply_tiles<LONG>(part, row, tile + t, weights + t * size);
-    for (int64_t t = 0; t < tiles; t++) multiply_rows<BITS, 1>(part, row, last, tile + t);
+        for (int64_t t = 0; t < tiles; t++) multiply_tiles<N, LONG>(part, row, tile + t, weights + t * size);
+    for (int64_t t = 0; t < tiles; t++) multiply_rows<N, BITS, 1>(part, row, last, tile + t);
 }
 
 // As product_of.
-template <int BITS>
-void product_by_tiles(const Product& p, int64_t first, int64_t last) {
+template <class N, int BITS>
+void product_by_tiles(const Product<N>& p, int64_t first, int64_t last) {
     alignas(64) int8_t weights[UNPACKED_BYTES];
     const Rounded& x = p.x;
     const PackedWeight& w = p.w;
@@ -142,11 +143,11 @@ void product_by_tiles(const Product& p, int64_t first, int64_t last) {
         const int64_t stop = row + NEAR_ROWS < x.rows ? row + NEAR_ROWS : x.rows;
         for (int64_t g = 0; g < w.groups; g += groups) {
             const int64_t end = g + groups < w.groups ? g + groups : w.groups;
-            const Part part{x, w, p.bias, p.y, p.sums, g, end, row, first};
+            const Part<N> part{x, w, p.bias, p.y, p.wide, p.sums, g, end, row, first};
             for (int64_t tile = first; tile < last; tile += WIDE) {
                 const int64_t tiles = tile + WIDE < last ? WIDE : last - tile;
-                if (w.group > 64) multiply_unpacked<BITS, true>(part, stop, tile, tiles, weights);
-                else multiply_unpacked<BITS, false>(part, stop, tile, tiles, weights);
+                if (w.group > 64) multiply_unpacked<N, BITS, true>(part, stop, tile, tiles, weights);
+                else multiply_unpacked<N, BITS, false>(part, stop, tile, tiles, weights);
             }
         }
     }
