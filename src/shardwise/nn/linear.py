@@ -14,7 +14,8 @@ from shardwise.spec.traffic import SITES
 
 
 class Linear(nn.Module):
-    """y = x · Wᵀ + b over this rank's part of W: [tokens, own inputs] to [tokens, own outputs]."""
+    """y = x · Wᵀ + b over this rank's part of W: [tokens, own inputs] to [tokens, own outputs]; float64 of a wide and
+    partial one."""
 
     def __init__(self, block: blocks.Linear, path: str, rank: Rank, tensors: Mapping[str, torch.Tensor]) -> None:
         super().__init__()
@@ -23,6 +24,7 @@ class Linear(nn.Module):
         self.weight = tensors[name]
         cut = rank.layout.cut(block.inp)
         self.site = SITES[block.inp.cut] if block.inp.cut and cut and not block.partial else None
+        self.wide = block.wide
         # Of a sum that is finished elsewhere, the first rank's part alone has the bias.
         biased = block.bias and not (cut and block.partial and rank.at.tp)
         self.bias = tensors[f"{path}.bias"] if biased else None
@@ -32,5 +34,6 @@ class Linear(nn.Module):
         if self.site is None:
             return self.product(x, self.bias)
         y = self.comm.all_reduce(self.product(x, None), site=self.site)
+        y = y.to(x.dtype) if self.wide else y
         # The bias is added once, to the finished sum; every rank holds all of it.
         return y if self.bias is None else y + self.bias
