@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shardwise.engine.cores import bound, crowded, dealt, nodes, parsed
+from shardwise.engine.cores import bound, crowded, dealt, nodes, parsed, threads_of
+from shardwise.engine.devices import cpus
 from shardwise.engine.ranks import ProcessRanks
 from shardwise.engine.setup import Options, resolve
 from shardwise.errors import UserError
@@ -19,10 +20,10 @@ ALLOWED = sorted(os.sched_getaffinity(0))
 
 
 def machine(folder: Path, by_node: dict[int, str], siblings: dict[int, str]) -> Path:
-    for node, cpus in by_node.items():
+    for node, listed in by_node.items():
         path = folder / f"node/node{node}"
         path.mkdir(parents=True)
-        (path / "cpulist").write_text(f"{cpus}\n")
+        (path / "cpulist").write_text(f"{listed}\n")
     for cpu, text in siblings.items():
         path = folder / f"cpu/cpu{cpu}/topology"
         path.mkdir(parents=True)
@@ -74,6 +75,7 @@ def test_what_the_user_says() -> None:
     first = ALLOWED[0]
     assert bound(f"{first}|{first}", 2, None) == ((first,), (first,))
     assert bound(f"{first}", 3, None) == ((first,),) * 3, "three ranks that take turns"
+    assert [threads_of(((0, 1),) * ranks, ranks) for ranks in (1, 2, 3)] == [min(2, cpus()), 1, 1]
     assert parsed("5,0-2") == [0, 1, 2, 5] and parsed("") == [] == parsed("3-1")
 
 

@@ -33,7 +33,7 @@ def bound(asked: str, ranks: int, threads: int | None, system: Path = SYSTEM) ->
         return ()
     if asked not in WORDS:
         return _named(asked, ranks, threads, allowed, system)
-    each = threads or max(1, cpus() // ranks)
+    each = threads or threads_of((), ranks)
     found = nodes(allowed, system)
     enough = ranks * each <= len(allowed)
     if asked == "cores" and not enough:
@@ -42,6 +42,16 @@ def bound(asked: str, ranks: int, threads: int | None, system: Path = SYSTEM) ->
             "fewer ranks or --threads, or leave it out"
         )
     return dealt(found, ranks, each) if enough and (asked == "cores" or len(found) > 1) else ()
+
+
+def threads_of(places: Places, ranks: int) -> int:
+    """How many threads a rank has unless told: as many as it has processors, or an equal part of those that are shared."""
+    return min([*map(len, places), max(1, shared(places) // ranks)])
+
+
+def shared(places: Places) -> int:
+    """How many processors all ranks use together."""
+    return min(cpus(), len({cpu for own in places for cpu in own}) or cpus())
 
 
 def dealt(found: Sequence[Sequence[int]], ranks: int, threads: int) -> Places:

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from shardwise import native
-from shardwise.engine.cores import Places, bound, crowded
-from shardwise.engine.devices import cpus, gpus, torch_is_for_cuda
+from shardwise.engine.cores import Places, bound, crowded, shared, threads_of
+from shardwise.engine.devices import gpus, torch_is_for_cuda
 from shardwise.engine.hub import model_name, resolve_config, resolve_model
 from shardwise.engine.memory import SEQUENCES, STEP_TOKENS, Bound, Demand, room
 from shardwise.errors import ConfigError, LayoutError, UserError
@@ -95,9 +95,7 @@ class Setup:
     @property
     def crowded(self) -> str | None:
         """What is to be expected where threads take turns on the processors; None where they need not."""
-        bound = {cpu for own in self.cores for cpu in own}
-        there = min(len(bound), cpus()) if bound else cpus()
-        return crowded(self.layout.mesh.size, self.threads, there) if self.device == "cpu" else None
+        return crowded(self.layout.mesh.size, self.threads, shared(self.cores)) if self.device == "cpu" else None
 
     @property
     def sequence_pages(self) -> tuple[int, ...]:
@@ -153,7 +151,7 @@ def resolve(options: Options) -> Setup:
         bound=found.bound,
         pages=found.pages,
         limits=_limits(layout.model, tokens, found.sequences, options.enable_prefix_caching),
-        threads=options.threads or (min(map(len, cores)) if cores else max(1, cpus() // layout.mesh.tp)),
+        threads=options.threads or threads_of(cores, layout.mesh.tp),
         memory=options.memory,
         quantization=quantization,
         cores=cores,
