@@ -1,5 +1,6 @@
 // All kernels of one path: included once by each file beside this one.
 #include "../vector.h"
+#include "../wide.h"
 #include "../stored.h"
 #include "../stored_kernels.h"
 // One family a line, in the order of need.
