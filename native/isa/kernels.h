@@ -2,6 +2,7 @@
 #include "../vector.h"
 #include "../stored.h"
 #include "../stored_kernels.h"
+#include "../columns.h"
 // One family a line, in the order of need.
 #include "../step.h"
 #include "../step_kernels.h"
