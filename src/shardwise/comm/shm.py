@@ -32,12 +32,15 @@ _DATA_BYTES = LETTER_BYTES - _TEXT_BYTES
 _REMEMBERED = 4096
 
 
-def shm(fd: int, rank: int, size: int, *, deadline_s: float = DEADLINE_S, epoch: int = 0) -> ShmComm:
+def shm(
+    fd: int, rank: int, size: int, *, deadline_s: float = DEADLINE_S, epoch: int = 0, crowded: bool | None = None
+) -> ShmComm:
     """This rank's end of a new group in the memory behind `fd`, which stays the caller's; returns when all ranks are there.
+    `crowded`: see `Shared`.
 
     Raises CommError that names the ranks which did not come within the deadline, or came with another epoch.
     """
-    return ShmComm(Shared(fd, rank, size, deadline_s=deadline_s, epoch=epoch), deadline_s=deadline_s)
+    return ShmComm(Shared(fd, rank, size, deadline_s=deadline_s, epoch=epoch, crowded=crowded), deadline_s=deadline_s)
 
 
 class ShmComm(Asking):
