@@ -40,6 +40,13 @@ inline void unpack_bytes(const uint8_t* p, int64_t bytes, int bits, const uint8_
     }
 }
 
+// Whole numbers in memory, converted while they are loaded.
+inline F dots_as(const int32_t* p, const F&) { return {_mm512_cvtepi32_ps(_mm512_load_si512(p))}; }
+inline F64 dots_as(const int32_t* p, const F64&) {
+    const __m256i* half = reinterpret_cast<const __m256i*>(p);
+    return F64::whole(_mm256_load_si256(half), _mm256_load_si256(half + 1));
+}
+
 // Some tiles of weights by the rows begin..end-1, R at a time. `LONG`: groups have more than 64 inputs, and activations take two
 // registers each. A turn is as many groups as there are registers; in each turn all rows are gone through.
 template <class N, bool LONG, int R>
@@ -60,6 +67,7 @@ struct Strip {
     alignas(64) int8_t weights[WIDE][TURN_BYTES];
     alignas(64) float scales[2][WIDE][COUNT][TILE];  // of this turn, and of the one before
     alignas(64) int32_t dots[COUNT][R][TILE];
+    N row_scales[COUNT][R];  // as N once for all tiles
 
     Strip(const Product<N>& p, int64_t begin, int64_t end, int64_t tile, int64_t tiles)
         : p(p), begin(begin), end(end), tile(tile), tiles(tiles) {}
@@ -102,17 +110,17 @@ struct Strip {
     template <int G>
     __attribute__((always_inline)) void add(V (&sums)[PART], int first, const Job& job) const {
         const V scale = Total::of(F::load(scales[job.g / COUNT & 1][job.t][G]));
-        const float* row_scales = p.x.scale + (job.g + G) * p.x.rows + top(job.row) + first;
 #pragma GCC unroll 16
-        for (int r = 0; r < PART; r++) {
-            const D dot = {_mm512_load_si512(dots[G][first + r])};
-            sums[r] = fma(Total::of(dot), scale * Total::all(row_scales[r]), sums[r]);
-        }
+        for (int r = 0; r < PART; r++)
+            sums[r] = fma(dots_as(dots[G][first + r], sums[r]), scale * V::all(row_scales[G][first + r]), sums[r]);
     }
 
     // What groups G... add to the sums, while the next job's dots begin.
     template <int... G>
     __attribute__((always_inline)) void step(const Job& job, const Job* next, std::integer_sequence<int, G...>) {
+        if (job.t == 0)
+            for (int g = 0; g < static_cast<int>(sizeof...(G)); g++)
+                for (int r = 0; r < R; r++) row_scales[g][r] = static_cast<N>(p.x.scale[(job.g + g) * p.x.rows + top(job.row) + r]);
 #pragma GCC unroll 2
         for (int first = 0; first < R; first += PART) {
             V sums[PART];
