@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from torch import nn
 
 from shardwise.nn.batch import Rank
 from shardwise.nn.kernels.attention import Heads
@@ -16,11 +15,10 @@ from shardwise.nn.state import State
 from shardwise.spec import blocks
 
 
-class Attention(nn.Module):
+class Attention:
     """[tokens, hidden] to [tokens, hidden]; writes the tokens' keys and values, then reads all that a query may see."""
 
     def __init__(self, block: blocks.Attention, path: str, rank: Rank, tensors: Mapping[str, torch.Tensor]) -> None:
-        super().__init__()
         self.q = Linear(block.q, f"{path}.{block.q.name}", rank, tensors)
         self.k = Linear(block.k, f"{path}.{block.k.name}", rank, tensors)
         self.v = Linear(block.v, f"{path}.{block.v.name}", rank, tensors)
@@ -40,7 +38,7 @@ class Attention(nn.Module):
         self.comm = rank.comm
         self.layer = int(path.rsplit(".", 2)[-2])
 
-    def forward(self, x: torch.Tensor, state: State) -> torch.Tensor:
+    def __call__(self, x: torch.Tensor, state: State) -> torch.Tensor:
         x = self.comm.enter(x, site="attn_in")
         dim = self.block.dim
         if not self.heads:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from torch import nn
 
 from shardwise.nn.batch import Rank
 from shardwise.nn.product import product
@@ -13,11 +12,10 @@ from shardwise.spec import blocks
 from shardwise.spec.traffic import SITES
 
 
-class Linear(nn.Module):
+class Linear:
     """y = x · Wᵀ + b over this rank's part of W: [tokens, own inputs] to [tokens, own outputs]."""
 
     def __init__(self, block: blocks.Linear, path: str, rank: Rank, tensors: Mapping[str, torch.Tensor]) -> None:
-        super().__init__()
         name = block.tied or f"{path}.weight"
         self.product = product(block, name, rank, tensors)
         self.weight = tensors[name]
@@ -28,7 +26,7 @@ class Linear(nn.Module):
         self.bias = tensors[f"{path}.bias"] if biased else None
         self.comm = rank.comm
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
         if self.site is None:
             return self.product(x, self.bias)
         y = self.comm.all_reduce(self.product(x, None), site=self.site)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from torch import nn
 
 from shardwise.nn.batch import Rank
 from shardwise.nn.kernels.activations import ACTIVATIONS
@@ -14,18 +13,17 @@ from shardwise.nn.state import State
 from shardwise.spec import blocks
 
 
-class MLP(nn.Module):
+class MLP:
     """[tokens, hidden] to [tokens, hidden] over this rank's rows."""
 
     def __init__(self, block: blocks.MLP, path: str, rank: Rank, tensors: Mapping[str, torch.Tensor]) -> None:
-        super().__init__()
         self.gate = Linear(block.gate, f"{path}.{block.gate.name}", rank, tensors) if block.gate else None
         self.up = Linear(block.up, f"{path}.{block.up.name}", rank, tensors)
         self.down = Linear(block.down, f"{path}.{block.down.name}", rank, tensors)
         self.activation = block.activation
         self.kernels, self.comm = rank.kernels.step, rank.comm
 
-    def forward(self, x: torch.Tensor, state: State) -> torch.Tensor:
+    def __call__(self, x: torch.Tensor, state: State) -> torch.Tensor:
         x = self.comm.enter(x, site="mlp_in")
         if self.gate is None:
             return self.down(ACTIVATIONS[self.activation](self.up(x)))
