@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 
 from shardwise.nn.batch import Rank
+from shardwise.nn.joined import joined
 from shardwise.nn.kernels.attention import Heads
 from shardwise.nn.kernels.turning import Turn
 from shardwise.nn.linear import Linear
@@ -34,9 +35,14 @@ class Attention:
         readers = torch.tensor(rank.layout.kv_of_queries(block, rank.at), dtype=torch.int64, device=rank.device)
         sinks = tensors[f"{path}.sinks"].float() if block.sinks else None  # [own query heads]
         self.reads = Heads(readers, self.kv_heads, block.scale, block.softcap, sinks, grouped)
-        self.kernels = rank.kernels.attention
+        self.kernels = rank.kernels
         self.comm = rank.comm
+        self.after(None)
         self.layer = int(path.rsplit(".", 2)[-2])
+
+    def after(self, norm: Norm | None) -> None:
+        """From here on x comes as it is before this norm."""
+        self.qkv = joined([linear.part for linear in (self.q, self.k, self.v)], self.kernels, norm)
 
     def __call__(self, x: torch.Tensor, state: State) -> torch.Tensor:
         x = self.comm.enter(x, site="attn_in")
@@ -46,9 +52,8 @@ class Attention:
             if self.heads_norm is not None:
                 self.heads_norm(none, none)
             return self.o(none.flatten(1))
-        q = self.q(x).view(-1, self.heads, dim)
-        k = self.k(x).view(-1, self.kv_heads, dim)
-        v = self.v(x).view(-1, self.kv_heads, dim)
+        q, k, v = self.qkv(x)
+        q, k, v = q.view(-1, self.heads, dim), k.view(-1, self.kv_heads, dim), v.view(-1, self.kv_heads, dim)
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         if self.heads_norm is not None:
@@ -57,10 +62,13 @@ class Attention:
         turn = Turn(state.angles[rope], rope.halves) if rope else None
         pages, group = state.cache.layer(self.layer)
         batch = state.batch.groups[group]
-        q = self.kernels.write(q, k, v, turn, pages, batch)
+        attention = self.kernels.attention
         if self.block.temperature:
+            q = attention.write(q, k, v, turn, pages, batch)
             q = q * warmth(state.batch.positions, self.block.temperature).to(q.dtype)
-        seen = self.kernels.read(q, pages, batch, self.reads)  # [tokens, heads, dim]
+            seen = attention.read(q, pages, batch, self.reads)
+        else:
+            seen = attention.attend(q, k, v, turn, pages, batch, self.reads)
         return self.o(seen.flatten(1))
 
 

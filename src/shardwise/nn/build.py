@@ -43,12 +43,24 @@ class Chain:
     """Blocks one after another."""
 
     def __init__(self, block: blocks.Chain, path: str, rank: Rank, tensors: Tensors) -> None:
-        self.steps = [build(b, path, rank, tensors) for b in block.blocks]
+        self.steps = _folded([build(b, path, rank, tensors) for b in block.blocks], rank)
 
     def __call__(self, x: torch.Tensor, state: State) -> torch.Tensor:
         for step in self.steps:
             x = step(x, state)
         return x
+
+
+def _folded(steps: list[Module], rank: Rank) -> list[Module]:
+    """With compiled kernels, norms go into the products after them."""
+    found: list[Module] = []
+    for step in steps:
+        last = found[-1] if found else None
+        if rank.kernels.compiled and isinstance(last, NormStep) and isinstance(step, Attention | MLP):
+            found.pop()
+            step.after(last.norm)
+        found.append(step)
+    return found
 
 
 class Residual:

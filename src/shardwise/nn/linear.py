@@ -7,7 +7,8 @@ from collections.abc import Mapping
 import torch
 
 from shardwise.nn.batch import Rank
-from shardwise.nn.product import product
+from shardwise.nn.joined import joined
+from shardwise.nn.product import Product, product
 from shardwise.spec import blocks
 from shardwise.spec.traffic import SITES
 
@@ -25,10 +26,22 @@ class Linear:
         biased = block.bias and not (cut and block.partial and rank.at.tp)
         self.bias = tensors[f"{path}.bias"] if biased else None
         self.comm = rank.comm
+        self.joined = joined([self.part], rank.kernels)
+
+    @property
+    def part(self) -> tuple[Product, torch.Tensor | None]:
+        """What is multiplied, and the bias as far as it is this product's own. `finished` makes the linear of it."""
+        return self.product, self.bias if self.site is None else None
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        if x.dim() == 2:
+            return self.finished(self.joined(x)[0])
+        return self.finished(self.product(x, self.part[1]))
+
+    def finished(self, y: torch.Tensor) -> torch.Tensor:
+        """What `part` gave, summed over ranks where it is cut."""
         if self.site is None:
-            return self.product(x, self.bias)
-        y = self.comm.all_reduce(self.product(x, None), site=self.site)
+            return y
+        y = self.comm.all_reduce(y, site=self.site)
         # The bias is added once, to the finished sum; every rank holds all of it.
         return y if self.bias is None else y + self.bias

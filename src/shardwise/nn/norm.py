@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 
 from shardwise.nn.batch import Rank
+from shardwise.nn.kernels.joint import Normed
 from shardwise.spec import blocks
 from shardwise.spec.traffic import HEADS_NORM
 
@@ -21,6 +22,12 @@ class Norm:
         self.bias = tensors[f"{path}.bias"] if block.bias else None
         self.offset, self.wide = block.offset, block.wide
         self.kernels = rank.kernels
+
+    def described(self) -> Normed | None:
+        """For compiled kernels; None where they have no such norm."""
+        if self.weight is None or not self.kernels.compiled:
+            return None
+        return Normed("rms" if self.rms else "layer", self.weight, self.bias, self.eps, self.offset)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         if not self.rms and self.weight is not None:

@@ -10,7 +10,7 @@ import torch
 from shardwise.nn.batch import Rank
 from shardwise.nn.kernels import dense as kernels
 from shardwise.nn.kernels.packing import Packed
-from shardwise.nn.kernels.quantised import Quantised
+from shardwise.nn.kernels.quantised import Quantised, Sums
 from shardwise.spec import blocks
 from shardwise.spec.axes import Axis
 from shardwise.spec.formats import Dense, Format, Grouped
@@ -37,8 +37,8 @@ class DenseProduct:
 class PackedProduct:
     """With a quantised weight."""
 
-    def __init__(self, packed: Packed, quantised: Quantised) -> None:
-        self.packed, self.quantised = packed, quantised
+    def __init__(self, packed: Packed, quantised: Quantised, sums: Sums = Sums.NARROW) -> None:
+        self.packed, self.quantised, self.sums = packed, quantised, sums
 
     def __call__(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         if self.packed.rows and self.packed.columns:

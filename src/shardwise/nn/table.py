@@ -8,6 +8,7 @@ import torch
 from torch.nn import functional
 
 from shardwise.nn.batch import Batch, Rank
+from shardwise.nn.joined import joined
 from shardwise.nn.linear import Linear
 from shardwise.nn.norm import Norm
 from shardwise.nn.product import packed
@@ -70,10 +71,11 @@ class Head:
     def __init__(self, block: blocks.Head, path: str, rank: Rank, tensors: Mapping[str, torch.Tensor]) -> None:
         self.norm = Norm(block.norm, _join(path, block.norm.name), rank, tensors)
         self.linear = Linear(block.linear, _join(path, block.linear.name), rank, tensors)
+        self.joined = joined([self.linear.part], rank.kernels, self.norm)
         self.scale, self.softcap = block.scale, block.softcap
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        logits = self.linear(self.norm(x)).float()
+        logits = self.linear.finished(self.joined(x)[0]).float()
         if self.scale != 1.0:
             logits = logits * self.scale
         return logits if self.softcap is None else (logits / self.softcap).tanh() * self.softcap
