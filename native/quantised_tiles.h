@@ -14,7 +14,6 @@ constexpr int64_t LEAST_ROWS = 9;  // fewer go the other way
 constexpr int STEPS = 4;           // tile registers that hold activations
 constexpr int64_t WIDE = 8;        // tiles of weights side by side
 constexpr int64_t SOME_ROWS = 64;
-constexpr int64_t FAR = 2;
 constexpr int TURN_BYTES = STEPS * TILE * 64;
 
 // Tiles 0-3 are activations [rows][inputs], 4-5 weights [inputs / 4][16 outputs][4], 6-7 dots [rows][16 outputs].
@@ -26,11 +25,12 @@ inline void configure(int inputs) {
     _tile_loadconfig(&c);
 }
 
-// `bytes` of packed weights as signed bytes.
-inline void unpack_bytes(const uint8_t* p, int64_t bytes, int bits, int8_t* out) {
+// `bytes` of packed weights as signed bytes; what will be wanted soon is `ahead` bytes on.
+inline void unpack_bytes(const uint8_t* p, int64_t bytes, int bits, int64_t ahead, int8_t* out) {
     const __m512i four = _mm512_set1_epi8(15), eight = _mm512_set1_epi8(8), top = _mm512_set1_epi8(-128);
     for (int64_t i = 0; i < bytes; i += 64) {
         const __m512i v = _mm512_loadu_si512(p + i);
+        prefetch(p + i + ahead);
         if (bits == 8) {
             _mm512_store_si512(out + i, _mm512_xor_si512(v, top));
             continue;
@@ -90,6 +90,7 @@ struct Strip {
     __attribute__((always_inline)) static void start(const int8_t* x, const int8_t* w, int64_t stride, int64_t group, bool fresh,
                                                      int32_t (*dots)[R][TILE]) {
         x += G * group, w += G * group * TILE;
+        written();
         if constexpr (G == 0) SW_DOTS(6, 0, 4, 1, 5)
         else if constexpr (G == 1 && LONG) SW_DOTS(7, 2, 4, 3, 5)
         else if constexpr (G == 1) SW_DOTS(7, 1, 5, 1, 5)
@@ -115,7 +116,7 @@ struct Strip {
     // What groups G... add to the sums, while the next job's dots begin. All that is needed lies in registers: what is written
     // by tiles, the compiler takes for everything.
     template <int... G>
-    __attribute__((always_inline)) void step(const Job& job, const Job* next, std::integer_sequence<int, G...>) {
+    __attribute__((always_inline)) void step(const Job& job, const Job* next, const Job* later, std::integer_sequence<int, G...>) {
         const int64_t stride = p.x.stride, group = p.x.group, rows = p.x.rows;
         const int8_t *x = next ? activations(*next) : nullptr, *w = next ? weights[next->t] : nullptr;
         const bool fresh = next && next->t == 0;
@@ -126,10 +127,10 @@ struct Strip {
 #pragma GCC unroll 2
         for (int first = 0; first < R; first += PART) {
             V sums[PART];
-            const bool last = first + PART == R && next;
+            const bool last_part = first + PART == R, last = last_part && next;
 #pragma GCC unroll 16
             for (int r = 0; r < PART; r++) sums[r] = job.g ? V::load(waiting + (first + r) * TILE) : Total::all(0.0f);
-            ((add<G>(sums, first, tile_scales, row_scales + G * rows, out),
+            ((last_part && later ? unpack(*later, G) : void(), add<G>(sums, first, tile_scales, row_scales + G * rows, out),
               last ? start<G>(x, w, stride, group, fresh, out) : void()),
              ...);
 #pragma GCC unroll 16
@@ -137,24 +138,14 @@ struct Strip {
         }
     }
 
-    void unpack(const Job& job, int64_t count) {
+    // Group job.g + g of a tile of weights as signed bytes; those AHEAD_BYTES on are asked for.
+    void unpack(const Job& job, int64_t g) {
         const PackedWeight& w = p.w;
-        const int64_t place = (tile + job.t) * w.groups + job.g;
-        unpack_bytes(w.weight + place * w.bytes(), count * w.bytes(), w.bits, weights[job.t]);
-        for (int64_t g = 0; g < count; g++)
-            F::f16(w.scale + (place + g) * TILE).store(scales[job.g / COUNT & 1][job.t][g]);
-        written();
-    }
-
-    // Weights of a group are fetched FAR turns before they are unpacked, also those of the next tiles.
-    void fetch(const Job& job, int64_t g, int64_t count) const {
-        if (job.row != begin) return;
-        const PackedWeight& w = p.w;
-        const int64_t later = job.g + g + FAR * count, over = later - w.groups;
-        const int64_t place = (tile + job.t) * w.groups + (over < 0 ? later : tiles * w.groups + over);
-        const uint8_t* from = w.weight + place * w.bytes();
-        for (int64_t i = 0; i < w.bytes(); i += 64) prefetch(from + i);
-        prefetch(w.scale + place * TILE);
+        const int64_t group = job.g + g, place = (tile + job.t) * w.groups + group, bytes = w.bytes();
+        // At the end of a tile, the one that comes after all of these.
+        const int64_t over = (w.groups - group) * bytes > AHEAD_BYTES ? 0 : (tiles - 1) * w.groups * bytes;
+        unpack_bytes(w.weight + place * bytes, bytes, w.bits, AHEAD_BYTES + over, weights[job.t] + g * w.group * TILE);
+        F::f16(w.scale + place * TILE).store(scales[job.g / COUNT & 1][job.t][g]);
     }
 
     // The activations of the next block of rows, in as many shares as there are tiles.
@@ -175,20 +166,34 @@ struct Strip {
     }
 
     template <int... G>
-    void turns(int64_t g, std::integer_sequence<int, G...> groups) {
+    void turns(int64_t g, int64_t whole, std::integer_sequence<int, G...> groups) {
         constexpr int64_t count = sizeof...(G);
-        Job job{g, begin, 0, p.sums};
-        unpack(job, count);
+        Job job{g, begin, 0, p.sums}, next = job, later = job;
+        for (int64_t i = 0; i < count; i++) unpack(job, i);
+        bool more = follow(next, count, g + whole), still = more && follow(later = next, count, g + whole);
+        if (more && tiles > 1)
+            for (int64_t i = 0; i < count; i++) unpack(next, i);
+        written();
         (start<G>(activations(job), weights[job.t], p.x.stride, p.x.group, true, dots), ...);
-        for (bool more = true; more;) {
-            Job next = job;
-            more = follow(next, count, p.w.groups);
-            if (more && next.row == begin) unpack(next, count);
+        for (;;) {
+            // A tile's weights are unpacked two jobs before they are wanted, if there are two buffers.
+            const Job* fresh = tiles > 1 ? (still ? &later : nullptr) : (more ? &next : nullptr);
             if (job.row + R < end) ahead_of(job);
-            (fetch(job, G, count), ...);
-            step(job, more ? &next : nullptr, groups);
+            if (still && later.g + count == p.w.groups) ask(later);
+            step(job, more ? &next : nullptr, fresh && fresh->row == begin ? fresh : nullptr, groups);
             if (job.g + count == p.w.groups) finish(job);
-            job = next;
+            if (!more) break;
+            job = next, next = later, more = still, still = still && follow(later, count, g + whole);
+        }
+    }
+
+    // Where a job's results will go: lines that are far away would hold up all that is written after.
+    void ask(const Job& job) const {
+        const int64_t row = top(job.row), rows = end - row < R ? end - row : R;
+        for (int64_t r = 0; r < rows; r++) {
+            const int64_t place = (row + r) * p.w.rows + (tile + job.t) * TILE;
+            if (p.wide) prefetch(p.wide + place), prefetch(p.wide + place + TILE / 2);
+            else prefetch(p.y + place);
         }
     }
 
@@ -200,8 +205,8 @@ struct Strip {
 
     void all() {
         const int64_t whole = p.w.groups / COUNT * COUNT;
-        if (whole) turns(0, std::make_integer_sequence<int, COUNT>());
-        for (int64_t g = whole; g < p.w.groups; g++) turns(g, std::make_integer_sequence<int, 1>());
+        if (whole) turns(0, whole, std::make_integer_sequence<int, COUNT>());
+        for (int64_t g = whole; g < p.w.groups; g++) turns(g, 1, std::make_integer_sequence<int, 1>());
     }
 };
 
