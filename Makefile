@@ -56,8 +56,8 @@ sanitize: setup  ## compiled kernels and shared memory under sanitizers: address
 	cp -r src native tests setup.py pyproject.toml README.md LICENSE $(SANITIZED)/ && rm -f $(SANITIZED)/src/shardwise/_native*.so
 	cd $(SANITIZED) && CFLAGS="-g -fsanitize=address,undefined -fno-sanitize-recover=undefined" ../$(BIN)/python setup.py -q build_ext --inplace
 	cd $(SANITIZED) && PYTHONPATH=src ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
-		../$(BIN)/python -m pytest -q -n 0 -p no:cacheprovider tests/nn/kernels tests/comm/test_comm_shm.py
-	$(BIN)/python -m pytest -q -n 0 -m slow tests/comm/test_shm_races.py
+		../$(BIN)/python -m pytest -q -n 0 --timeout 1800 -p no:cacheprovider tests/nn/kernels tests/comm/test_comm_shm.py
+	$(BIN)/python -m pytest -q -n 0 -m slow --timeout 1800 tests/comm/test_shm_races.py
 
 CLIENTS ?=
 clients: setup  ## unmodified clients in environments of their own against a server: OpenAI's (Python, Node, and its own tests), Anthropic's, litellm, llm, huggingface_hub
