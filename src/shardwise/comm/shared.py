@@ -94,6 +94,8 @@ class Shared:
         self._fail = native.function("sw_shm_fail", p, result=i)
         self.all_reduce = native.function("sw_shm_all_reduce", p, digest, p, p, n, result=i)
         """(handle, digest, x, out, floats): an Outcome."""
+        self.all_reduce_wide = native.function("sw_shm_all_reduce_wide", p, digest, p, p, n, result=i)
+        """The same of doubles."""
         self.round = native.function("sw_shm_round", p, digest, result=i)
         """(handle, digest): shows this rank's slot and waits for the others'; an Outcome."""
         self.slot = native.function("sw_shm_slot", p, result=n)
