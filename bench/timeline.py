@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,16 @@ class Timed:
         return watched
 
 
+def parts_of(whole: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """All modules within a module, each after the one that it is part of, by their names."""
+    for key, value in vars(whole).items():
+        for i, part in enumerate(value) if isinstance(value, list) else [("", value)]:
+            if type(part).__module__.startswith("shardwise.nn.") and hasattr(part, "__dict__") and callable(part):
+                path = ".".join(str(one) for one in (name, key, i) if one != "")
+                yield path, part
+                yield from parts_of(part, path)
+
+
 def kind_of(name: str, module: Any) -> str | None:
     """What the module called `name` does, or None where only its parts count."""
     from shardwise.nn.attention import Attention
@@ -93,6 +104,28 @@ def kind_of(name: str, module: Any) -> str | None:
     return kinds.get(type(module))
 
 
+def observe(decoder: Any, watch: Watch) -> None:
+    """From here on every call of a module that does something of its own is watched."""
+    kinds = {id(module): kind for name, module in parts_of(decoder) if (kind := kind_of(name, module))}
+    for kind in {type(module) for _, module in parts_of(decoder) if id(module) in kinds}:
+        kind.__call__ = watched(kind.__call__, kinds, watch)
+
+
+def watched(call: Any, kinds: dict[int, str], watch: Watch) -> Any:
+    """`call` of a class, under the watch for those objects that are in `kinds`."""
+
+    def timed(self: Any, *args: Any) -> Any:
+        if id(self) not in kinds:
+            return call(self, *args)
+        watch.enter(kinds[id(self)])
+        try:
+            return call(self, *args)
+        finally:
+            watch.leave()
+
+    return timed
+
+
 def rank_main(rank: int, folder: Path, steps: int, shared: int) -> None:
     """One rank: loads, prefills, and decodes under the watch; its spans of every step go to a file."""
     import msgspec
@@ -108,10 +141,7 @@ def rank_main(rank: int, folder: Path, steps: int, shared: int) -> None:
     torch.set_num_threads(start.threads)
     watch = Watch()
     runner = open_runner(start, Timed(join(start, folder, shared), watch), lambda _: None)  # type: ignore[arg-type]
-    for name, module in runner.decoder.named_modules():
-        if kind := kind_of(name, module):
-            module.register_forward_pre_hook(lambda *_, kind=kind: watch.enter(kind))
-            module.register_forward_hook(lambda *_: watch.leave())
+    observe(runner.decoder, watch)
     draw = Draw(1, 0.0, 0)
     found = []
     with torch.inference_mode():

@@ -134,3 +134,14 @@ SW_API void sw_attention_write(void* pool, const sw::paged::Writing* of) {
         kernel(*of, first, end < of->tokens ? end : of->tokens);
     });
 }
+
+// Both as one call, of a layer that is the same step by step but for these: q and k as `Writing` has them, out as `Reading`.
+SW_API void sw_attend(void* pool, const sw::paged::Writing* write, const sw::paged::Reading* read, float* q, float* k, const float* v,
+                      float* out) {
+    sw::paged::Writing writing = *write;
+    writing.q = q, writing.k = k, writing.v = v;
+    sw_attention_write(pool, &writing);
+    sw::paged::Reading reading = *read;
+    reading.q = q, reading.out = out;
+    sw_attention_read(pool, &reading);
+}

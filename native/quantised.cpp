@@ -18,15 +18,18 @@ constexpr int64_t MANY_TILES = 8;
 
 int64_t ceil_of(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+// Blocks of sixteen rows are read as a whole.
+int64_t kept_rows(int64_t rows) { return rows < TILE ? TILE : rows; }
+
 // Room in `scratch`, which is as `sw_rounded_bytes` says: scales, sums, bytes.
 Rounded rounded(char* scratch, int64_t rows, int64_t columns, int group) {
     Rounded r;
     r.rows = rows, r.group = group, r.groups = ceil_of(columns, group);
     // A line more than needed: rows that are a power of two apart would compete for the same places of a cache.
     r.stride = ceil_of(r.groups * group, 64) * 64 + 64;
-    const int64_t numbers = ceil_of(rows * r.groups, 16) * 16;
+    const int64_t numbers = ceil_of(rows * r.groups, 16) * 16 + 16;
     r.q = reinterpret_cast<int8_t*>(scratch);
-    r.scale = reinterpret_cast<float*>(scratch + rows * r.stride);
+    r.scale = reinterpret_cast<float*>(scratch + kept_rows(rows) * r.stride);
     r.eighths = reinterpret_cast<int32_t*>(r.scale + numbers);
     return r;
 }
@@ -51,15 +54,15 @@ int64_t tiles_of(const PackedWeight& w, int64_t rows, int64_t tiles, int threads
     return step < 2 ? 2 : step + (step & 1);  // two tiles at a time
 }
 
-void multiply_all(Pool* pool, const Rounded& x, const PackedWeight& w, const float* bias, float* y) {
-    const auto kernel = quantised_kernels_of().product;
+template <class N, class Kernel>
+void multiply_all(Pool* pool, Kernel kernel, const Rounded& x, const PackedWeight& w, const float* bias, float* y, double* wide) {
     const int64_t tiles = ceil_of(w.rows, TILE), step = tiles_of(w, x.rows, tiles, pool ? pool->threads() : 1);
     const int64_t room = NEAR_ROWS * step * TILE;
     each(pool, ceil_of(tiles, step), [&](int64_t piece, int) {
-        thread_local std::vector<float> sums;
+        thread_local std::vector<N> sums;
         if (x.rows > 1 && static_cast<int64_t>(sums.size()) < room) sums.resize(static_cast<size_t>(room));
         const int64_t first = piece * step;
-        kernel({x, w, bias, y, sums.data()}, first, first + step < tiles ? first + step : tiles);
+        kernel({x, w, bias, y, wide, sums.data()}, first, first + step < tiles ? first + step : tiles);
     });
 }
 
@@ -73,7 +76,7 @@ PackedWeight packed(uint8_t* weight, uint16_t* scale, int64_t rows, int64_t colu
 // How much room `rows` rounded rows take.
 SW_API int64_t sw_rounded_bytes(int64_t rows, int64_t columns, int group) {
     const sw::Rounded r = sw::rounded(nullptr, rows, columns, group);
-    return rows * r.stride + 8 * sw::ceil_of(rows * r.groups, 16) * 16;
+    return sw::kept_rows(rows) * r.stride + 8 * (sw::ceil_of(rows * r.groups, 16) * 16 + 16);
 }
 
 // Rounds x [rows, columns] into `scratch`.
@@ -82,13 +85,20 @@ SW_API void sw_quantise_rows(void* pool, const float* x, char* scratch, int64_t 
     round_all(static_cast<Pool*>(pool), x, columns, rounded(scratch, rows, columns, group));
 }
 
-// y [m, rows] = x [m, columns], rounded into `scratch` before if `x` is given, times the weight, plus bias (may be null).
+// y [m, rows] = x [m, columns], rounded into `scratch` before if `x` is given, times the weight, plus bias (may be null). `sums`: 0,
+// of floats; 1, of doubles, rounded to floats before the bias; 2, of doubles, and y is of doubles, too.
 SW_API void sw_quantised_linear(void* pool, const float* x, char* scratch, uint8_t* weight, uint16_t* scale, const float* bias,
-                                float* y, int64_t m, int64_t rows, int64_t columns, int group, int bits) {
+                                void* y, int64_t m, int64_t rows, int64_t columns, int group, int bits, int sums) {
     using namespace sw;
     const Rounded in = rounded(scratch, m, columns, group);
     if (x) round_all(static_cast<Pool*>(pool), x, columns, in);
-    multiply_all(static_cast<Pool*>(pool), in, packed(weight, scale, rows, columns, group, bits), bias, y);
+    const PackedWeight w = packed(weight, scale, rows, columns, group, bits);
+    const QuantisedKernels& kernels = quantised_kernels_of();
+    Pool* threads = static_cast<Pool*>(pool);
+    float* narrow = sums < 2 ? static_cast<float*>(y) : nullptr;
+    double* wide = sums < 2 ? nullptr : static_cast<double*>(y);
+    if (sums) multiply_all<double>(threads, kernels.product_wide, in, w, bias, narrow, wide);
+    else multiply_all<float>(threads, kernels.product, in, w, bias, narrow, wide);
 }
 
 // y [count, columns]: the rows `ids` of a packed table of `rows` rows.

@@ -31,20 +31,25 @@ struct PackedWeight {
 // Rows of activations that should still be in the second cache when the next tile comes.
 constexpr int64_t NEAR_ROWS = 512;
 
-// y [x.rows, w.rows] = x · w + bias, which may be null. `sums` has room for NEAR_ROWS · TILE floats for each tile of a piece;
-// each thread brings its own.
+// y [x.rows, w.rows] = x · w + bias, which may be null. Groups are added up as N, float or double; doubles are rounded once to
+// `y`, before the bias, or go to `wide` as they are, if that is given. `sums` has room for NEAR_ROWS · TILE numbers for each tile
+// of a piece; each thread brings its own.
+template <class N>
 struct Product {
     const Rounded& x;
     const PackedWeight& w;
     const float* bias;
-    float *y, *sums;
+    float* y;
+    double* wide;
+    N* sums;
 };
 
 struct QuantisedKernels {
     // Rounds the rows first..last-1 of x [rows, columns].
     void (*round_rows)(const float* x, int64_t columns, const Rounded& out, int64_t first, int64_t last);
     // The tiles first..last-1: y[:, 16·first : 16·last].
-    void (*product)(const Product& p, int64_t first, int64_t last);
+    void (*product)(const Product<float>& p, int64_t first, int64_t last);
+    void (*product_wide)(const Product<double>& p, int64_t first, int64_t last);
     // Rounds `count` rows of `values` (`dtype` of Stored, `stride` elements from row to row), and writes them as the rows first..
     // of one tile; with the weight's last row, zeros behind it.
     void (*pack)(const void* values, int dtype, int64_t stride, int64_t count, const PackedWeight& w, int64_t first);

@@ -1,7 +1,7 @@
 // Included once per path by isa/*.cpp, after packing_kernels.h.
 //
 // One output element is the same chain of operations wherever it is computed: exact sums of a group, then
-// sum = fma(dot, w_scale · x_scale, sum), group by group.
+// sum = fma(dot, w_scale · x_scale, sum), group by group: in floats, or all of it in doubles.
 
 namespace sw {
 namespace SW_ISA {
@@ -17,29 +17,45 @@ constexpr int ROWS = 2, TILES = 1;
 constexpr int ROWS = 1, TILES = 1;
 #endif
 
+// Doubles take twice the registers.
+template <class N>
+constexpr int rows_of = sizeof(N) == 8 && ROWS > 4 ? 4 : ROWS;
+
 // Weights that are read again for other rows should still be in the first cache.
 constexpr int64_t NEAR_BYTES = 16384;
 constexpr int AHEAD_BYTES = 2048;
 
 // A part of a product: some rows and some groups of a few tiles. What its groups add up to waits in `sums`, side by side, for
 // the next part: `y` has its rows far apart, often by powers of two, where caches hold few of them.
+template <class N>
 struct Part {
+    using V = typename Sums<N>::V;
     const Rounded& x;
     const PackedWeight& w;
     const float* bias;
-    float *y, *sums;
+    float* y;
+    double* wide;
+    N* sums;
     int64_t begin, end;  // groups
     int64_t row, tile;   // the first
 
-    float* waiting(int64_t r, int64_t t) const { return sums + ((t - tile) * NEAR_ROWS + r - row) * TILE; }
+    N* waiting(int64_t r, int64_t t) const { return sums + ((t - tile) * NEAR_ROWS + r - row) * TILE; }
 
-    F load(int64_t r, int64_t t) const { return begin == 0 ? F::all(0.0f) : F::load(waiting(r, t)); }
+    V load(int64_t r, int64_t t) const { return begin == 0 ? Sums<N>::all(0.0f) : V::load(waiting(r, t)); }
 
-    void store(int64_t r, int64_t t, F sum) const {
-        if (end < w.groups) {
-            sum.store(waiting(r, t));
-            return;
-        }
+    void store(int64_t r, int64_t t, const V& sum) const {
+        if (end < w.groups) sum.store(waiting(r, t));
+        else finish(r, t, sum);
+    }
+
+    void finish(int64_t r, int64_t t, const F64& sum) const {
+        if (!wide) return finish(r, t, sum.narrow());
+        const int64_t there = w.rows - t * TILE;
+        const int n = static_cast<int>(there < TILE ? there : TILE);
+        SW_ISA::store(bias ? sum + F64::wide(F::load(bias + t * TILE, n)) : sum, wide + r * w.rows + t * TILE, n);
+    }
+
+    void finish(int64_t r, int64_t t, const F& sum) const {
         float* p = y + r * w.rows + t * TILE;
         const int64_t there = w.rows - t * TILE;
         if (there >= TILE) {
@@ -85,12 +101,13 @@ inline void dot(D (&dots)[R][T], const uint8_t* w, int64_t apart, const int8_t* 
     }
 }
 
-template <int BITS, int R, int T>
-void multiply(const Part& part, int64_t row, int64_t tile) {
+template <class N, int BITS, int R, int T>
+void multiply(const Part<N>& part, int64_t row, int64_t tile) {
     const Rounded& x = part.x;
     const PackedWeight& w = part.w;
     const int64_t bytes = w.bytes(), groups = w.groups;
-    F sums[R][T];
+    using Total = Sums<N>;
+    typename Total::V sums[R][T];
 #pragma GCC unroll 8
     for (int r = 0; r < R; r++)
 #pragma GCC unroll 2
@@ -104,14 +121,14 @@ void multiply(const Part& part, int64_t row, int64_t tile) {
             for (int t = 0; t < T; t++) dots[r][t] = D::start<BITS>(x.eighths[first + r]);
         const int64_t place = tile * groups + g;
         dot<BITS>(dots, w.weight + place * bytes, groups * bytes, x.q + row * x.stride + g * w.group, x.stride, w.group);
-        F scales[T];
+        typename Total::V scales[T];
 #pragma GCC unroll 2
-        for (int t = 0; t < T; t++) scales[t] = F::f16(w.scale + (place + t * groups) * TILE);
+        for (int t = 0; t < T; t++) scales[t] = Total::of(F::f16(w.scale + (place + t * groups) * TILE));
 #pragma GCC unroll 8
         for (int r = 0; r < R; r++) {
-            const F scale = F::all(x.scale[first + r]);
+            const auto scale = Total::all(x.scale[first + r]);
 #pragma GCC unroll 2
-            for (int t = 0; t < T; t++) sums[r][t] = fma(dots[r][t].real(), scales[t] * scale, sums[r][t]);
+            for (int t = 0; t < T; t++) sums[r][t] = fma(Total::of(dots[r][t]), scales[t] * scale, sums[r][t]);
         }
     }
 #pragma GCC unroll 8
@@ -121,28 +138,29 @@ void multiply(const Part& part, int64_t row, int64_t tile) {
 }
 
 // The rows row..last-1 of T tiles.
-template <int BITS, int T>
-void multiply_rows(const Part& part, int64_t row, int64_t last, int64_t tile) {
-    for (; row + ROWS <= last; row += ROWS) multiply<BITS, ROWS, T>(part, row, tile);
-    if (ROWS > 4 && row + 4 <= last) multiply<BITS, 4 < ROWS ? 4 : 1, T>(part, row, tile), row += 4;
-    if (ROWS > 2 && row + 2 <= last) multiply<BITS, 2 < ROWS ? 2 : 1, T>(part, row, tile), row += 2;
-    if (row < last) multiply<BITS, 1, T>(part, row, tile);
+template <class N, int BITS, int T>
+void multiply_rows(const Part<N>& part, int64_t row, int64_t last, int64_t tile) {
+    constexpr int most = rows_of<N>;
+    for (; row + most <= last; row += most) multiply<N, BITS, most, T>(part, row, tile);
+    if (most > 4 && row + 4 <= last) multiply<N, BITS, 4 < most ? 4 : 1, T>(part, row, tile), row += 4;
+    if (most > 2 && row + 2 <= last) multiply<N, BITS, 2 < most ? 2 : 1, T>(part, row, tile), row += 2;
+    if (row < last) multiply<N, BITS, 1, T>(part, row, tile);
 }
 
-template <int BITS>
-void product_of(const Product& p, int64_t first, int64_t last) {
+template <class N, int BITS>
+void product_of(const Product<N>& p, int64_t first, int64_t last) {
     const Rounded& x = p.x;
     const PackedWeight& w = p.w;
     const int64_t near = NEAR_BYTES / (TILES * w.bytes());
-    const int64_t groups = x.rows <= ROWS || near < 1 ? w.groups : near;
+    const int64_t groups = x.rows <= rows_of<N> || near < 1 ? w.groups : near;
     for (int64_t row = 0; row < x.rows; row += NEAR_ROWS) {
         const int64_t rows = row + NEAR_ROWS < x.rows ? row + NEAR_ROWS : x.rows;
         for (int64_t g = 0; g < w.groups; g += groups) {
             const int64_t end = g + groups < w.groups ? g + groups : w.groups;
-            const Part part{x, w, p.bias, p.y, p.sums, g, end, row, first};
+            const Part<N> part{x, w, p.bias, p.y, p.wide, p.sums, g, end, row, first};
             int64_t tile = first;
-            for (; tile + TILES <= last; tile += TILES) multiply_rows<BITS, TILES>(part, row, rows, tile);
-            for (; tile < last; tile++) multiply_rows<BITS, 1>(part, row, rows, tile);
+            for (; tile + TILES <= last; tile += TILES) multiply_rows<N, BITS, TILES>(part, row, rows, tile);
+            for (; tile < last; tile++) multiply_rows<N, BITS, 1>(part, row, rows, tile);
         }
     }
 }
@@ -157,16 +175,18 @@ void product_of(const Product& p, int64_t first, int64_t last) {
 namespace sw {
 namespace SW_ISA {
 
-void product(const Product& p, int64_t first, int64_t last) {
+template <class N>
+void product(const Product<N>& p, int64_t first, int64_t last) {
 #if SW_LEVEL >= 4
-    if (p.x.rows >= TILE_ROWS) {
-        if (p.w.bits == 8) product_by_tiles<8>(p, first, last);
-        else product_by_tiles<4>(p, first, last);
+    if (p.x.rows >= LEAST_ROWS) {
+        if (p.x.rows > 8) product_by_tiles<N, 16>(p, first, last);
+        else if (p.x.rows > 4) product_by_tiles<N, 8>(p, first, last);
+        else product_by_tiles<N, 4>(p, first, last);
         return;
     }
 #endif
-    if (p.w.bits == 8) product_of<8>(p, first, last);
-    else product_of<4>(p, first, last);
+    if (p.w.bits == 8) product_of<N, 8>(p, first, last);
+    else product_of<N, 4>(p, first, last);
 }
 
 // One group of up to 128 activations; those behind `count` are zeros.
@@ -201,7 +221,7 @@ void round_rows(const float* x, int64_t columns, const Rounded& out, int64_t fir
         }
 }
 
-extern const QuantisedKernels quantised_kernels = {round_rows, product, pack, unpack_row};
+extern const QuantisedKernels quantised_kernels = {round_rows, product<float>, product<double>, pack, unpack_row};
 
 }  // namespace SW_ISA
 }  // namespace sw

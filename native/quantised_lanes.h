@@ -32,6 +32,7 @@ struct D {
     static D start(int32_t eighths) { return {_mm512_set1_epi32(BITS == 8 ? eighths * 16 : eighths)}; }
     void add(W w, X x) { v = _mm512_dpbusd_epi32(v, w.v, x.v); }
     F real() const { return {_mm512_cvtepi32_ps(v)}; }
+    F64 wide() const { return F64::whole(_mm512_castsi512_si256(v), _mm512_extracti64x4_epi64(v, 1)); }
 };
 
 #elif SW_LEVEL == 2
@@ -66,6 +67,7 @@ struct D {
         v = _mm512_add_epi32(v, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)));
     }
     F real() const { return {_mm512_cvtepi32_ps(v)}; }
+    F64 wide() const { return F64::whole(_mm512_castsi512_si256(v), _mm512_extracti64x4_epi64(v, 1)); }
 };
 
 #elif SW_LEVEL == 1
@@ -109,6 +111,7 @@ struct D {
         b = more(b, w.b, x);
     }
     F real() const { return {_mm256_cvtepi32_ps(a), _mm256_cvtepi32_ps(b)}; }
+    F64 wide() const { return F64::whole(a, b); }
 };
 
 #else
@@ -140,9 +143,30 @@ struct D {
             for (int j = 0; j < 4; j++) v[i] += w.v[4 * i + j] * x.v[j];
     }
     F real() const { return F::make([&](int i) { return static_cast<float>(v[i]); }); }
+    F64 wide() const { return F64::whole(v); }
 };
 
 #endif
+
+// How a kernel adds up groups: in floats, or in doubles, where the product of two scales is exact.
+template <class N>
+struct Sums;
+
+template <>
+struct Sums<float> {
+    using V = F;
+    static F all(float x) { return F::all(x); }
+    static F of(F x) { return x; }
+    static F of(const D& dots) { return dots.real(); }
+};
+
+template <>
+struct Sums<double> {
+    using V = F64;
+    static F64 all(float x) { return F64::all(static_cast<double>(x)); }
+    static F64 of(F x) { return F64::wide(x); }
+    static F64 of(const D& dots) { return dots.wide(); }
+};
 
 // The sixteen whole numbers of `a`, all in -128..127, as bytes.
 inline void store_bytes(F a, int8_t* p) {

@@ -1,7 +1,9 @@
 // All kernels of one path: included once by each file beside this one.
 #include "../vector.h"
+#include "../wide.h"
 #include "../stored.h"
 #include "../stored_kernels.h"
+#include "../columns.h"
 // One family a line, in the order of need.
 #include "../step.h"
 #include "../step_kernels.h"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -57,6 +58,11 @@ def by_definition(module: Attention, rank: Rank, x: torch.Tensor, window: int | 
 CUTS = [even(1), even(2), even(3), even(5), (3.0, 1.0, 1.0), (1.0, 6.0), (5.0, 2.0, 1.0)]
 
 
+def attention_of(layer: Any) -> Attention:
+    """The attention of a layer, among the norms around it."""
+    return next(step for step in layer.steps[0].body.steps if isinstance(step, Attention))
+
+
 @pytest.mark.parametrize("shares", CUTS, ids=str)
 @pytest.mark.parametrize("name", ["llama", "llama-9-3", "mistral-window", "gemma2"])
 def test_every_rank_contributes_its_heads(name: str, shares: tuple[float, ...]) -> None:
@@ -66,8 +72,7 @@ def test_every_rank_contributes_its_heads(name: str, shares: tuple[float, ...]) 
     step = Step(1, (Item(0, (0,) * 20, 0, 20, (Pages(0, (4, 1)),) * len(layout.cache)),))
     for index in range(len(shares)):
         rank, decoder, cache = alone(layout, index)
-        module = decoder.layers[0].steps[0].body.steps[1]
-        assert isinstance(module, Attention)
+        module = attention_of(decoder.layers[0])
         module.block = replace(module.block, rope=None)
         _, batch = Inputs(rank, Limits(20, 1, (2,)), Buckets(), Recent(1, CPU)).batch(step)
         found = module(x, State(batch, cache, {}))
@@ -79,7 +84,7 @@ def test_copies_of_kv_heads_are_made_only_where_groups_are_cut() -> None:
     """Eight query heads read four KV heads: at 2 and 4 ranks groups stay whole, at 3 some rank's heads share unevenly."""
     for shares, copied in ((even(1), False), (even(2), False), (even(4), False), ((5.0, 3.0), True)):
         layout = layout_of(FAMILIES["llama"], shares)
-        modules = [m for i in range(len(shares)) for m in alone(layout, i)[1].modules() if isinstance(m, Attention)]
+        modules = [attention_of(layer) for i in range(len(shares)) for layer in alone(layout, i)[1].layers]
         assert any(not module.reads.grouped for module in modules) == copied
 
 

@@ -8,7 +8,9 @@ accesses are, `native/shm.cpp` knows.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from ctypes import addressof, memmove
+from dataclasses import replace
 from hashlib import blake2b
 from itertools import pairwise
 from math import prod
@@ -32,12 +34,15 @@ _DATA_BYTES = LETTER_BYTES - _TEXT_BYTES
 _REMEMBERED = 4096
 
 
-def shm(fd: int, rank: int, size: int, *, deadline_s: float = DEADLINE_S, epoch: int = 0) -> ShmComm:
+def shm(
+    fd: int, rank: int, size: int, *, deadline_s: float = DEADLINE_S, epoch: int = 0, crowded: bool | None = None
+) -> ShmComm:
     """This rank's end of a new group in the memory behind `fd`, which stays the caller's; returns when all ranks are there.
+    `crowded`: see `Shared`.
 
     Raises CommError that names the ranks which did not come within the deadline, or came with another epoch.
     """
-    return ShmComm(Shared(fd, rank, size, deadline_s=deadline_s, epoch=epoch), deadline_s=deadline_s)
+    return ShmComm(Shared(fd, rank, size, deadline_s=deadline_s, epoch=epoch, crowded=crowded), deadline_s=deadline_s)
 
 
 class ShmComm(Asking):
@@ -52,24 +57,55 @@ class ShmComm(Asking):
         self.deadline_s = deadline_s
         self._shared = shared
         self._handle = shared.handle  # None once the group is broken, or this rank has left it
-        self._sum = shared.all_reduce
+        self._sums = {torch.float32: shared.all_reduce, torch.float64: shared.all_reduce_wide}
         with torch.inference_mode(False):  # a tensor born in inference mode could not be written to outside of it
             self._memory = torch.frombuffer(shared.memory, dtype=torch.uint8)
+        self._at = addressof(shared.memory)
         self._digests: dict[tuple[object, ...], int] = {}
+        self._gathers: dict[tuple[object, ...], Ask] = {}
         self._broken = ""
         self._culprit: int | None = None
 
     def all_reduce(self, x: Tensor, *, site: str, out: Tensor | None = None) -> Tensor:
-        """See `Comm.all_reduce`. The usual case has nothing to check: a contiguous float32 tensor, into a new one or itself."""
-        if x.dtype is torch.float32 and (out is None or out is x) and x.is_cpu and x.is_contiguous() and not x.requires_grad:
-            digest = self._digests.get((site, x.shape))
+        """See `Comm.all_reduce`. The usual case has nothing to check: contiguous floats or doubles, into a new tensor or
+        into themselves."""
+        add = self._sums.get(x.dtype)
+        if add and (out is None or out is x) and x.is_cpu and x.is_contiguous() and not x.requires_grad:
+            digest = self._digests.get((site, x.dtype, x.shape))
             if digest is not None and self._handle is not None:
                 result = torch.empty_like(x) if out is None else x
-                outcome = self._sum(self._handle, digest, x.data_ptr(), result.data_ptr(), x.numel())
+                outcome = add(self._handle, digest, x.data_ptr(), result.data_ptr(), x.numel())
                 if outcome:
                     self._fail(asks.all_reduce(self, x, site, out), outcome)
                 return result
         return super().all_reduce(x, site=site, out=out)
+
+    def all_gather(self, x: Tensor, ranges: Sequence[range], *, dim: int = -1, site: str, out: Tensor | None = None) -> Tensor:
+        """See `Comm.all_gather`. The usual case was checked before: equal parts of a contiguous tensor, which fit one round."""
+        if out is None and x.is_cpu and x.is_contiguous() and not x.requires_grad and self._handle is not None:
+            known = self._gathers.get((site, x.shape, x.dtype, dim, *ranges))
+            if known is not None:
+                return self._gather(x, known)
+        ask = asks.all_gather(self, x, ranges, dim, site, out)
+        result = self._ask(ask)
+        if x.is_cpu and 0 < x.nbytes <= SLOT_BYTES and len(set(ask.recv_counts)) == 1:
+            if len(self._gathers) >= _REMEMBERED:
+                self._gathers.clear()
+            # Not with x itself, which would be kept.
+            self._gathers[site, x.shape, x.dtype, dim, *ranges] = replace(ask, x=torch.empty(0, dtype=x.dtype))
+        return result
+
+    def _gather(self, x: Tensor, known: Ask) -> Tensor:
+        """What `known` was, once more, with x."""
+        shared, handle, size, dim = self._shared, self._handle, x.nbytes, known.dim
+        memmove(self._at + shared.slot(handle), x.data_ptr(), size)
+        if outcome := shared.round(handle, self._digest(known)):
+            self._fail(known, outcome)
+        parts = torch.empty((self.size, *x.shape), dtype=x.dtype)
+        start = parts.data_ptr()
+        for rank in range(self.size):
+            memmove(start + rank * size, self._at + shared.shown(handle, rank), size)
+        return parts.movedim(0, dim).reshape(known.result)
 
     def carry_out(self, ask: Ask) -> Tensor:
         """Carries out one call within the deadline, or breaks the group."""
@@ -114,9 +150,9 @@ class ShmComm(Asking):
 
     def _all_reduce(self, ask: Ask, x: Tensor) -> Tensor:
         result = torch.empty_like(x)
-        if x.dtype == torch.float32:
-            digest = self._digests[ask.site, x.shape] = self._digest(ask)
-            if outcome := self._sum(self._handle, digest, x.data_ptr(), result.data_ptr(), x.numel()):
+        if add := self._sums.get(x.dtype):
+            digest = self._digests[ask.site, x.dtype, x.shape] = self._digest(ask)
+            if outcome := add(self._handle, digest, x.data_ptr(), result.data_ptr(), x.numel()):
                 self._fail(ask, outcome)
             return result
         mine, sums = _bytes(x), _bytes(result)

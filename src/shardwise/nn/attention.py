@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from torch import nn
 
 from shardwise.nn.batch import Rank
+from shardwise.nn.joined import joined
 from shardwise.nn.kernels.attention import Heads
 from shardwise.nn.kernels.turning import Turn
 from shardwise.nn.linear import Linear
@@ -16,11 +16,10 @@ from shardwise.nn.state import State
 from shardwise.spec import blocks
 
 
-class Attention(nn.Module):
+class Attention:
     """[tokens, hidden] to [tokens, hidden]; writes the tokens' keys and values, then reads all that a query may see."""
 
     def __init__(self, block: blocks.Attention, path: str, rank: Rank, tensors: Mapping[str, torch.Tensor]) -> None:
-        super().__init__()
         self.q = Linear(block.q, f"{path}.{block.q.name}", rank, tensors)
         self.k = Linear(block.k, f"{path}.{block.k.name}", rank, tensors)
         self.v = Linear(block.v, f"{path}.{block.v.name}", rank, tensors)
@@ -36,11 +35,16 @@ class Attention(nn.Module):
         readers = torch.tensor(rank.layout.kv_of_queries(block, rank.at), dtype=torch.int64, device=rank.device)
         sinks = tensors[f"{path}.sinks"].float() if block.sinks else None  # [own query heads]
         self.reads = Heads(readers, self.kv_heads, block.scale, block.softcap, sinks, grouped)
-        self.kernels = rank.kernels.attention
+        self.kernels = rank.kernels
         self.comm = rank.comm
+        self.after(None)
         self.layer = int(path.rsplit(".", 2)[-2])
 
-    def forward(self, x: torch.Tensor, state: State) -> torch.Tensor:
+    def after(self, norm: Norm | None) -> None:
+        """From here on x comes as it is before this norm."""
+        self.qkv = joined([linear.part for linear in (self.q, self.k, self.v)], self.kernels, norm)
+
+    def __call__(self, x: torch.Tensor, state: State) -> torch.Tensor:
         x = self.comm.enter(x, site="attn_in")
         dim = self.block.dim
         if not self.heads:
@@ -48,9 +52,8 @@ class Attention(nn.Module):
             if self.heads_norm is not None:
                 self.heads_norm(none, none)
             return self.o(none.flatten(1))
-        q = self.q(x).view(-1, self.heads, dim)
-        k = self.k(x).view(-1, self.kv_heads, dim)
-        v = self.v(x).view(-1, self.kv_heads, dim)
+        q, k, v = self.qkv(x)
+        q, k, v = q.view(-1, self.heads, dim), k.view(-1, self.kv_heads, dim), v.view(-1, self.kv_heads, dim)
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         if self.heads_norm is not None:
@@ -59,10 +62,13 @@ class Attention(nn.Module):
         turn = Turn(state.angles[rope], rope.halves) if rope else None
         pages, group = state.cache.layer(self.layer)
         batch = state.batch.groups[group]
-        q = self.kernels.write(q, k, v, turn, pages, batch)
+        attention = self.kernels.attention
         if self.block.temperature:
+            q = attention.write(q, k, v, turn, pages, batch)
             q = q * warmth(state.batch.positions, self.block.temperature).to(q.dtype)
-        seen = self.kernels.read(q, pages, batch, self.reads)  # [tokens, heads, dim]
+            seen = attention.read(q, pages, batch, self.reads)
+        else:
+            seen = attention.attend(q, k, v, turn, pages, batch, self.reads)
         return self.o(seen.flatten(1))
 
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import nn
 
 from shardwise.nn.attention import Attention
 from shardwise.nn.batch import Batch, Rank
@@ -25,56 +24,68 @@ from shardwise.spec.traffic import BRANCHES
 Tensors = Mapping[str, torch.Tensor]
 """A rank's weights by their full names: views of its arena."""
 
+Module = Callable[[torch.Tensor, State], torch.Tensor]
+"""What a block becomes: [tokens, hidden] to the same shape. A plain object: torch's modules cost a microsecond a call, and keep
+nothing that a rank asks for."""
 
-class NormStep(nn.Module):
+
+class NormStep:
     """A norm among blocks that take the state as well."""
 
     def __init__(self, block: blocks.Norm, path: str, rank: Rank, tensors: Tensors) -> None:
-        super().__init__()
         self.norm = Norm(block, path, rank, tensors)
 
-    def forward(self, x: torch.Tensor, state: State) -> torch.Tensor:
+    def __call__(self, x: torch.Tensor, state: State) -> torch.Tensor:
         return self.norm(x)
 
 
-class Chain(nn.Module):
+class Chain:
     """Blocks one after another."""
 
     def __init__(self, block: blocks.Chain, path: str, rank: Rank, tensors: Tensors) -> None:
-        super().__init__()
-        self.steps = nn.ModuleList(build(b, path, rank, tensors) for b in block.blocks)
+        self.steps = _folded([build(b, path, rank, tensors) for b in block.blocks], rank)
 
-    def forward(self, x: torch.Tensor, state: State) -> torch.Tensor:
+    def __call__(self, x: torch.Tensor, state: State) -> torch.Tensor:
         for step in self.steps:
             x = step(x, state)
         return x
 
 
-class Residual(nn.Module):
+def _folded(steps: list[Module], rank: Rank) -> list[Module]:
+    """With compiled kernels, norms go into the products after them."""
+    found: list[Module] = []
+    for step in steps:
+        last = found[-1] if found else None
+        if rank.kernels.compiled and isinstance(last, NormStep) and isinstance(step, Attention | MLP):
+            found.pop()
+            step.after(last.norm)
+        found.append(step)
+    return found
+
+
+class Residual:
     """x + scale · body(x)."""
 
     def __init__(self, block: blocks.Residual, path: str, rank: Rank, tensors: Tensors) -> None:
-        super().__init__()
         self.body = build(block.body, path, rank, tensors)
         self.scale = block.scale
 
-    def forward(self, x: torch.Tensor, state: State) -> torch.Tensor:
+    def __call__(self, x: torch.Tensor, state: State) -> torch.Tensor:
         y = self.body(x, state)
         return x + (y if self.scale == 1.0 else y * self.scale)
 
 
-class Sum(nn.Module):
+class Sum:
     """The sum of what each branch makes of the same x, and over ranks where the branches left that to it."""
 
     def __init__(self, block: blocks.Sum, path: str, rank: Rank, tensors: Tensors) -> None:
-        super().__init__()
-        self.branches = nn.ModuleList(build(b, path, rank, tensors) for b in block.branches)
+        self.branches = [build(b, path, rank, tensors) for b in block.branches]
         self.comm, self.cut = rank.comm, any(rank.layout.cut(end.inp) for end in block.ends)
 
-    def forward(self, x: torch.Tensor, state: State) -> torch.Tensor:
+    def __call__(self, x: torch.Tensor, state: State) -> torch.Tensor:
         parts: list[torch.Tensor] = [branch(x, state) for branch in self.branches]
         y = functools.reduce(torch.add, parts)
-        return self.comm.all_reduce(y, site=BRANCHES) if self.cut else y
+        return (self.comm.all_reduce(y, site=BRANCHES) if self.cut else y).to(x.dtype)
 
 
 MODULES: dict[type, Any] = {
@@ -89,25 +100,24 @@ MODULES: dict[type, Any] = {
 }
 
 
-def build(block: blocks.Block, path: str, rank: Rank, tensors: Tensors) -> nn.Module:
+def build(block: blocks.Block, path: str, rank: Rank, tensors: Tensors) -> Module:
     """The module of `block`, whose parent stands at `path`."""
     own = f"{path}.{block.name}" if path and block.name else path or block.name
-    module: nn.Module = MODULES[type(block)](block, own, rank, tensors)
+    module: Module = MODULES[type(block)](block, own, rank, tensors)
     return module
 
 
-class Decoder(nn.Module):
+class Decoder:
     """Tokens in, hidden states out; `logits` of some of them."""
 
     def __init__(self, rank: Rank, tensors: Tensors) -> None:
-        super().__init__()
         model = rank.layout.model
         self.embed = Embedding(model.embed, model.embed.name, rank, tensors)
-        self.layers = nn.ModuleList(build(block, path, rank, tensors) for path, block in layer_blocks(model))
+        self.layers = [build(block, path, rank, tensors) for path, block in layer_blocks(model)]
         self.head = Head(model.head, model.head.name, rank, tensors)
         self.ropes = {rope: Rope(rope, rank.device) for rope in ropes(model)}
 
-    def forward(self, tokens: torch.Tensor, batch: Batch, cache: Cache) -> torch.Tensor:
+    def __call__(self, tokens: torch.Tensor, batch: Batch, cache: Cache) -> torch.Tensor:
         """tokens [T] to hidden states [T, hidden], the same on every rank."""
         x = self.embed(tokens, batch)
         state = State(batch, cache, {rope: module(batch, x.dtype) for rope, module in self.ropes.items()})

@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from torch import nn
 from torch.nn import functional
 
 from shardwise.nn.batch import Rank
@@ -24,11 +23,10 @@ from shardwise.nn.state import State
 from shardwise.spec import mla
 
 
-class MLA(nn.Module):
+class MLA:
     """[tokens, hidden] to [tokens, hidden]; writes the tokens' latents, then reads all that a query may see."""
 
     def __init__(self, block: mla.MLA, path: str, rank: Rank, tensors: Mapping[str, torch.Tensor]) -> None:
-        super().__init__()
         self.q_a = Linear(block.q_a, f"{path}.{block.q_a.name}", rank, tensors) if block.q_a else None
         self.q_norm = Norm(block.q_norm, f"{path}.{block.q_norm.name}", rank, tensors) if block.q_norm else None
         self.q = Linear(block.q, f"{path}.{block.q.name}", rank, tensors)
@@ -45,7 +43,7 @@ class MLA(nn.Module):
         self.comm, self.dense = rank.comm, rank.kernels.dense
         self.layer = int(path.rsplit(".", 2)[-2])
 
-    def forward(self, x: torch.Tensor, state: State) -> torch.Tensor:
+    def __call__(self, x: torch.Tensor, state: State) -> torch.Tensor:
         angles, halves = state.angles[self.block.rope], self.block.rope.halves
         latent, turned = self.kv_a(x).split((self.latent, self.block.rope.dim), -1)
         kept = torch.cat((self.kv_norm(latent), rotate(turned[:, None], angles, halves)[:, 0]), -1)

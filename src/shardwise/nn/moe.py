@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping
 from functools import partial
 
 import torch
-from torch import nn
 
 from shardwise.nn.batch import Rank
 from shardwise.nn.kernels import dense as kernels
@@ -24,17 +23,16 @@ from shardwise.spec.traffic import SITES
 Tensors = Mapping[str, torch.Tensor]
 
 
-class Router(nn.Module):
+class Router:
     """[tokens, hidden] to weights and experts' numbers, both [tokens, top]. Every rank computes it, from the same bits."""
 
     def __init__(self, block: moe.Router, path: str, dense: kernels.Dense, tensors: Tensors) -> None:
-        super().__init__()
         self.block, self.dense = block, dense
         self.weight = tensors[f"{path}.weight"]
         self.bias = tensors[f"{path}.bias"] if block.bias else None
         self.correction = tensors[f"{path}.e_score_correction_bias"] if block.correction else None
 
-    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def __call__(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         block, dtype = self.block, x.dtype
         logits = self.dense.linear(x.float() if block.precise else x, self.weight, self.bias)
         scores = self._scores(logits)  # [tokens, experts], float32
@@ -68,11 +66,10 @@ class Router(nn.Module):
         return apart.masked_fill(~kept[..., None], -torch.inf).flatten(1)
 
 
-class MoE(nn.Module):
+class MoE:
     """[tokens, hidden] to [tokens, hidden] over this rank's part: its rows of every expert, or all rows of its experts."""
 
     def __init__(self, block: moe.MoE, path: str, rank: Rank, tensors: Tensors) -> None:
-        super().__init__()
         assert block.down.experts is not None and (block.shared is None or block.shared.down.partial)
         self.router = Router(block.router, _join(path, block.router.name), rank.kernels.dense, tensors)
         self.gate, self.gate_bias = _stack(block.gate, path, rank, tensors)  # hidden to own rows, for each own expert
@@ -88,19 +85,21 @@ class MoE(nn.Module):
         # Where an expert's rows are cut, the first rank's part alone has the bias of their sum.
         self.biased = self.down_bias is not None and not (rank.layout.cut(block.down.inp) and rank.at.tp)
         self.site = SITES["expert"] if block.summed(rank.layout.cut) else None
+        self.wide = block.wide
         self.comm, self.dense = rank.comm, rank.kernels.dense
 
-    def forward(self, x: torch.Tensor, state: State) -> torch.Tensor:
+    def __call__(self, x: torch.Tensor, state: State) -> torch.Tensor:
         weights, chosen = self.router(x)
         y = self._routed(self.comm.enter(x, site="moe_in"), self.comm.enter(weights, site="moe_in"), chosen)
         if self.shared is not None:
             part = self.shared(x, state)
             y = y + (part if self.shared_gate is None else self.dense.linear(x, self.shared_gate, None).sigmoid() * part)
-        return y if self.site is None else self.comm.all_reduce(y, site=self.site)
+        y = y if self.site is None else self.comm.all_reduce(y, site=self.site)
+        return y.to(x.dtype)
 
     def _routed(self, x: torch.Tensor, weights: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
         """This rank's part of the sum over each token's experts."""
-        y = torch.zeros_like(x)
+        y = torch.zeros_like(x, dtype=torch.float64 if self.wide else x.dtype)
         if not (self.own and (self.inner or self.biased)):
             return y
         top = chosen.shape[1]

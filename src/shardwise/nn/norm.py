@@ -5,18 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from torch import nn
 
 from shardwise.nn.batch import Rank
+from shardwise.nn.kernels.joint import Normed
 from shardwise.spec import blocks
 from shardwise.spec.traffic import HEADS_NORM
 
 
-class Norm(nn.Module):
+class Norm:
     """[..., size] to the same shape and dtype."""
 
     def __init__(self, block: blocks.Norm, path: str, rank: Rank, tensors: Mapping[str, torch.Tensor]) -> None:
-        super().__init__()
         self.eps = block.eps
         self.rms = block.kind != "layer"
         self.weight = tensors[f"{path}.weight"] if block.kind != "l2" else None
@@ -24,7 +23,13 @@ class Norm(nn.Module):
         self.offset, self.wide = block.offset, block.wide
         self.kernels = rank.kernels
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def described(self) -> Normed | None:
+        """For compiled kernels; None where they have no such norm."""
+        if self.weight is None or not self.kernels.compiled:
+            return None
+        return Normed("rms" if self.rms else "layer", self.weight, self.bias, self.eps, self.offset)
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
         if not self.rms and self.weight is not None:
             return self.kernels.step.layer_norm(x, self.weight, self.bias, self.eps)
         if self.kernels.compiled and self.weight is not None:
@@ -39,23 +44,25 @@ class Norm(nn.Module):
         return (weight * (wide if self.wide else wide.to(x.dtype))).to(x.dtype)
 
 
-class HeadsNorm(nn.Module):
+class HeadsNorm:
     """q [tokens, own query heads, dim] and k [tokens, own KV heads, dim], each normed over all heads of all ranks."""
 
     def __init__(self, block: blocks.HeadsNorm, path: str, rank: Rank, tensors: Mapping[str, torch.Tensor]) -> None:
-        super().__init__()
         self.block, self.comm = block, rank.comm
         self.q, self.k = tensors[f"{path}.q_norm.weight"], tensors[f"{path}.k_norm.weight"]
         self.cut = rank.layout.cut(block.q)
         # Held by several ranks, a KV head is counted by the first of them: its elements are the last of that rank's own.
         self.counted = len(rank.layout.counted(block.k, rank.at))
 
-    def forward(self, q: torch.Tensor, k: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def __call__(self, q: torch.Tensor, k: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         wide_q, wide_k = q.flatten(1).float(), k.flatten(1).float()
         counted = wide_k[:, wide_k.shape[1] - self.counted :]
-        squares = torch.stack((wide_q.square().sum(-1), counted.square().sum(-1)), -1)  # [tokens, 2]
+        # In float64 the same float32 comes out wherever heads are cut.
+        both = [part.double() if self.block.wide else part for part in (wide_q, counted)]
+        squares = torch.stack([part.square().sum(-1) for part in both], -1)  # [tokens, 2]
         if self.cut:
             squares = self.comm.all_reduce(squares, site=HEADS_NORM)
+        squares = squares.float()
         wide_q = wide_q * torch.rsqrt(squares[:, :1] / self.block.q.size + self.block.eps)
         wide_k = wide_k * torch.rsqrt(squares[:, 1:] / self.block.k.size + self.block.eps)
         return (self.q * wide_q).to(q.dtype).view_as(q), (self.k * wide_k).to(k.dtype).view_as(k)

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
 
 from shardwise.nn.batch import Batch
 from shardwise.nn.kernels.turning import Angles
 from shardwise.spec import blocks
 
 
-class Rope(nn.Module):
+class Rope:
     """Angles for one `blocks.Rope`. Which frequencies hold depends on how long each token's request is by now."""
 
     def __init__(self, block: blocks.Rope, device: torch.device) -> None:
-        super().__init__()
         self.block = block
         self.frequencies = torch.tensor(block.frequencies, dtype=torch.float32, device=device)
         self.long = torch.tensor(block.long, dtype=torch.float32, device=device) if block.long else None
 
-    def forward(self, batch: Batch, dtype: torch.dtype) -> Angles:
+    def __call__(self, batch: Batch, dtype: torch.dtype) -> Angles:
         steps, scale = self._steps(batch)
         angles = batch.positions[:, None].float() * steps  # [tokens, dim / 2]
         both = torch.cat((angles, angles), -1) if self.block.halves else angles.repeat_interleave(2, -1)

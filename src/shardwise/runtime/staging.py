@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import prod
+
 import numpy as np
 import torch
 
@@ -17,8 +19,9 @@ class Staging:
         cuda = device.type == "cuda"
         self._host = [torch.empty(capacity, dtype=torch.int64, pin_memory=cuda) for _ in range(2 if cuda else 1)]
         self._device = torch.empty(capacity, dtype=torch.int64, device=device) if cuda else self._host[0]
+        self._places = [block.numpy() for block in self._host]
         self._sent = [torch.cuda.Event() for _ in self._host] if cuda else []
-        self._turn, self._used = 0, 0
+        self._turn, self._used, self._capacity = 0, 0, capacity
 
     def begin(self) -> None:
         """What was put in before is gone."""
@@ -28,13 +31,16 @@ class Staging:
 
     def put(self, values: np.ndarray, size: int, fill: int = 0) -> torch.Tensor:
         """Where `values` [n, …] will be on the device after `send`, as [size, …]: those after the n-th are `fill`."""
-        shape = (size, *values.shape[1:])
-        start, self._used = self._used, self._used + int(np.prod(shape))
-        assert self._used <= len(self._device), f"{self._used} numbers for room of {len(self._device)}"
-        place = self._host[self._turn][start : self._used].numpy().reshape(shape)
-        place[: len(values)] = values
-        place[len(values) :] = fill
-        return self._device[start : self._used].view(shape)
+        shape, count = (size, *values.shape[1:]), len(values)
+        start, self._used = self._used, self._used + prod(shape)
+        assert self._used <= self._capacity, f"{self._used} numbers for room of {self._capacity}"
+        place = self._places[self._turn][start : self._used]
+        place = place if len(shape) == 1 else place.reshape(shape)
+        place[:count] = values
+        if count < size:
+            place[count:] = fill
+        found = self._device[start : self._used]
+        return found if len(shape) == 1 else found.view(shape)
 
     def send(self) -> None:
         """Queues the copy; what is queued after it sees the values."""

@@ -207,3 +207,23 @@ def test_numbers_that_are_none_stay_in_their_sequence(kind: torch.dtype) -> None
     spoilt = torch.zeros(24, 3, dtype=torch.bool)
     spoilt[5, 1] = spoilt[21, 0] = True
     assert found[spoilt].isnan().all() and torch.equal(found[~spoilt], clean[~spoilt])
+
+
+@each_path
+@settings(deadline=None, max_examples=15)
+@given(given=st.lists(cases(), min_size=1, max_size=2), halves=st.booleans(), threads=st.integers(1, 3))
+def test_one_call_writes_and_reads(given: list[Case], halves: bool, threads: int) -> None:
+    """Layers in turn, step after step: the bits of `write` and then `read`, whatever was asked before."""
+    attending, apart = NativeAttending(Pool(threads)), NativeAttending(Pool(threads))
+    layers = [(case.heads, case.pages(), tuple(part.clone() for part in case.pages())) for case in given]
+    for number in range(2):
+        for case, (heads, pages, others) in zip(given, layers, strict=True):
+            batch, q, make = case.batch(), case.queries() + number, case.chance()
+            k, v = torch.randn(2, len(q), case.kv_heads, case.dim, generator=make)
+            angles = torch.randn(len(q), 1, case.dim // 2 * 2, generator=make)
+            turn = Turn((angles.cos(), angles.sin()), halves) if number else None
+            found = attending.attend(q.clone(), k.clone(), v, turn, pages, batch, heads)
+            turned = apart.write(q.clone(), k.clone(), v, turn, others, batch)
+            assert torch.equal(found, apart.read(turned, others, batch, heads))
+            for a, b in zip(pages, others, strict=True):
+                assert torch.equal(a.view(torch.uint8), b.view(torch.uint8))

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from shardwise.nn.kernels import packing
 from shardwise.nn.kernels.packing import Packed
 from shardwise.nn.kernels.pool import Pool
-from shardwise.nn.kernels.quantised import NativeQuantised, TorchQuantised
-from tests.nn.kernels.paths import each_path, needs_compiled
+from shardwise.nn.kernels.quantised import NativeQuantised, Sums, TorchQuantised
+from tests.nn.kernels.paths import each_path, needs_compiled, on, paths
 
 kinds = st.sampled_from(["int8", "int4"])
 sizes = st.sampled_from([16, 32, 64, 128])
@@ -26,15 +26,18 @@ sizes = st.sampled_from([16, 32, 64, 128])
     shape=st.tuples(st.integers(0, 50), st.integers(1, 90), st.integers(1, 700)),
     threads=st.integers(1, 3),
     biased=st.booleans(),
+    sums=st.sampled_from(Sums),
 )
-def test_a_product(kind: str, group: int, shape: tuple[int, int, int], threads: int, biased: bool) -> None:
+def test_a_product(kind: str, group: int, shape: tuple[int, int, int], threads: int, biased: bool, sums: Sums) -> None:
     m, rows, columns = shape
     packed, make = some(kind, rows, columns, group), torch.Generator().manual_seed(m)
     x = torch.randn(m, columns, generator=make) * 10.0 ** torch.randint(-6, 6, (m, 1), generator=make)
     bias = torch.randn(rows, generator=make) if biased else None
-    found, wanted = NativeQuantised(Pool(threads)).linear(x, packed, bias), TorchQuantised().linear(x, packed, bias)
+    found = NativeQuantised(Pool(threads)).linear(x, packed, bias, sums)
+    wanted = TorchQuantised().linear(x, packed, bias, sums)
     size = (x.abs() @ packing.dequantise(packed).abs().T).amax(1, keepdim=True) if m else 1.0
-    torch.testing.assert_close(found / size, wanted / size, rtol=1e-6, atol=2e-7)
+    rtol, atol = (1e-14, 1e-15) if sums is Sums.WIDE else (1e-6, 2e-7)
+    torch.testing.assert_close(found / size, wanted / size, rtol=rtol, atol=atol)
 
 
 @needs_compiled
@@ -62,6 +65,35 @@ def test_an_element_does_not_know_the_others(kind: str, group: int) -> None:
     part = packed_of(weight[23:150], kind, group)
     assert same(one.linear(x[:40], part, None), wanted[:40, 23:150])
     assert wanted.isnan().any(1).nonzero().flatten().tolist() == [7, 50] and wanted[7].isnan().all()
+
+
+@needs_compiled
+@pytest.mark.parametrize(("kind", "group"), [("int8", 64), ("int4", 32), ("int8", 16), ("int4", 128)])
+def test_sums_of_doubles_are_the_same_on_every_path(kind: str, group: int) -> None:
+    """And for an element alone, and rounded once to floats."""
+    x, packed, bias = torch.randn(75, 1100), some(kind, 70, 1100, group), torch.randn(70)
+    kernel = NativeQuantised(Pool(2))
+    wanted = kernel.linear(x, packed, None, Sums.WIDE)
+    for path in paths():
+        with on(path):
+            assert torch.equal(kernel.linear(x, packed, None, Sums.WIDE), wanted)
+            assert torch.equal(kernel.linear(x, packed, bias, Sums.WIDE), wanted + bias)
+            assert torch.equal(kernel.linear(x, packed, None, Sums.ROUNDED), wanted.float())
+            assert torch.equal(kernel.linear(x, packed, bias, Sums.ROUNDED), wanted.float() + bias)
+            for first, last in ((0, 1), (3, 5), (6, 9), (10, 17), (20, 53)):
+                assert torch.equal(kernel.linear(x[first:last], packed, None, Sums.WIDE), wanted[first:last])
+
+
+@needs_compiled
+@pytest.mark.parametrize(("kind", "group"), [("int8", 64), ("int4", 32)])
+def test_parts_in_doubles_make_the_same_floats_as_the_whole(kind: str, group: int) -> None:
+    x, weight = torch.randn(20, 1920), torch.randn(200, 1920)
+    kernel = NativeQuantised(Pool(1))
+    whole = kernel.linear(x, packed_of(weight, kind, group), None, Sums.ROUNDED)
+    for cuts in ((960, 960), (640, 640, 640), (64, 1024, 832)):
+        parts = zip(x.split(cuts, 1), weight.split(cuts, 1), strict=True)
+        found = sum(kernel.linear(part, packed_of(columns, kind, group), None, Sums.WIDE) for part, columns in parts)
+        assert isinstance(found, torch.Tensor) and torch.equal(found.float(), whole)
 
 
 @needs_compiled

@@ -49,6 +49,12 @@ class Attending(Protocol):
         """q [T, heads, dim] against all keys that each may see: the same shape and dtype."""
         ...
 
+    def attend(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, turn: Turn | None, pages: Pages, seen: GroupBatch, heads: Heads
+    ) -> torch.Tensor:
+        """`write`, then `read`: [T, heads, dim]."""
+        ...
+
 
 class TorchAttending:
     """In torch: on any device, in any dtype; pages are gathered, sequences padded and masked."""
@@ -65,6 +71,11 @@ class TorchAttending:
 
     def read(self, q: torch.Tensor, pages: Pages, seen: GroupBatch, heads: Heads) -> torch.Tensor:
         return seen.attended(q, lambda q, reach: _read(q, pages, reach, heads))
+
+    def attend(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, turn: Turn | None, pages: Pages, seen: GroupBatch, heads: Heads
+    ) -> torch.Tensor:
+        return self.read(self.write(q, k, v, turn, pages, seen), pages, seen, heads)
 
 
 def _read(q: torch.Tensor, pages: Pages, reach: Reach, heads: Heads) -> torch.Tensor:
@@ -127,13 +138,51 @@ class _Writing(ctypes.Structure):
     ]
 
 
+class _Layer:
+    """What the library is told of a layer: the same in every step but for what is seen and the angles."""
+
+    def __init__(self, heads: Heads, pages: Pages, dim: int) -> None:
+        self.heads, self.pages = heads, pages
+        keys, values = pages
+        self.reading = _Reading(
+            keys=keys.data_ptr(), values=values.data_ptr(), readers=heads.readers.data_ptr(),
+            sinks=None if heads.sinks is None else heads.sinks.data_ptr(),
+            heads=len(heads.readers), kv_heads=heads.kv_heads, dim=dim, kept=KEPT[keys.dtype],
+            scale=heads.scale, softcap=heads.softcap or 0.0,
+        )  # fmt: skip
+        self.writing = _Writing(
+            keys=keys.data_ptr(), values=values.data_ptr(),
+            heads=len(heads.readers), kv_heads=heads.kv_heads, dim=dim, kept=KEPT[keys.dtype],
+        )  # fmt: skip
+        self._now: tuple[GroupBatch, torch.Tensor | None] | None = None
+
+    def see(self, seen: GroupBatch, turn: Turn | None) -> None:
+        """Tells of a step, once."""
+        cos = turn.angles[0] if turn else None
+        if self._now is not None and self._now[0] is seen and self._now[1] is cos:
+            return
+        self._now = seen, cos
+        read, write, tables = self.reading, self.writing, seen.tables
+        read.sequences, read.pages, read.count = tables.sequences.data_ptr(), tables.pages.data_ptr(), len(tables.sequences)
+        read.window, read.chunked = tables.window or 0, tables.chunked
+        write.slots, write.tokens, write.halves = seen.slots.data_ptr(), tables.tokens, turn is None or turn.halves
+        write.cos, write.sin, write.turned = None, None, 0
+        if turn is not None:
+            cos, sin = turn.angles
+            assert cos.dtype is torch.float32 and cos.is_contiguous() and sin.is_contiguous()
+            write.cos, write.sin, write.turned = cos.data_ptr(), sin.data_ptr(), cos.shape[-1]
+
+
 class NativeAttending:
     """Compiled: float32 queries, keys and values of a CPU, and pages in any form of KEPT, read where they are."""
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
-        self._read = native.function("sw_attention_read", native.POINTER, ctypes.POINTER(_Reading))
-        self._write = native.function("sw_attention_write", native.POINTER, ctypes.POINTER(_Writing))
+        p, read, write = native.POINTER, ctypes.POINTER(_Reading), ctypes.POINTER(_Writing)
+        self._read = native.function("sw_attention_read", p, read)
+        self._write = native.function("sw_attention_write", p, write)
+        self._attend = native.function("sw_attend", p, write, read, p, p, p, p)
+        self._layers: dict[int, _Layer] = {}
 
     def write(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, turn: Turn | None, pages: Pages, seen: GroupBatch
@@ -167,4 +216,19 @@ class NativeAttending:
             window=tables.window or 0, chunked=tables.chunked, scale=heads.scale, softcap=heads.softcap or 0.0,
         )  # fmt: skip
         self._read(self._pool.handle, told)
+        return out
+
+    def attend(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, turn: Turn | None, pages: Pages, seen: GroupBatch, heads: Heads
+    ) -> torch.Tensor:
+        layer = self._layers.get(id(heads))
+        if layer is None or layer.heads is not heads or layer.pages is not pages:
+            layer = self._layers[id(heads)] = _Layer(heads, pages, q.shape[2])
+        layer.see(seen, turn)
+        q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
+        out = torch.empty_like(q)
+        if seen.tables.tokens < len(q):  # rows that only pad see nothing; they must stay numbers all the same
+            out[seen.tables.tokens :] = 0
+        told = layer.writing, layer.reading
+        self._attend(self._pool.handle, *told, q.data_ptr(), k.data_ptr(), v.data_ptr(), out.data_ptr())
         return out

@@ -3,6 +3,7 @@ group by group, so that the products are of whole numbers."""
 
 from __future__ import annotations
 
+from enum import IntEnum
 from typing import Protocol
 
 import torch
@@ -19,12 +20,24 @@ BLOCK_BYTES = 1 << 26
 """What torch's class may take for products that are not yet summed."""
 
 
+class Sums(IntEnum):
+    """How the products of groups are added up. NARROW: in float32. ROUNDED: in float64, rounded once, before a bias. WIDE: in
+    float64, and the result is that, for a sum that goes on elsewhere. `native/quantised.cpp` counts these alike.
+
+    A sum in float64 may be cut into parts: rounded in the end, it is the same float32 but for one in hundreds of millions. One
+    in float32 is not, and its last bit decides how the next product rounds an activation to 8 bits."""
+
+    NARROW = 0
+    ROUNDED = 1
+    WIDE = 2
+
+
 class Quantised(Protocol):
     """What both offer. Tensors come back new; inputs stay as they were."""
 
-    def linear(self, x: torch.Tensor, packed: Packed, bias: torch.Tensor | None) -> torch.Tensor:
-        """x [..., columns] of float32 times the weight, plus `bias` [rows]: float32 [..., rows]. A row of x with a NaN or an
-        infinity comes back as NaNs."""
+    def linear(self, x: torch.Tensor, packed: Packed, bias: torch.Tensor | None, sums: Sums = Sums.NARROW) -> torch.Tensor:
+        """x [..., columns] of float32 times the weight, plus `bias` [rows]: float32 [..., rows], or float64 as `sums` says. A
+        row of x with a NaN or an infinity comes back as NaNs."""
         ...
 
     def rows(self, packed: Packed, ids: torch.Tensor) -> torch.Tensor:
@@ -48,31 +61,34 @@ def quantise_rows(x: torch.Tensor, group: int) -> tuple[torch.Tensor, torch.Tens
 class TorchQuantised:
     """In torch, on any device: the reference. Slow."""
 
-    def linear(self, x: torch.Tensor, packed: Packed, bias: torch.Tensor | None) -> torch.Tensor:
+    def linear(self, x: torch.Tensor, packed: Packed, bias: torch.Tensor | None, sums: Sums = Sums.NARROW) -> torch.Tensor:
         flat = x.reshape(-1, packed.columns)
         q, x_scale = quantise_rows(flat, packed.group)
-        y = flat.new_empty(len(flat), packed.rows, dtype=torch.float32)
+        y = flat.new_empty(len(flat), packed.rows, dtype=torch.float64 if sums else torch.float32)
         groups = packed.weight.shape[1]
         tiles = max(BLOCK_BYTES // (4 * TILE * max(groups * max(len(flat), packed.group), 1)), 1)
         for first in range(0, len(packed.weight), tiles):
             part = _tiles(packed, first, tiles)
             start = first * TILE
-            y[:, start : start + part.rows] = self._products(q, x_scale, part)
+            y[:, start : start + part.rows] = self._products(q, x_scale, part, y.dtype)
+        if sums == Sums.ROUNDED:
+            y = y.to(x.dtype)
         if bias is not None:
-            y += bias.float()
-        return y.view(*x.shape[:-1], packed.rows).to(x.dtype)
+            y += bias
+        y = y.view(*x.shape[:-1], packed.rows)
+        return y if sums == Sums.WIDE else y.to(x.dtype)
 
-    def _products(self, q: torch.Tensor, x_scale: torch.Tensor, packed: Packed) -> torch.Tensor:
-        """q [M, groups, group] times some tiles: float32 [M, rows]."""
+    def _products(self, q: torch.Tensor, x_scale: torch.Tensor, packed: Packed, dtype: torch.dtype) -> torch.Tensor:
+        """q [M, groups, group] times some tiles, summed in `dtype`: [M, rows]."""
         weights, scale = unpack(packed)
         groups = q.shape[1]
         padded = functional.pad(weights, (0, groups * packed.group - packed.columns)).float()
         # Whole numbers below 2^24: exact in float32, in any order.
         dots = torch.bmm(q.transpose(0, 1), padded.view(packed.rows, groups, packed.group).permute(1, 2, 0))
-        scales = scale.float()
-        total = q.new_zeros(len(q), packed.rows)
+        scales, x_scale = scale.to(dtype), x_scale.to(dtype)
+        total = q.new_zeros(len(q), packed.rows, dtype=dtype)
         for i in range(groups):
-            total = torch.addcmul(total, dots[i], x_scale[:, i, None] * scales[None, :, i])
+            total = torch.addcmul(total, dots[i].to(dtype), x_scale[:, i, None] * scales[None, :, i])
         return total
 
     def rows(self, packed: Packed, ids: torch.Tensor) -> torch.Tensor:
@@ -92,14 +108,14 @@ class NativeQuantised:
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
         p, n, i = native.POINTER, native.WHOLE, native.NUMBER
-        self._linear = native.function("sw_quantised_linear", p, p, p, p, p, p, p, n, n, n, i, i)
+        self._linear = native.function("sw_quantised_linear", p, p, p, p, p, p, p, n, n, n, i, i, i)
         self._rows = native.function("sw_quantised_rows", p, p, p, p, n, n, n, i, i)
         self._room = native.function("sw_rounded_bytes", n, n, i, result=n)
         self._scratch = torch.empty(0, dtype=torch.uint8)
 
-    def linear(self, x: torch.Tensor, packed: Packed, bias: torch.Tensor | None) -> torch.Tensor:
+    def linear(self, x: torch.Tensor, packed: Packed, bias: torch.Tensor | None, sums: Sums = Sums.NARROW) -> torch.Tensor:
         x, m, columns = x.contiguous(), x.numel() // packed.columns, packed.columns
-        y = torch.empty(*x.shape[:-1], packed.rows, dtype=torch.float32)
+        y = torch.empty(*x.shape[:-1], packed.rows, dtype=torch.float64 if sums is Sums.WIDE else torch.float32)
         room = self._room(m, columns, packed.group)
         if len(self._scratch) < room:
             # Grown by halves, so that slowly growing batches do not ask anew each time.
@@ -117,6 +133,7 @@ class NativeQuantised:
             columns,
             packed.group,
             BITS[packed.kind],
+            sums,
         )
         return y
 
