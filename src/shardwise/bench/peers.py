@@ -314,11 +314,11 @@ def _chart(title: str, standings: Sequence[_Standing]) -> Chart | None:
         found = [(do, batch, seconds) for (do, batch), seconds in standing.seconds.items() if do == "decode"]
         if found:
             lines[_short(standing.entry)] = [(batch, batch / spread(seconds, 9)["median"]) for _, batch, seconds in found]
-    return Chart(title, "sequences at once", "tokens a second", lines, x_log=True, y_log=True) if lines else None
+    return Chart(title, "sequences at once", "tokens a second", lines, x_log=True, y_log=True, x_binary=True) if lines else None
 
 
 def _short(entry: Entry) -> str:
-    """A name of fifteen letters at most."""
+    """A name of fourteen letters at most, as a chart has room for."""
     if entry.kind == "shardwise":
         return f"ours {entry.form}"
-    return f"{entry.peer} {entry.stored}" if entry.kind == "llama.cpp" else entry.peer
+    return f"{entry.peer} {entry.stored}" if entry.kind == "llama.cpp" else entry.peer.replace("transformers-tp", "tp_plan")
