@@ -110,8 +110,8 @@ inline void add(const Sums& sums, const Sums& more, int64_t rows, int64_t dim) {
     }
 }
 
-// Scores [TILE] become weights, of which a row sees [low, high) of the tile; `fade` is what earlier sums are worth now.
-inline void weigh(float* scores, const Reading& of, int64_t low, int64_t high, float& most, float& weight, float& fade) {
+// What a row says of the keys of a tile, of which it sees [low, high), made of its scores [TILE]. The greatest comes back.
+inline float bend(float* scores, const Reading& of, int64_t low, int64_t high) {
     constexpr int COUNT = TILE / LANES;
     F x[COUNT];
     for (int i = 0; i < COUNT; i++) {
@@ -124,25 +124,42 @@ inline void weigh(float* scores, const Reading& of, int64_t low, int64_t high, f
             x[i] = F::all(of.softcap) * (F::all(1.0f) - F::all(2.0f) / both);
         }
     }
+    for (int i = 0; i < COUNT; i++) x[i].store(scores + i * LANES);
     if (low > 0 || high < TILE) {
-        for (int i = 0; i < COUNT; i++) x[i].store(scores + i * LANES);
         for (int64_t i = 0; i < TILE; i++)
             if (i < low || i >= high) scores[i] = -INFINITY;
         for (int i = 0; i < COUNT; i++) x[i] = F::load(scores + i * LANES);
     }
     F top = x[0];
     for (int i = 1; i < COUNT; i++) top = max(top, x[i]);
-    const float here = greatest(top), now = here > most || std::isnan(here) ? here : most;
-    const F base = F::all(finite_or_0(now));
-    F all = F::all(0.0f);
-    for (int i = 0; i < COUNT; i++) {
-        x[i] = exp(x[i] - base);
-        x[i].store(scores + i * LANES);
-        all = all + x[i];
+    return greatest(top);
+}
+
+// The greatest so far of each row, which the greatest `here` of a tile may raise. `here` becomes what earlier sums are worth now.
+inline void raise(float* here, float* most, int64_t rows) {
+    for (int64_t row = 0; row < rows; row += LANES) {
+        const int count = static_cast<int>(rows - row < LANES ? rows - row : LANES);
+        alignas(64) float old[LANES] = {}, base[LANES] = {};
+        for (int i = 0; i < count; i++) {
+            const float before = most[row + i], found = here[row + i], now = found > before || std::isnan(found) ? found : before;
+            base[i] = finite_or_0(now);
+            old[i] = before == now ? base[i] : before;  // e^0 is 1
+            most[row + i] = now;
+        }
+        exp(F::load(old) - F::load(base)).store(here + row, count);
     }
-    fade = most == now ? 1.0f : power(most - finite_or_0(now));
-    weight = weight * fade + sum(all);
-    most = now;
+}
+
+// What a row says of the keys of a tile becomes weights; their sum comes back.
+inline float weigh(float* scores, float most) {
+    const F base = F::all(finite_or_0(most));
+    F x[TILE / LANES], all = F::all(0.0f);
+    for (int i = 0; i < TILE / LANES; i++) {
+        x[i] = exp(F::load(scores + i * LANES) - base);
+        x[i].store(scores + i * LANES);
+    }
+    for (const F& one : x) all = all + one;
+    return sum(all);
 }
 
 // One piece under way: its place in `work`, and what its rows see.
@@ -167,25 +184,17 @@ struct Under {
 
 inline int64_t within(int64_t x, int64_t low, int64_t high) { return x < low ? low : x > high ? high : x; }
 
-// Brings what the next tile reads a little nearer; `rows` of `stride` bytes.
-inline void fetch(const uint8_t* rows, int64_t stride, int64_t bytes) {
-    for (int64_t i = 0; i < PAGE; i++)
-        for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(rows + i * stride + at);
-}
-
 template <class K>
 void pack(const Under& u, int64_t tile, int64_t low, int64_t high) {
     const int64_t row = row_bytes<K>(u.of.dim), stride = u.of.kv_heads * row, head = u.piece.kv_head * row;
     for (int64_t at = within(tile, low / PAGE * PAGE, high); at < high; at += PAGE) {
         const int64_t* page = u.table + (at - u.first) / PAGE;
         const int64_t place = *page * PAGE * stride + head, begin = at < low ? low - at : 0, end = high - at < PAGE ? high - at : PAGE;
-        if (end == PAGE && at + PAGE < u.start) {
-            const int64_t next = page[1] * PAGE * stride + head;
-            fetch(u.of.keys + next, stride, row);
-            fetch(u.of.values + next, stride, row);
-        }
+        // What the next tile reads, if it is there.
+        const int64_t next = at + TILE < u.start ? page[TILE / PAGE] * PAGE * stride + head : place;
         pack_keys<K>(u.of.keys + place, stride, begin, end, u.of.dim, u.keys + (at - tile));
-        pack_values<K>(u.of.values + place, stride, begin, end, u.of.dim, u.values + (at - tile) * lanes(u.of.dim));
+        const Next ahead{u.of.keys + next, u.of.values + next, row};
+        pack_values<K>(u.of.values + place, stride, begin, end, u.of.dim, ahead, u.values + (at - tile) * lanes(u.of.dim));
     }
 }
 
@@ -199,11 +208,12 @@ inline void read_tile(const Under& u, int64_t tile, int64_t low, int64_t high) {
         default: pack<OfInt8>(u, tile, low, high);
     }
     in_rows(rows, [&](int64_t row, auto count) { score<decltype(count)::value>(u.q + row * dim, u.keys, dim, u.scores + row * TILE); });
-    for (int64_t r = 0; r < rows; r++) {
-        const int64_t position = u.start + r / u.piece.readers;
-        weigh(u.scores + r * TILE, u.of, within(u.low(position) - tile, 0, TILE), within(position + 1 - tile, 0, TILE), u.split.most[r],
-              u.split.weight[r], u.fade[r]);
+    for (int64_t query = 0, r = 0; query < u.piece.queries; query++) {
+        const int64_t position = u.start + query, from = within(u.low(position) - tile, 0, TILE), to = within(position + 1 - tile, 0, TILE);
+        for (int64_t end = r + u.piece.readers; r < end; r++) u.fade[r] = bend(u.scores + r * TILE, u.of, from, to);
     }
+    raise(u.fade, u.split.most, rows);
+    for (int64_t r = 0; r < rows; r++) u.split.weight[r] = u.split.weight[r] * u.fade[r] + weigh(u.scores + r * TILE, u.split.most[r]);
     in_rows(rows, [&](int64_t row, auto count) {
         gather_row<decltype(count)::value>(u.scores + row * TILE, u.values, wide, low - tile, high - tile, u.fade + row, u.split.values + row * wide);
     });

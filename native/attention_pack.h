@@ -141,11 +141,26 @@ inline void pack_keys(const uint8_t* page, int64_t stride, int64_t low, int64_t 
     }
 }
 
+// The page of the tile after this: keys and values are asked for row by row, while others are in use.
+struct Next {
+    const uint8_t *keys, *values;
+    int64_t bytes;
+
+    void fetch(int64_t from) const {
+        for (int64_t at = 0; at < bytes; at += 64) {
+            __builtin_prefetch(keys + from + at, 0, 2);
+            __builtin_prefetch(values + from + at, 0, 2);
+        }
+    }
+};
+
 // The values [low, high) of a page as rows of `to` [PAGE, lanes(dim)].
 template <class K>
-inline void pack_values(const uint8_t* page, int64_t stride, int64_t low, int64_t high, int64_t dim, float* to) {
-    for (int64_t i = low; i < high; i++)
+inline void pack_values(const uint8_t* page, int64_t stride, int64_t low, int64_t high, int64_t dim, const Next& next, float* to) {
+    for (int64_t i = low; i < high; i++) {
+        next.fetch(i * stride);
         for (int64_t d = 0; d < dim; d += LANES) element<K>(page + i * stride, d, dim).store(to + i * lanes(dim) + d);
+    }
 }
 
 // --- to the cache -----------------------------------------------------------------------------------------------------
