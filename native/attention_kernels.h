@@ -166,16 +166,19 @@ inline float weigh(float* scores, float most) {
 struct Under {
     const Reading& of;
     const Piece& piece;
-    float *q, *keys, *values, *scores, *fade;
+    float *keys, *values, *scores, *fade, *q;
     Sums split, whole;
     int64_t start, first;
     const int64_t* table;
+    bool all;  // all KV heads are read side by side
 
-    Under(const Reading& of, const Piece& piece, float* work)
-        : of(of), piece(piece), q(work), keys(q + lanes(rows_of(piece) * of.dim)), values(keys + TILE * lanes(of.dim)),
-          scores(values + TILE * lanes(of.dim)), fade(scores + rows_of(piece) * TILE), split(fade + lanes(rows_of(piece)), rows_of(piece), of.dim),
-          whole(fade + lanes(rows_of(piece)) + part_floats(rows_of(piece), of.dim), rows_of(piece), of.dim), start(piece.sequence[2] + piece.first),
-          first(piece.sequence[3]), table(of.pages + piece.sequence[4]) {}
+    // Piece `at` of `count`.
+    Under(const Reading& of, const Piece* pieces, int64_t count, int64_t at, float* work)
+        : of(of), piece(pieces[at]), keys(work), values(keys + TILE * lanes(of.dim)), scores(values + TILE * lanes(of.dim)),
+          fade(scores + rows_of(pieces[0]) * TILE), q(work + tile_floats(rows_of(pieces[0]), of.dim) + at * own_floats(rows_of(pieces[0]), of.dim)),
+          split(q + lanes(rows_of(piece) * of.dim), rows_of(piece), of.dim),
+          whole(split.values + part_floats(rows_of(piece), of.dim), rows_of(piece), of.dim), start(piece.sequence[2] + piece.first),
+          first(piece.sequence[3]), table(of.pages + piece.sequence[4]), all(count == of.kv_heads) {}
 
     int64_t low(int64_t position) const { return seen_from(of, first, position); }
     int64_t head_of(int64_t row) const { return piece.heads[row % piece.readers]; }
@@ -190,10 +193,10 @@ void pack(const Under& u, int64_t tile, int64_t low, int64_t high) {
     for (int64_t at = within(tile, low / PAGE * PAGE, high); at < high; at += PAGE) {
         const int64_t* page = u.table + (at - u.first) / PAGE;
         const int64_t place = *page * PAGE * stride + head, begin = at < low ? low - at : 0, end = high - at < PAGE ? high - at : PAGE;
-        // What the next tile reads, if it is there.
-        const int64_t next = at + TILE < u.start ? page[TILE / PAGE] * PAGE * stride + head : place;
+        // What the next tile reads, if it is there: of this head, or a part of all that lies together.
+        const int64_t next = at + TILE < u.start ? page[TILE / PAGE] * PAGE * stride + (u.all ? PAGE * head : head) : place;
         pack_keys<K>(u.of.keys + place, stride, begin, end, u.of.dim, u.keys + (at - tile));
-        const Next ahead{u.of.keys + next, u.of.values + next, row};
+        const Next ahead{u.of.keys + next, u.of.values + next, u.all ? row : stride, row};
         pack_values<K>(u.of.values + place, stride, begin, end, u.of.dim, ahead, u.values + (at - tile) * lanes(u.of.dim));
     }
 }
@@ -239,25 +242,35 @@ inline void finish(const Under& u, const Sums& sums) {
     }
 }
 
-void read(const Reading& of, const Piece& piece, float* work) {
-    const Under u(of, piece, work);
-    const int64_t rows = rows_of(piece), end = u.start + piece.queries, low = u.low(u.start);
-    for (int64_t r = 0; r < rows; r++) std::memcpy(u.q + r * of.dim, of.q + u.place_of(r), static_cast<size_t>(of.dim) * sizeof(float));
-    u.whole.clear(rows, of.dim);
-    for (int64_t split = piece.split; split < piece.split_end; split++) {
+void read(const Reading& of, const Piece* pieces, int64_t count, float* work) {
+    const auto each = [&](auto f) {
+        for (int64_t i = 0; i < count; i++) {
+            const Under u(of, pieces, count, i, work);
+            f(u, rows_of(u.piece));
+        }
+    };
+    each([&](const Under& u, int64_t rows) {
+        for (int64_t r = 0; r < rows; r++) std::memcpy(u.q + r * of.dim, of.q + u.place_of(r), static_cast<size_t>(of.dim) * sizeof(float));
+        u.whole.clear(rows, of.dim);
+    });
+    const Under first(of, pieces, count, 0, work);
+    const int64_t end = first.start + first.piece.queries, low = first.low(first.start);
+    for (int64_t split = first.piece.split; split < first.piece.split_end; split++) {
         const int64_t from = within(split * SPLIT, low, end), to = within((split + 1) * SPLIT, low, end);
         if (from >= to) continue;
-        u.split.clear(rows, of.dim);
+        each([&](const Under& u, int64_t rows) { u.split.clear(rows, of.dim); });
         for (int64_t tile = from / TILE * TILE; tile < to; tile += TILE)
-            read_tile(u, tile, within(from, tile, tile + TILE), within(to, tile, tile + TILE));
-        add(u.whole, u.split, rows, of.dim);
+            each([&](const Under& u, int64_t) { read_tile(u, tile, within(from, tile, tile + TILE), within(to, tile, tile + TILE)); });
+        each([&](const Under& u, int64_t rows) { add(u.whole, u.split, rows, of.dim); });
     }
-    if (piece.part) std::memcpy(piece.part, u.whole.values, static_cast<size_t>(part_floats(rows, of.dim)) * sizeof(float));
-    else finish(u, u.whole);
+    each([&](const Under& u, int64_t rows) {
+        if (u.piece.part) std::memcpy(u.piece.part, u.whole.values, static_cast<size_t>(part_floats(rows, of.dim)) * sizeof(float));
+        else finish(u, u.whole);
+    });
 }
 
 void join(const Reading& of, const Piece& piece, const float* parts, int64_t count, float* work) {
-    const Under u(of, piece, work);
+    const Under u(of, &piece, 1, 0, work);
     const int64_t rows = rows_of(piece), floats = part_floats(rows, of.dim);
     u.whole.clear(rows, of.dim);
     for (int64_t i = 0; i < count; i++) {
