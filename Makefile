@@ -34,10 +34,10 @@ check: setup  ## style and types
 	$(BIN)/mypy
 
 pure: setup  ## the pure floors' tests, where torch cannot be imported
-	$(BIN)/python -m pytest -q -n 2 -p tests.no_torch -r fE tests/spec tests/sched
+	$(BIN)/python -m pytest -q -n 2 -p tests.no_torch -r fE -m 'pure and not slow' tests/spec tests/sched
 
-unit: setup  ## all tests but those of the scheduler, which `pure` has run whole
-	$(BIN)/python -m pytest -q -n 2 --ignore tests/sched
+unit: setup  ## all tests but those `pure` has run
+	$(BIN)/python -m pytest -q -n 2 -m 'not pure and not slow and not gpu'
 
 slow: setup  ## minutes long: large models, real memory limits, many trials
 	$(BIN)/python -m pytest -q -m slow --timeout 1800

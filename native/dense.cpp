@@ -56,11 +56,6 @@ float* room() {
 
 int threads_of(Pool* pool) { return pool ? pool->threads() : 1; }
 
-// Rows that are cut into parts at a time: what that takes is bounded.
-constexpr int64_t SLAB_ROWS = 128;
-// Rows of a piece, whose parts stay in the second cache.
-constexpr int64_t NEAR_ROWS = 64;
-
 uint16_t* parts_room(int64_t count) {
     static thread_local std::vector<uint16_t> numbers;
     if (static_cast<int64_t>(numbers.size()) < count + 32) numbers.resize(static_cast<size_t>(count + 32));
@@ -68,22 +63,28 @@ uint16_t* parts_room(int64_t count) {
     return numbers.data() + (64 - at % 64) % 64 / sizeof(uint16_t);
 }
 
+// Outputs of a piece: few rows read so many bytes of weights; of many, all threads get equally many pieces.
+int64_t piece_outputs(const DenseProduct& p, int64_t rows, int threads) {
+    if (rows <= FEW_ROWS) return up(PIECE_BYTES / (2 * p.inputs + 1) + 1, 32);
+    const int64_t turns = (p.outputs + SLAB_OUTPUTS * threads - 1) / (SLAB_OUTPUTS * threads);
+    return up((p.outputs + turns * threads - 1) / (turns * threads), 32);
+}
+
 void by_tiles(Pool* pool, const DenseKernels& kernels, const DenseProduct& p, int64_t rows) {
     const int columns = static_cast<int>(least(rows, 16));
     const int64_t block = (p.inputs + TILE_INPUTS - 1) / TILE_INPUTS * TILE_PARTS * TILE_INPUTS * columns;
-    const int64_t few = up(PIECE_BYTES / (2 * p.inputs + 1) + 1, 32), many = up((p.outputs + 2 * threads_of(pool) - 1) / (2 * threads_of(pool)), 32);
-    const int64_t outputs = rows <= FEW_ROWS ? few : least(PIECE_OUTPUTS, many), across = (p.outputs + outputs - 1) / outputs;
-    for (int64_t slab = 0; slab < rows; slab += SLAB_ROWS) {
-        const int64_t end = least(slab + SLAB_ROWS, rows), blocks = (end - slab + 15) / 16, down = (end - slab + NEAR_ROWS - 1) / NEAR_ROWS;
+    const int64_t outputs = piece_outputs(p, rows, threads_of(pool)), across = (p.outputs + outputs - 1) / outputs;
+    const int64_t slabs = (rows + SLAB_ROWS - 1) / SLAB_ROWS, size = up((rows + slabs - 1) / slabs, 32);
+    for (int64_t slab = 0; slab < rows; slab += size) {
+        const int64_t end = least(slab + size, rows), blocks = (end - slab + 15) / 16;
         uint16_t* parts = parts_room(blocks * block);
         each(pool, blocks, [&](int64_t i, int) {
             const int64_t row = slab + 16 * i;
             kernels.split(p, row, columns, static_cast<int>(least(end - row, 16)), parts + i * block);
         });
-        each(pool, down * across, [&](int64_t i, int) {
-            const int64_t row = slab + i % down * NEAR_ROWS, out = i / down * outputs;
-            const DensePart part{row, least(row + NEAR_ROWS, end), out, least(out + outputs, p.outputs)};
-            kernels.linear_by_tiles(p, part, parts + (row - slab) / 16 * block, columns);
+        each(pool, across, [&](int64_t i, int) {
+            const DensePart part{slab, end, i * outputs, least((i + 1) * outputs, p.outputs)};
+            kernels.linear_by_tiles(p, part, parts, columns, end - slab > FEW_ROWS ? room() : nullptr);
         });
     }
 }

@@ -28,6 +28,9 @@ constexpr int64_t DEPTH = 1024;
 
 // What the tile unit takes at once: inputs, and parts of an activation.
 constexpr int TILE_INPUTS = 32, TILE_PARTS = 3;
+// Rows that are cut into parts at a time: what that takes is bounded, and the engine plans with it. And outputs of a piece of them,
+// whose sums stay in the second cache while the inputs pass by.
+constexpr int64_t SLAB_ROWS = 128, SLAB_OUTPUTS = BLOCK_ROWS * DEPTH / SLAB_ROWS;
 
 // A part of a product: outputs [out, out_end) of rows [row, row_end).
 struct DensePart {
@@ -39,8 +42,9 @@ struct DenseKernels {
     void (*linear)(const DenseProduct& product, const DensePart& part, float* room);
     // Where there is a tile unit, for bfloat16 weights; else null. A block of up to sixteen rows of x, of which `filled` are there, in
     // parts of bfloat16, `columns` (16, or all rows where they are fewer) side by side; and y = x · wᵀ + bias of such blocks.
+    // `room`: SLAB_ROWS · SLAB_OUTPUTS floats from a cache line on, where there are more than FEW_ROWS rows.
     void (*split)(const DenseProduct& product, int64_t row, int columns, int filled, uint16_t* to);
-    void (*linear_by_tiles)(const DenseProduct& product, const DensePart& part, const uint16_t* x, int columns);
+    void (*linear_by_tiles)(const DenseProduct& product, const DensePart& part, const uint16_t* x, int columns, float* room);
     // y = x · w.
     void (*across)(const DenseProduct& product, const DensePart& part);
 };

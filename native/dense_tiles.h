@@ -27,23 +27,35 @@ inline void cut(__m512 x, __m512i (&parts)[TILE_PARTS]) {
     parts[0] = first, parts[1] = second, parts[2] = _mm512_castps_si512(last);
 }
 
+// The upper halves of 32 numbers, in pairs.
+inline __m512i halves(__m512i low, __m512i high) {
+    alignas(64) static const uint16_t odd[32] = {1,  3,  5,  7,  9,  11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31,
+                                                 33, 35, 37, 39, 41, 43, 45, 47, 49, 51, 53, 55, 57, 59, 61, 63};
+    return _mm512_permutex2var_epi16(low, _mm512_load_si512(odd), high);
+}
+
 // One block of up to sixteen rows: for each 32 inputs its three tiles, one after another.
 void split(const DenseProduct& p, int64_t row, int columns, int filled, uint16_t* to) {
     const int64_t chunks = (p.inputs + TILE_INPUTS - 1) / TILE_INPUTS;
+    const __mmask16 some = static_cast<__mmask16>((1u << columns) - 1);
     for (int64_t c = 0; c < chunks; c++) {
-        for (int m = 0; m < columns; m++) {
+        __m512 pairs[TILE_PARTS][16] = {};
+        const int64_t left = p.inputs - c * TILE_INPUTS;
+        for (int m = 0; m < filled; m++) {
             const float* x = p.x + (row + m) * p.x_stride + c * TILE_INPUTS;
-            const int64_t left = m < filled ? p.inputs - c * TILE_INPUTS : 0;
             __m512i low[TILE_PARTS], high[TILE_PARTS];
             cut((left >= 16 ? F::load(x) : F::load(x, static_cast<int>(left))).v, low);
             cut((left >= 32 ? F::load(x + 16) : left > 16 ? F::load(x + 16, static_cast<int>(left - 16)) : F::all(0.0f)).v, high);
-            for (int s = 0; s < TILE_PARTS; s++) {
-                alignas(64) uint32_t pairs[16];
-                const __m256i a = _mm512_cvtepi32_epi16(_mm512_srli_epi32(low[s], 16)), b = _mm512_cvtepi32_epi16(_mm512_srli_epi32(high[s], 16));
-                _mm512_store_si512(pairs, _mm512_inserti64x4(_mm512_castsi256_si512(a), b, 1));
-                uint16_t* tile = to + (c * TILE_PARTS + s) * TILE_INPUTS * columns + 2 * m;
-                for (int pair = 0; pair < 16; pair++) std::memcpy(tile + pair * 2 * columns, pairs + pair, 4);
+            for (int s = 0; s < TILE_PARTS; s++) pairs[s][m] = _mm512_castsi512_ps(halves(low[s], high[s]));
+        }
+        for (int s = 0; s < TILE_PARTS; s++) {
+            uint16_t* tile = to + (c * TILE_PARTS + s) * TILE_INPUTS * columns;
+            if (columns == 1) {
+                _mm512_storeu_ps(tile, pairs[s][0]);
+                continue;
             }
+            turn_over(pairs[s]);
+            for (int pair = 0; pair < 16; pair++) _mm512_mask_storeu_ps(tile + pair * 2 * columns, some, pairs[s][pair]);
         }
     }
 }
@@ -60,9 +72,6 @@ struct Weights {
         const int64_t left = inputs - c * TILE_INPUTS;
         if (outs == 16 && left >= TILE_INPUTS) {
             bytes = inputs * 2;
-            // Some tiles on: each row's next lines.
-            const char* next = reinterpret_cast<const char*>(from + c * TILE_INPUTS) + AHEAD_BYTES;
-            for (int n = 0; n < 16; n++) __builtin_prefetch(next + n * bytes);
             return from + c * TILE_INPUTS;
         }
         std::memset(edge, 0, sizeof edge);
@@ -72,18 +81,13 @@ struct Weights {
         bytes = TILE_INPUTS * 2;
         return edge;
     }
-    static constexpr int64_t AHEAD_BYTES = 512;
 };
 
-// One or two tiles of weights by one or two blocks of rows, over all inputs, into tiles 0-3.
+// One or two tiles of weights by one or two blocks of rows, over chunks [from, end), into tiles 0-3.
 template <bool TWO_W, bool TWO_X>
-void multiply(Weights& first, Weights& second, const uint16_t* x, int64_t block, int columns) {
-    const int64_t chunks = (first.inputs + TILE_INPUTS - 1) / TILE_INPUTS, x_bytes = 4 * columns, size = TILE_INPUTS * columns;
-    _tile_zero(0);
-    _tile_zero(1);
-    _tile_zero(2);
-    _tile_zero(3);
-    for (int64_t c = 0; c < chunks; c++) {
+inline void multiply(Weights& first, Weights& second, const uint16_t* x, int64_t block, int columns, int64_t from, int64_t end) {
+    const int64_t x_bytes = 4 * columns, size = TILE_INPUTS * columns;
+    for (int64_t c = from; c < end; c++) {
         int64_t bytes = 0;
         const uint16_t* w = first.tile(c, bytes);
         _tile_loadd(4, w, bytes);
@@ -109,45 +113,122 @@ void multiply(Weights& first, Weights& second, const uint16_t* x, int64_t block,
 // A tile of sums to y. Where a weight or an activation is not finite, a part of nothing may have made a NaN of what is infinite:
 // such an element is computed again, without parts.
 inline void put(const DenseProduct& p, const float* sums, int64_t row, int64_t rows, int64_t out, int outs, int columns) {
-    for (int64_t m = 0; m < rows; m++) {
+    const __mmask16 some = static_cast<__mmask16>((1u << columns) - 1), there = static_cast<__mmask16>((1u << outs) - 1);
+    __m512 turned[16];
+    for (int n = 0; n < 16; n++) turned[n] = _mm512_maskz_loadu_ps(some, sums + n * columns);
+    turn_over(turned);
+    for (int m = 0; m < rows; m++) {
         float* y = p.y + (row + m) * p.y_stride + out;
-        for (int n = 0; n < outs; n++) {
-            y[n] = sums[n * columns + m];
-            if (__builtin_expect(y[n] != y[n], 0)) linear_of<Bfloat16>(p, {row + m, row + m + 1, out + n, out + n + 1}, nullptr);
+        _mm512_mask_storeu_ps(y, there, turned[m]);
+        if (__builtin_expect(!_mm512_mask_cmp_ps_mask(there, turned[m], turned[m], _CMP_UNORD_Q), 1)) continue;
+        for (int n = 0; n < outs; n++)
+            if (y[n] != y[n]) linear_of<Bfloat16>(p, {row + m, row + m + 1, out + n, out + n + 1}, nullptr);
+    }
+}
+
+// Four tiles of sums, of two of outputs by two of rows, to y.
+inline void put_all(const DenseProduct& p, const float (*sums)[256], const DensePart& part, int64_t row, int64_t out, int columns) {
+    for (int i = 0; i < 4; i++) {
+        const int64_t r = row + i / 2 * 16, o = out + i % 2 * 16, rows = part.row_end - r, outs = part.out_end - o;
+        if (rows > 0 && outs > 0) put(p, sums[i], r, rows < 16 ? rows : 16, o, outs < 16 ? static_cast<int>(outs) : 16, columns);
+    }
+}
+
+inline void store(float (*sums)[256], int columns) {
+    _tile_stored(0, sums[0], 4 * columns);
+    _tile_stored(1, sums[1], 4 * columns);
+    _tile_stored(2, sums[2], 4 * columns);
+    _tile_stored(3, sums[3], 4 * columns);
+    written();
+}
+
+inline void clear() {
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+}
+
+inline void load(const float (*sums)[256]) {
+    _tile_loadd(0, sums[0], 64);
+    _tile_loadd(1, sums[1], 64);
+    _tile_loadd(2, sums[2], 64);
+    _tile_loadd(3, sums[3], 64);
+}
+
+// Up to 32 outputs.
+struct TwoWeights {
+    Weights first, second;
+    bool two;
+
+    TwoWeights(const DenseProduct& p, int64_t out, int64_t out_end)
+        : first{static_cast<const uint16_t*>(p.w) + out * p.inputs, p.inputs, static_cast<int>(out_end - out < 16 ? out_end - out : 16), {}},
+          second{first.from, p.inputs, 0, {}}, two(out_end - out > 16) {
+        if (!two) return;
+        second.from += 16 * p.inputs;
+        second.outs = static_cast<int>(out_end - out < 32 ? out_end - out - 16 : 16);
+    }
+
+    // By one or two blocks of rows.
+    void multiply(const uint16_t* x, int64_t block, int columns, bool two_x, int64_t from, int64_t end) {
+        if (two && two_x) dense::multiply<true, true>(first, second, x, block, columns, from, end);
+        else if (two) dense::multiply<true, false>(first, second, x, block, columns, from, end);
+        else if (two_x) dense::multiply<false, true>(first, second, x, block, columns, from, end);
+        else dense::multiply<false, false>(first, second, x, block, columns, from, end);
+    }
+};
+
+// Up to FEW_ROWS rows: all inputs of 32 outputs after another, as they lie in memory.
+void few_by_tiles(const DenseProduct& p, const DensePart& part, const uint16_t* x, int columns) {
+    const int64_t chunks = (p.inputs + TILE_INPUTS - 1) / TILE_INPUTS, block = chunks * TILE_PARTS * TILE_INPUTS * columns;
+    alignas(64) float sums[4][256];
+    for (int64_t out = part.out; out < part.out_end; out += 32) {
+        TwoWeights w(p, out, part.out_end);
+        clear();
+        w.multiply(x, block, columns, part.row + 16 < part.row_end, 0, chunks);
+        store(sums, columns);
+        put_all(p, sums, part, part.row, out, columns);
+    }
+}
+
+// Of the rows of a slab, in parts, so much stays in the second cache.
+constexpr int64_t NEAR_BYTES = 768 << 10;
+
+// Asks for the lines of y that are written next.
+inline void own(const DenseProduct& p, const DensePart& part, int64_t row, int64_t out) {
+    for (int64_t m = row; m < row + 32 && m < part.row_end; m++) {
+        const float* y = p.y + m * p.y_stride + out;
+        __builtin_prefetch(y, 1);
+        __builtin_prefetch(y + (out + 16 < part.out_end ? 16 : 0), 1);
+    }
+}
+
+// Many rows: some inputs of all outputs before the next; sums wait in `room`, four tiles after another.
+void many_by_tiles(const DenseProduct& p, const DensePart& part, const uint16_t* x, float* room) {
+    const int64_t chunks = (p.inputs + TILE_INPUTS - 1) / TILE_INPUTS, block = chunks * TILE_PARTS * TILE_INPUTS * 16;
+    const int64_t size = NEAR_BYTES / ((part.row_end - part.row + 15) / 16 * TILE_PARTS * TILE_INPUTS * 32);
+    for (int64_t from = 0; from < chunks; from += size) {
+        const int64_t end = from + size < chunks ? from + size : chunks;
+        auto* sums = reinterpret_cast<float(*)[256]>(room);
+        for (int64_t out = part.out; out < part.out_end; out += 32) {
+            TwoWeights w(p, out, part.out_end);
+            for (int64_t row = part.row; row < part.row_end; row += 32, sums += 4) {
+                if (from == 0) clear();
+                else load(sums);
+                if (end == chunks) own(p, part, row, out);
+                w.multiply(x + (row - part.row) / 16 * block, block, 16, row + 16 < part.row_end, from, end);
+                store(sums, 16);
+                if (end == chunks) put_all(p, sums, part, row, out, 16);
+            }
         }
     }
 }
 
 // Outputs [out, out_end) of blocks of rows from `row` on, which `x` has in parts.
-void linear_by_tiles(const DenseProduct& p, const DensePart& part, const uint16_t* x, int columns) {
-    const int64_t chunks = (p.inputs + TILE_INPUTS - 1) / TILE_INPUTS, block = chunks * TILE_PARTS * TILE_INPUTS * columns;
-    const auto* w = static_cast<const uint16_t*>(p.w);
+void linear_by_tiles(const DenseProduct& p, const DensePart& part, const uint16_t* x, int columns, float* room) {
     configure(columns);
-    for (int64_t out = part.out; out < part.out_end; out += 32) {
-        const auto outs = [&](int64_t from) { return static_cast<int>(from + 16 < part.out_end ? 16 : part.out_end - from); };
-        const bool two_w = out + 16 < part.out_end;
-        Weights first{w + out * p.inputs, p.inputs, outs(out), {}};
-        Weights second{two_w ? w + (out + 16) * p.inputs : w, p.inputs, two_w ? outs(out + 16) : 0, {}};
-        const uint16_t* at = x;
-        for (int64_t row = part.row; row < part.row_end; row += 32, at += 2 * block) {
-            const bool two_x = row + 16 < part.row_end;
-            if (two_w && two_x) multiply<true, true>(first, second, at, block, columns);
-            else if (two_w) multiply<true, false>(first, second, at, block, columns);
-            else if (two_x) multiply<false, true>(first, second, at, block, columns);
-            else multiply<false, false>(first, second, at, block, columns);
-            alignas(64) float sums[4][16 * 16];
-            const int64_t bytes = 4 * columns, rows = part.row_end - row;
-            _tile_stored(0, sums[0], bytes);
-            _tile_stored(1, sums[1], bytes);
-            _tile_stored(2, sums[2], bytes);
-            _tile_stored(3, sums[3], bytes);
-            written();
-            put(p, sums[0], row, rows < 16 ? rows : 16, out, first.outs, columns);
-            if (two_w) put(p, sums[1], row, rows < 16 ? rows : 16, out + 16, second.outs, columns);
-            if (two_x) put(p, sums[2], row + 16, rows < 32 ? rows - 16 : 16, out, first.outs, columns);
-            if (two_w && two_x) put(p, sums[3], row + 16, rows < 32 ? rows - 16 : 16, out + 16, second.outs, columns);
-        }
-    }
+    if (part.row_end - part.row <= FEW_ROWS) few_by_tiles(p, part, x, columns);
+    else many_by_tiles(p, part, x, room);
     _tile_release();
     finish(p, part);
 }

@@ -7,13 +7,16 @@ namespace {
 
 // How long a worker looks for the next task before it sleeps: about what lies between two kernels of a step, not more, for
 // what it burns another process may need.
-constexpr int64_t SPIN_NS = 50000;
+constexpr int64_t SPIN_NS = 50000, CROWDED_SPIN_NS = 2000;
 constexpr int64_t SLEEP_NS = 1000000000;
 constexpr int PAUSES = 32;  // between two looks at the clock
+// How often the caller looks whether the last pieces are done before it offers its core.
+constexpr int LOOKS = 2000, CROWDED_LOOKS = 50;
 
 }  // namespace
 
-Pool::Pool(int threads) {
+Pool::Pool(int threads, bool crowded)
+    : spin_ns_(crowded ? CROWDED_SPIN_NS : SPIN_NS), looks_(crowded ? CROWDED_LOOKS : LOOKS) {
     for (int i = 1; i < threads; i++) workers_.emplace_back([this, i] { work(i); });
 }
 
@@ -39,7 +42,7 @@ void Pool::run(Piece piece, const void* task, int64_t pieces) {
     }
     for (int looks = 0; done_.load(std::memory_order_acquire) < pieces; looks++) {
         // A worker in the midst of a piece may have lost its core to another process, or be waiting for this one.
-        if (looks < 2000) pause(); else sched_yield();
+        if (looks < looks_) pause(); else sched_yield();
     }
 }
 
@@ -63,7 +66,7 @@ bool Pool::take_one(uint32_t turn, int thread) {
 void Pool::work(int thread) {
     uint32_t seen = 0;
     for (;;) {
-        const int64_t until = now_ns() + SPIN_NS;
+        const int64_t until = now_ns() + spin_ns_;
         uint32_t turn;
         while ((turn = turn_.load(std::memory_order_acquire)) == seen) {
             for (int i = 0; i < PAUSES; i++) pause();

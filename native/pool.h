@@ -11,8 +11,8 @@ namespace sw {
 // Pieces are taken one by one, so a worker that has lost its core holds up one piece, and not its share of the whole.
 class Pool {
 public:
-    // `threads` in all, the caller among them: threads - 1 are started.
-    explicit Pool(int threads);
+    // `threads` in all, the caller among them: threads - 1 are started. `crowded`: they share cores with others that compute.
+    explicit Pool(int threads, bool crowded = false);
     ~Pool();
     Pool(const Pool&) = delete;
     Pool& operator=(const Pool&) = delete;
@@ -40,6 +40,8 @@ private:
     alignas(64) std::atomic<uint32_t> turn_{0};
     std::atomic<int> asleep_{0};
     std::atomic<bool> over_{false};
+    const int64_t spin_ns_;
+    const int looks_;
     std::vector<std::thread> workers_;
 };
 

@@ -18,15 +18,18 @@ constexpr int64_t MANY_TILES = 8;
 
 int64_t ceil_of(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+// Blocks of sixteen rows are read as a whole.
+int64_t kept_rows(int64_t rows) { return rows < TILE ? TILE : rows; }
+
 // Room in `scratch`, which is as `sw_rounded_bytes` says: scales, sums, bytes.
 Rounded rounded(char* scratch, int64_t rows, int64_t columns, int group) {
     Rounded r;
     r.rows = rows, r.group = group, r.groups = ceil_of(columns, group);
     // A line more than needed: rows that are a power of two apart would compete for the same places of a cache.
     r.stride = ceil_of(r.groups * group, 64) * 64 + 64;
-    const int64_t numbers = ceil_of(rows * r.groups, 16) * 16;
+    const int64_t numbers = ceil_of(rows * r.groups, 16) * 16 + 16;
     r.q = reinterpret_cast<int8_t*>(scratch);
-    r.scale = reinterpret_cast<float*>(scratch + rows * r.stride);
+    r.scale = reinterpret_cast<float*>(scratch + kept_rows(rows) * r.stride);
     r.eighths = reinterpret_cast<int32_t*>(r.scale + numbers);
     return r;
 }
@@ -73,7 +76,7 @@ PackedWeight packed(uint8_t* weight, uint16_t* scale, int64_t rows, int64_t colu
 // How much room `rows` rounded rows take.
 SW_API int64_t sw_rounded_bytes(int64_t rows, int64_t columns, int group) {
     const sw::Rounded r = sw::rounded(nullptr, rows, columns, group);
-    return rows * r.stride + 8 * sw::ceil_of(rows * r.groups, 16) * 16;
+    return sw::kept_rows(rows) * r.stride + 8 * (sw::ceil_of(rows * r.groups, 16) * 16 + 16);
 }
 
 // Rounds x [rows, columns] into `scratch`.

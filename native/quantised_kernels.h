@@ -178,8 +178,9 @@ namespace SW_ISA {
 template <class N>
 void product(const Product<N>& p, int64_t first, int64_t last) {
 #if SW_LEVEL >= 4
-    if (p.x.rows >= TILE_ROWS) {
-        if (p.w.bits == 8) product_by_tiles<N, 8>(p, first, last);
+    if (p.x.rows >= LEAST_ROWS) {
+        if (p.x.rows > 8) product_by_tiles<N, 16>(p, first, last);
+        else if (p.x.rows > 4) product_by_tiles<N, 8>(p, first, last);
         else product_by_tiles<N, 4>(p, first, last);
         return;
     }

@@ -1,31 +1,36 @@
-// Products of many rows by the tile unit: sixteen rows of activations by sixteen of weights, up to 64 inputs at a time.
+// Products of several rows by the tile unit: sixteen rows of activations by sixteen of weights, up to 64 inputs at a time.
 //
-// It gives the same bits as the other way: dots are whole numbers, and the floats are added in the same order. Included by
-// quantised_kernels.h, for the path of CPUs that have the unit.
+// It gives the same bits as the other way: dots are whole numbers, and groups are added in the same order. Activations of a few
+// groups stay in tile registers while the weights of several tiles go by, which were unpacked to the first cache once for all
+// rows. Included by quantised_kernels.h, for the path of CPUs that have the unit.
+
+#include <utility>
 
 namespace sw {
 namespace SW_ISA {
 
-constexpr int TILE_ROWS = 16;           // rows of activations at a time
-constexpr int64_t UNPACKED_BYTES = 65536;  // of weights as signed bytes
-constexpr int64_t WIDE = 4;             // tiles for which activations are read once from the second cache
-constexpr int TURNS = 4;                // groups whose dots have room
+constexpr int64_t LEAST_ROWS = 4;  // fewer go the other way
+constexpr int STEPS = 4;           // tile registers that hold activations
+constexpr int64_t WIDE = 8;        // tiles of weights side by side
+constexpr int TURN_BYTES = STEPS * TILE * 64;
 
-// Tiles 0-3 are dots [16 rows][16 outputs], 4-5 activations [16 rows][inputs], 6-7 weights [inputs / 4][16 outputs][4].
-inline void configure(int inputs) {
+// Tiles 0-3 are activations [rows][inputs], 4-5 weights [inputs / 4][16 outputs][4], 6-7 dots [rows][16 outputs].
+inline void configure(int rows, int inputs) {
     TileConfig c;
-    for (int i = 0; i < 4; i++) c.bytes[i] = 64, c.rows[i] = 16;
-    for (int i = 4; i < 6; i++) c.bytes[i] = static_cast<uint16_t>(inputs), c.rows[i] = 16;
-    for (int i = 6; i < 8; i++) c.bytes[i] = 64, c.rows[i] = static_cast<uint8_t>(inputs / 4);
+    for (int i = 0; i < 4; i++) c.bytes[i] = static_cast<uint16_t>(inputs), c.rows[i] = static_cast<uint8_t>(rows);
+    for (int i = 4; i < 6; i++) c.bytes[i] = 64, c.rows[i] = static_cast<uint8_t>(inputs / 4);
+    for (int i = 6; i < 8; i++) c.bytes[i] = 64, c.rows[i] = static_cast<uint8_t>(rows);
     _tile_loadconfig(&c);
 }
 
-// Packed weights of one tile as signed bytes, four inputs of sixteen outputs after another.
-inline void unpack_bytes(const uint8_t* p, int64_t bytes, int bits, int8_t* out) {
+inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
+
+// `bytes` of packed weights as signed bytes. `next` is what will be wanted after.
+inline void unpack_bytes(const uint8_t* p, int64_t bytes, int bits, const uint8_t* next, int8_t* out) {
     const __m512i four = _mm512_set1_epi8(15), eight = _mm512_set1_epi8(8), top = _mm512_set1_epi8(-128);
     for (int64_t i = 0; i < bytes; i += 64) {
         const __m512i v = _mm512_loadu_si512(p + i);
-        ahead(p + i);
+        prefetch(next + i);
         if (bits == 8) {
             _mm512_store_si512(out + i, _mm512_xor_si512(v, top));
             continue;
@@ -35,123 +40,165 @@ inline void unpack_bytes(const uint8_t* p, int64_t bytes, int bits, int8_t* out)
     }
 }
 
-// The dots of one group to `out`, by the tiles D, A and B.
-#define SW_DOTS(D, A, B)                       \
-    {                                          \
-        _tile_zero(D);                         \
-        _tile_loadd(A, x, stride);             \
-        _tile_loadd(B, w, 64);                 \
-        _tile_dpbssd(D, A, B);                 \
-        if (LONG) {                            \
-            _tile_loadd(A, x + 64, stride);    \
-            _tile_loadd(B, w + 1024, 64);      \
-            _tile_dpbssd(D, A, B);             \
-        }                                      \
-        _tile_stored(D, out, 64);              \
-    }
-
-// Sixteen rows of one tile over a part's groups, `LONG` if they have more than 64 inputs.
-template <class N, bool LONG>
-struct Tiles {
+// Some tiles of weights by the rows begin..end-1, R at a time. `LONG`: groups have more than 64 inputs, and activations take two
+// registers each. A turn is as many groups as there are registers; in each turn all rows are gone through.
+template <class N, bool LONG, int R>
+struct Strip {
     using Total = Sums<N>;
     using V = typename Total::V;
-    const int8_t *x, *w;      // activations, and weights as signed bytes, of the first group
-    const float* x_scale;     // of the first group and row; of the next group, `rows` on
-    const uint16_t* w_scale;
-    int64_t stride, rows, groups, group;
-    alignas(64) int32_t dots[TURNS][TILE_ROWS][TILE];
+    static constexpr int PART = sizeof(N) == 8 && R > 8 ? 8 : R;  // rows whose sums fit registers
+    static constexpr int COUNT = LONG ? STEPS / 2 : STEPS;        // groups of a turn
 
-    template <int TURN>
-    __attribute__((always_inline)) void start(int64_t g) {
-        if (g < groups) dots_of<TURN>(x + g * group, w + g * group * TILE, dots[TURN][0]);
+    // One block of rows by one tile of weights in one turn.
+    struct Job {
+        int64_t g, row, t;
+        N* waiting;
+    };
+
+    const Product<N>& p;
+    const int64_t begin, end, tile, tiles;
+    alignas(64) int8_t weights[WIDE][TURN_BYTES];
+    alignas(64) float scales[2][WIDE][COUNT][TILE];  // of this turn, and of the one before
+    alignas(64) int32_t dots[COUNT][R][TILE];
+
+    Strip(const Product<N>& p, int64_t begin, int64_t end, int64_t tile, int64_t tiles)
+        : p(p), begin(begin), end(end), tile(tile), tiles(tiles) {}
+
+    // Where a block of rows really begins: the last one may overlap the one before, and gives the same once more.
+    int64_t top(int64_t row) const { return row + R > end && end >= R ? end - R : row; }
+
+// The compiler wants tile registers by their literal numbers: C of dots, A of activations, B of weights.
+#define SW_DOTS(C, A, B, MORE, B_MORE)                  \
+    {                                                   \
+        if (job.t == 0) {                               \
+            _tile_loadd(A, x, stride);                  \
+            if (LONG) _tile_loadd(MORE, x + 64, stride); \
+        }                                               \
+        _tile_zero(C);                                  \
+        _tile_loadd(B, w, 64);                          \
+        _tile_dpbssd(C, A, B);                          \
+        if (LONG) {                                     \
+            _tile_loadd(B_MORE, w + 1024, 64);          \
+            _tile_dpbssd(C, MORE, B_MORE);              \
+        }                                               \
+        _tile_stored(C, dots[G], 64);                   \
     }
 
-    template <int TURN>
-    __attribute__((always_inline)) void dots_of(const int8_t* x, const int8_t* w, int32_t* out) const {
-        if (TURN == 0) SW_DOTS(0, 4, 6)
-        if (TURN == 1) SW_DOTS(1, 5, 7)
-        if (TURN == 2) SW_DOTS(2, 4, 6)
-        if (TURN == 3) SW_DOTS(3, 5, 7)
+    // The dots of group G; with the first tile of weights, activations are loaded before, and stay.
+    template <int G>
+    __attribute__((always_inline)) void start(const Job& job) {
+        const int64_t stride = p.x.stride;
+        const int8_t* x = p.x.q + top(job.row) * stride + (job.g + G) * p.x.group;
+        const int8_t* w = weights[job.t] + G * p.x.group * TILE;
+        if constexpr (G == 0) SW_DOTS(6, 0, 4, 1, 5)
+        else if constexpr (G == 1 && LONG) SW_DOTS(7, 2, 4, 3, 5)
+        else if constexpr (G == 1) SW_DOTS(7, 1, 5, 1, 5)
+        else if constexpr (G == 2) SW_DOTS(6, 2, 4, 2, 4)
+        else SW_DOTS(7, 3, 5, 3, 5)
     }
-
-    // The sums of group g, when the dots of the one after the next are on their way.
-    template <int TURN>
-    __attribute__((always_inline)) void step(int64_t g, V (&sums)[TILE_ROWS]) {
-        start<(TURN + 2) % TURNS>(g + 2);
-        if (g >= groups) return;
-        const V scales = Total::of(F::f16(w_scale + g * TILE));
-        const float* scale = x_scale + g * rows;
-#pragma GCC unroll 16
-        for (int r = 0; r < TILE_ROWS; r++) {
-            const D dot = {_mm512_load_si512(dots[TURN][r])};
-            sums[r] = fma(Total::of(dot), scales * Total::all(scale[r]), sums[r]);
-        }
-    }
-
-    void all(const Part<N>& part, int64_t row, int64_t tile) {
-        V sums[TILE_ROWS];  // not a member: what lies beside the dots would be written and read again each time
-#pragma GCC unroll 16
-        for (int r = 0; r < TILE_ROWS; r++) sums[r] = part.load(row + r, tile);
-        start<0>(0);
-        start<1>(1);
-        for (int64_t g = 0; g < groups; g += TURNS) {
-            step<0>(g, sums);
-            step<1>(g + 1, sums);
-            step<2>(g + 2, sums);
-            step<3>(g + 3, sums);
-        }
-#pragma GCC unroll 16
-        for (int r = 0; r < TILE_ROWS; r++) part.store(row + r, tile, sums[r]);
-    }
-};
 #undef SW_DOTS
 
-template <class N, bool LONG>
-void multiply_tiles(const Part<N>& part, int64_t row, int64_t tile, const int8_t* weights) {
-    const Rounded& x = part.x;
-    const int64_t g = part.begin;
-    Tiles<N, LONG> t;
-    t.x = x.q + row * x.stride + g * x.group, t.w = weights;
-    t.x_scale = x.scale + g * x.rows + row, t.w_scale = part.w.scale + (tile * x.groups + g) * TILE;
-    t.stride = x.stride, t.rows = x.rows, t.groups = part.end - g, t.group = x.group;
-    t.all(part, row, tile);
-}
+    // Adds what group G gives to the sums of the rows from `first` on.
+    template <int G>
+    __attribute__((always_inline)) void add(V (&sums)[PART], int first, const Job& job) const {
+        const V scale = Total::of(F::load(scales[job.g / COUNT & 1][job.t][G]));
+        const float* row_scales = p.x.scale + (job.g + G) * p.x.rows + top(job.row) + first;
+#pragma GCC unroll 16
+        for (int r = 0; r < PART; r++) {
+            const D dot = {_mm512_load_si512(dots[G][first + r])};
+            sums[r] = fma(Total::of(dot), scale * Total::all(row_scales[r]), sums[r]);
+        }
+    }
 
-// The rows of a part, sixteen at a time, of `tiles` tiles from `tile` on; a last few rows go the other way.
-template <class N, int BITS, bool LONG>
-void multiply_unpacked(const Part<N>& part, int64_t last, int64_t tile, int64_t tiles, int8_t* weights) {
-    const PackedWeight& w = part.w;
-    const int64_t packed = (part.end - part.begin) * w.bytes(), size = packed * 8 / BITS;
-    for (int64_t t = 0; t < tiles; t++)
-        unpack_bytes(w.weight + ((tile + t) * w.groups + part.begin) * w.bytes(), packed, BITS, weights + t * size);
-    written();
-    int64_t row = part.row;
-    for (; row + TILE_ROWS <= last; row += TILE_ROWS)
-        for (int64_t t = 0; t < tiles; t++) multiply_tiles<N, LONG>(part, row, tile + t, weights + t * size);
-    for (int64_t t = 0; t < tiles; t++) multiply_rows<N, BITS, 1>(part, row, last, tile + t);
-}
+    // What groups G... add to the sums, while the next job's dots begin.
+    template <int... G>
+    __attribute__((always_inline)) void step(const Job& job, const Job* next, std::integer_sequence<int, G...>) {
+#pragma GCC unroll 2
+        for (int first = 0; first < R; first += PART) {
+            V sums[PART];
+            const bool last = first + PART == R && next;
+#pragma GCC unroll 16
+            for (int r = 0; r < PART; r++) sums[r] = job.g ? V::load(job.waiting + (first + r) * TILE) : Total::all(0.0f);
+            ((add<G>(sums, first, job), last ? start<G>(*next) : void()), ...);
+#pragma GCC unroll 16
+            for (int r = 0; r < PART; r++) sums[r].store(job.waiting + (first + r) * TILE);
+        }
+    }
 
-// As product_of.
-template <class N, int BITS>
-void product_by_tiles(const Product<N>& p, int64_t first, int64_t last) {
-    alignas(64) int8_t weights[UNPACKED_BYTES];
-    const Rounded& x = p.x;
-    const PackedWeight& w = p.w;
-    configure(w.group < 64 ? w.group : 64);
-    const int64_t groups = UNPACKED_BYTES / (WIDE * TILE * w.group);
-    for (int64_t row = 0; row < x.rows; row += NEAR_ROWS) {
-        const int64_t stop = row + NEAR_ROWS < x.rows ? row + NEAR_ROWS : x.rows;
-        for (int64_t g = 0; g < w.groups; g += groups) {
-            const int64_t end = g + groups < w.groups ? g + groups : w.groups;
-            const Part<N> part{x, w, p.bias, p.y, p.wide, p.sums, g, end, row, first};
-            for (int64_t tile = first; tile < last; tile += WIDE) {
-                const int64_t tiles = tile + WIDE < last ? WIDE : last - tile;
-                if (w.group > 64) multiply_unpacked<N, BITS, true>(part, stop, tile, tiles, weights);
-                else multiply_unpacked<N, BITS, false>(part, stop, tile, tiles, weights);
-            }
+    void unpack(const Job& job, int64_t count) {
+        const PackedWeight& w = p.w;
+        const int64_t place = (tile + job.t) * w.groups + job.g;
+        const int64_t after = job.g + count < w.groups ? place + count : (tile + job.t + WIDE) * w.groups;
+        unpack_bytes(w.weight + place * w.bytes(), count * w.bytes(), w.bits, w.weight + after * w.bytes(), weights[job.t]);
+        for (int64_t g = 0; g < count; g++)
+            F::f16(w.scale + (place + g) * TILE).store(scales[job.g / COUNT & 1][job.t][g]);
+        written();
+    }
+
+    // The activations of the next block of rows, in as many shares as there are tiles.
+    void ahead_of(const Job& job) const {
+        for (int64_t r = job.t * R / tiles; r < (job.t + 1) * R / tiles; r++) {
+            const int8_t* x = p.x.q + (job.row + R + r) * p.x.stride + job.g * p.x.group;
+            for (int i = 0; i < COUNT * p.x.group; i += 64) prefetch(x + i);
+        }
+    }
+
+    bool follow(Job& job, int64_t step, int64_t stop) const {
+        job.waiting += R * TILE;
+        if (++job.t < tiles) return true;
+        job.t = 0, job.row += R;
+        if (job.row < end) return true;
+        job.row = begin, job.waiting = p.sums, job.g += step;
+        return job.g + step <= stop;
+    }
+
+    template <int... G>
+    void turns(int64_t g, std::integer_sequence<int, G...> groups) {
+        constexpr int64_t count = sizeof...(G);
+        Job job{g, begin, 0, p.sums};
+        unpack(job, count);
+        (start<G>(job), ...);
+        for (bool more = true; more;) {
+            Job next = job;
+            more = follow(next, count, p.w.groups);
+            if (more && next.row == begin) unpack(next, count);
+            if (job.row + R < end) ahead_of(job);
+            step(job, more ? &next : nullptr, groups);
+            if (job.g + count == p.w.groups) finish(job);
+            job = next;
+        }
+    }
+
+    void finish(const Job& job) const {
+        const Part<N> part{p.x, p.w, p.bias, p.y, p.wide, nullptr, 0, 0, 0, 0};
+        const int64_t row = top(job.row), rows = end - row < R ? end - row : R;
+        for (int64_t r = 0; r < rows; r++) part.finish(row + r, tile + job.t, V::load(job.waiting + r * TILE));
+    }
+
+    void all() {
+        const int64_t whole = p.w.groups / COUNT * COUNT;
+        if (whole) turns(0, std::make_integer_sequence<int, COUNT>());
+        for (int64_t g = whole; g < p.w.groups; g++) turns(g, std::make_integer_sequence<int, 1>());
+    }
+};
+
+template <class N, bool LONG, int R>
+void product_by_strips(const Product<N>& p, int64_t first, int64_t last) {
+    configure(R, LONG ? 64 : p.w.group);
+    for (int64_t row = 0; row < p.x.rows; row += NEAR_ROWS) {
+        const int64_t end = row + NEAR_ROWS < p.x.rows ? row + NEAR_ROWS : p.x.rows;
+        for (int64_t tile = first; tile < last; tile += WIDE) {
+            Strip<N, LONG, R> strip(p, row, end, tile, tile + WIDE < last ? WIDE : last - tile);
+            strip.all();
         }
     }
     _tile_release();
+}
+
+template <class N, int R>
+void product_by_tiles(const Product<N>& p, int64_t first, int64_t last) {
+    if (p.w.group > 64) product_by_strips<N, true, R>(p, first, last);
+    else product_by_strips<N, false, R>(p, first, last);
 }
 
 }  // namespace SW_ISA

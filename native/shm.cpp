@@ -50,6 +50,18 @@ constexpr int64_t LOOK_NS = 50000000;
 constexpr int64_t ALIGNED = 4096;
 
 int64_t up(int64_t bytes, int64_t to) { return (bytes + to - 1) / to * to; }
+
+template <class N>
+constexpr int64_t BYTES = static_cast<int64_t>(sizeof(N));
+
+template <class N>
+void copy(N* to, const N* from, int64_t n) {
+    if (n) std::memcpy(to, from, static_cast<size_t>(n) * sizeof(N));
+}
+
+void sum(const void* const* parts, int count, float* out, int64_t n) { sum_kernels_of().sum(parts, count, out, n); }
+void sum(const void* const* parts, int count, double* out, int64_t n) { sum_kernels_of().sum_wide(parts, count, out, n); }
+
 bool reached(uint32_t count, uint32_t goal) { return static_cast<int32_t>(count - goal) >= 0; }
 
 }  // namespace
@@ -101,11 +113,12 @@ int Group::round(uint64_t digest) {
     return DONE;
 }
 
-int Group::all_reduce(uint64_t digest, const float* x, float* out, int64_t n) {
-    const int64_t saved = n * 4 * (size_ - 1) * (size_ - 2) / size_;
+template <class N>
+int Group::all_reduce(uint64_t digest, const N* x, N* out, int64_t n) {
+    const int64_t saved = n * BYTES<N> * (size_ - 1) * (size_ - 2) / size_;
     const bool whole = saved <= DIRECT_BYTES;
     const int64_t most = PIECE_BYTES < places_.slot_bytes ? PIECE_BYTES : places_.slot_bytes;
-    const int64_t step = (whole ? most : places_.slot_bytes) / 4;
+    const int64_t step = (whole ? most : places_.slot_bytes) / BYTES<N>;
     int64_t at = 0;
     do {  // one round also for nothing, so that ranks which disagree are told so
         const int64_t count = n - at < step ? n - at : step;
@@ -116,40 +129,48 @@ int Group::all_reduce(uint64_t digest, const float* x, float* out, int64_t n) {
     return DONE;
 }
 
-// Where all ranks' floats of the round that is about to be `next_ - 1` lie, from the one with number `from` on.
-const float* const* Group::parts(const float* own, int64_t from) {
+template int Group::all_reduce(uint64_t digest, const float* x, float* out, int64_t n);
+template int Group::all_reduce(uint64_t digest, const double* x, double* out, int64_t n);
+
+// Where all ranks' numbers of the round that is about to be `next_ - 1` lie, from the one with number `from` on.
+template <class N>
+const void* const* Group::parts(const N* own, int64_t from) {
     for (int r = 0; r < size_; r++)
         parts_[static_cast<size_t>(r)] =
-            r == rank_ ? own + from : reinterpret_cast<const float*>(memory_ + places_.slot(r, next_ - 1)) + from;
+            r == rank_ ? own + from : reinterpret_cast<const N*>(memory_ + places_.slot(r, next_ - 1)) + from;
     return parts_.data();
 }
 
 // Every rank shows all it has, and sums all of that.
-int Group::direct(uint64_t digest, const float* x, float* out, int64_t n) {
-    if (n) std::memcpy(floats(rank_), x, static_cast<size_t>(n) * 4);
+template <class N>
+int Group::direct(uint64_t digest, const N* x, N* out, int64_t n) {
+    copy(numbers<N>(rank_), x, n);
     const int outcome = round(digest);
-    if (outcome == DONE) sum_kernels_of().sum(parts(x, 0), size_, out, n);
+    if (outcome == DONE) sum(parts(x, 0), size_, out, n);
     return outcome;
 }
 
 // Every rank shows what is not its own to sum, sums its own part, and shows that.
-int Group::divided(uint64_t digest, const float* x, float* out, int64_t n) {
+template <class N>
+int Group::divided(uint64_t digest, const N* x, N* out, int64_t n) {
     const int64_t each = up((n + size_ - 1) / size_, 16);
     const auto begin = [&](int r) { return r * each < n ? r * each : n; };
     const int64_t from = begin(rank_), count = begin(rank_ + 1) - from;
-    float* shown = floats(rank_);
-    std::memcpy(shown, x, static_cast<size_t>(from) * 4);
-    std::memcpy(shown + from + count, x + from + count, static_cast<size_t>(n - from - count) * 4);
+    N* shown = numbers<N>(rank_);
+    copy(shown, x, from);
+    copy(shown + from + count, x + from + count, n - from - count);
     int outcome = round(digest);
     if (outcome != DONE) return outcome;
     // Into the slot of the next round: that of this one is being read.
-    sum_kernels_of().sum(parts(x, from), size_, floats(rank_) + from, count);
-    std::memcpy(out + from, floats(rank_) + from, static_cast<size_t>(count) * 4);
+    sum(parts(x, from), size_, numbers<N>(rank_) + from, count);
+    copy(out + from, numbers<N>(rank_) + from, count);
     outcome = round(digest);
     if (outcome != DONE) return outcome;
-    const float* const* sums = parts(x, 0);
     for (int r = 0; r < size_; r++)
-        if (r != rank_) std::memcpy(out + begin(r), sums[r] + begin(r), static_cast<size_t>(begin(r + 1) - begin(r)) * 4);
+        if (r != rank_) {
+            const N* sums = reinterpret_cast<const N*>(memory_ + places_.slot(r, next_ - 1));
+            copy(out + begin(r), sums + begin(r), begin(r + 1) - begin(r));
+        }
     return DONE;
 }
 

@@ -1,5 +1,5 @@
 // Ranks of one host that talk through memory they share: who has come to which round, and where each puts what the others read.
-// Knows floats where they are summed, and else only bytes.
+// Knows floats and doubles where they are summed, and else only bytes.
 #pragma once
 
 #include <atomic>
@@ -54,7 +54,9 @@ public:
 
     // One round: what this rank put into `slot` of this round is shown, and what the others put into theirs may be read.
     int round(uint64_t digest);
-    int all_reduce(uint64_t digest, const float* x, float* out, int64_t n);
+    // Of float or double.
+    template <class N>
+    int all_reduce(uint64_t digest, const N* x, N* out, int64_t n);
 
     // A letter: `room` waits until its place is free, `send` shows it; `receive` waits for one, `take` gives its place back.
     int room(int to);
@@ -81,11 +83,15 @@ private:
     Line& line(int rank) const { return *reinterpret_cast<Line*>(memory_ + places_.line(rank)); }
     Letters& letters(int from, int to) const { return *reinterpret_cast<Letters*>(memory_ + places_.letters(from, to)); }
     std::atomic<uint32_t>& broken() const { return *reinterpret_cast<std::atomic<uint32_t>*>(memory_); }
-    float* floats(int rank) const { return reinterpret_cast<float*>(memory_ + places_.slot(rank, next_)); }
+    template <class N>
+    N* numbers(int rank) const { return reinterpret_cast<N*>(memory_ + places_.slot(rank, next_)); }
 
-    int direct(uint64_t digest, const float* x, float* out, int64_t n);
-    int divided(uint64_t digest, const float* x, float* out, int64_t n);
-    const float* const* parts(const float* own, int64_t from);
+    template <class N>
+    int direct(uint64_t digest, const N* x, N* out, int64_t n);
+    template <class N>
+    int divided(uint64_t digest, const N* x, N* out, int64_t n);
+    template <class N>
+    const void* const* parts(const N* own, int64_t from);
     int reach(Signal& signal, uint32_t goal, int peer);
     int wait(Signal& signal, uint32_t goal, int peer);
     int trouble(int peer, int64_t now, int64_t until, int64_t& looked);
@@ -101,7 +107,7 @@ private:
     const int64_t lock_at_;
     uint32_t next_ = 0;  // the number of the next round
     int culprit_ = -1;
-    std::vector<const float*> parts_;
+    std::vector<const void*> parts_;
 };
 
 }  // namespace sw

@@ -1,15 +1,16 @@
-// Included once per path by isa/*.cpp, after vector.h.
+// Included once per path by isa/*.cpp, after vector.h and wide.h.
 
 namespace sw {
 namespace SW_ISA {
 
-void sum_parts(const float* const* parts, int count, float* out, int64_t n) {
+void sum_parts(const void* const* parts, int count, float* out, int64_t n) {
+    const auto part = [&](int p) { return static_cast<const float*>(parts[p]); };
     int64_t i = 0;
     for (; i + 2 * LANES <= n; i += 2 * LANES) {
-        F a = F::load(parts[0] + i), b = F::load(parts[0] + i + LANES);
+        F a = F::load(part(0) + i), b = F::load(part(0) + i + LANES);
         for (int p = 1; p < count; p++) {
-            a = a + F::load(parts[p] + i);
-            b = b + F::load(parts[p] + i + LANES);
+            a = a + F::load(part(p) + i);
+            b = b + F::load(part(p) + i + LANES);
         }
         a.store(out + i);
         b.store(out + i + LANES);
@@ -17,18 +18,33 @@ void sum_parts(const float* const* parts, int count, float* out, int64_t n) {
     for (; i < n; i += LANES) {
         const int rest = n - i < LANES ? static_cast<int>(n - i) : LANES;
         if (rest == LANES) {
-            F a = F::load(parts[0] + i);
-            for (int p = 1; p < count; p++) a = a + F::load(parts[p] + i);
+            F a = F::load(part(0) + i);
+            for (int p = 1; p < count; p++) a = a + F::load(part(p) + i);
             a.store(out + i);
         } else {
-            F a = F::load(parts[0] + i, rest);
-            for (int p = 1; p < count; p++) a = a + F::load(parts[p] + i, rest);
+            F a = F::load(part(0) + i, rest);
+            for (int p = 1; p < count; p++) a = a + F::load(part(p) + i, rest);
             a.store(out + i, rest);
         }
     }
 }
 
-extern const SumKernels sum_kernels = {sum_parts};
+void sum_wide(const void* const* parts, int count, double* out, int64_t n) {
+    const auto part = [&](int p) { return static_cast<const double*>(parts[p]); };
+    int64_t i = 0;
+    for (; i + LANES <= n; i += LANES) {
+        F64 a = F64::load(part(0) + i);
+        for (int p = 1; p < count; p++) a = a + F64::load(part(p) + i);
+        a.store(out + i);
+    }
+    for (; i < n; i++) {
+        double a = part(0)[i];
+        for (int p = 1; p < count; p++) a += part(p)[i];
+        out[i] = a;
+    }
+}
+
+extern const SumKernels sum_kernels = {sum_parts, sum_wide};
 
 }  // namespace SW_ISA
 }  // namespace sw

@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 import pytest
@@ -16,12 +17,20 @@ if TYPE_CHECKING:
     from shardwise.engine.setup import Setup
 
 DATA = "SHARDWISE_TEST_DATA"
+PURE = ("tests/spec/", "tests/sched/")
 
 
 def pytest_configure() -> None:
     """A shell starts background jobs with Ctrl-C ignored, and children inherit that; tests of Ctrl-C need it heard."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks the tests of the pure floors but those that ask transformers: `make pure` runs them, `make unit` the others."""
+    for item in items:
+        if item.nodeid.startswith(PURE) and "transformers" not in getattr(item, "fixturenames", ()):
+            item.add_marker("pure")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -38,6 +47,14 @@ def data() -> Path:
     if not folder:
         pytest.skip(f"{DATA} does not say where the real weights, configs and texts are")
     return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def transformers() -> ModuleType:
+    """The reference of what is read from configs and computed by modules."""
+    reason = "transformers, the reference, is not installed"
+    pytest.importorskip("torch", reason=reason)
+    return pytest.importorskip("transformers", reason=reason)
 
 
 @pytest.fixture(scope="session")

@@ -40,6 +40,18 @@ def test_torch_can_be_asked_for() -> None:
     assert asked("torch").stdout.strip() == "False|None|kernels: torch's, as SHARDWISE_KERNELS says"
 
 
+@pytest.mark.skipif(not native.available(), reason="the compiled kernels are not installed")
+def test_a_path_that_this_cpu_lacks_is_refused() -> None:
+    best = asked(None).stdout.split("|")[1]
+    for path in native.PATHS[native.PATHS.index(best) + 1 :]:
+        refused = asked(path)
+        assert refused.returncode == 1 and f"SHARDWISE_KERNELS={path}: this CPU has not what that needs" in refused.stderr
+        assert f"it can do {best}" in refused.stderr
+    # A path beyond all: what the library says of one that is beyond this CPU.
+    use = native.function("sw_use", native.NUMBER, result=native.NUMBER)
+    assert not use(len(native.PATHS)) and not use(-1) and native.path() == best, "and the one in use stays"
+
+
 def test_what_is_none_is_refused() -> None:
     wrong = asked("sse9")
     assert wrong.returncode == 1 and "SHARDWISE_KERNELS=sse9" in wrong.stderr and wrong.stdout == ""

@@ -3,6 +3,7 @@
 #include "../wide.h"
 #include "../stored.h"
 #include "../stored_kernels.h"
+#include "../columns.h"
 // One family a line, in the order of need.
 #include "../step.h"
 #include "../step_kernels.h"

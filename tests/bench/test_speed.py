@@ -6,8 +6,9 @@ import json
 
 import pytest
 
-from shardwise.bench.cases import bits_a_weight, cases, crowded, quantized, step_bytes
+from shardwise.bench.cases import bits_a_weight, cases, quantized, step_bytes
 from shardwise.bench.speed import WARM, decode, prefill, prompts, room, spread
+from shardwise.engine.cores import crowded
 from shardwise.engine.devices import cpus
 from shardwise.engine.setup import Options, resolve
 from shardwise.errors import ShardwiseError, UserError

@@ -34,11 +34,12 @@ def test_more_ranks_than_cores_work_and_warn(capsys):
 
 
 def test_a_model_is_measured_and_kept(tmp_path, capsys):
-    flags = ["--batches", "1,2", "--contexts", "8", "--steps", "3", "--rounds", "1", "-t", "1", "--out", str(tmp_path)]
+    flags = ["--batches", "1,2", "--contexts", "8", "--steps", "3", "--rounds", "1", "-t", "1"]
+    flags += ["--out", str(tmp_path), "--name", "small"]
     bench.run(["decode", "shardling", "-tp", "1", *flags])
     out, err = capsys.readouterr()
     assert "Decode of shardling" in out and err.count("wrote ") == 3
-    rows = json.loads(next(tmp_path.glob("*-decode.json")).read_text())["results"]
+    rows = json.loads(next(tmp_path.glob("*-small.json")).read_text())["results"]
     assert [(row["tp"], row["batch"], row["context"], row["dtype"]) for row in rows] == [
         (1, 1, 8, "bfloat16"),
         (1, 2, 8, "bfloat16"),
@@ -46,6 +47,9 @@ def test_a_model_is_measured_and_kept(tmp_path, capsys):
     for row in rows:
         assert row["share"] == pytest.approx(row["step_bytes"] / 1e6 / row["step_ms"] / row["limit_gb_s"], rel=0.01)
         assert row["min"] <= row["tokens_per_s"] <= row["max"]
+        assert row["degree_ratio"] == 1.0, "the only degree is the first"
+    one, two = rows
+    assert one["step_ratio"] == 1.0 and two["step_ratio"] == pytest.approx(two["step_ms"] / one["step_ms"], rel=0.01)
 
 
 @pytest.mark.slow
@@ -90,6 +94,7 @@ def test_a_trace_is_replayed(tmp_path, capsys):
         (["throughput", "shardling", "--trace", "none.csv"], "none.csv"),
         (["throughput", "--trace", "x", "--speed", "0"], "--speed: 0 is out of range"),
         (["peers", "--with", "vllm"], "give NAME=PYTHON"),
+        (["decode", "shardling", "--name", "a/b"], "use letters, digits, - and _"),
         (["peers", "--peers", "ollama"], "--peers ollama"),
     ],
 )

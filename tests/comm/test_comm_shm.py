@@ -71,7 +71,7 @@ BEYOND = SLOT_BYTES * 2 + 12  # bytes: three rounds, the last one short
 
 
 @pytest.mark.parametrize("op", ["all_reduce", "all_gather", "reduce_scatter", "broadcast", "message"])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
 def test_what_is_larger_than_a_slot(op: str, dtype: str) -> None:
     case = large(op, dtype, BEYOND // getattr(torch, dtype).itemsize, 3)
     run(3, lambda comm: check(comm, case))
@@ -93,10 +93,12 @@ def test_rows_to_all_that_are_larger_than_a_slot() -> None:
 
 @each_path
 @settings(max_examples=12, deadline=None)
-@given(size=st.integers(2, 6), floats=st.integers(0, 400_000), seed=st.integers(0, 999), inplace=st.booleans())
-def test_sums_of_floats_have_the_bits_of_rank_order(size: int, floats: int, seed: int, inplace: bool) -> None:
+@given(
+    size=st.integers(2, 6), count=st.integers(0, 400_000), seed=st.integers(0, 999), inplace=st.booleans(), wide=st.booleans()
+)
+def test_sums_of_floats_have_the_bits_of_rank_order(size: int, count: int, seed: int, inplace: bool, wide: bool) -> None:
     make = torch.Generator().manual_seed(seed)
-    parts = [torch.randn(floats, generator=make) for _ in range(size)]
+    parts = [torch.randn(count, generator=make, dtype=torch.float64 if wide else torch.float32) for _ in range(size)]
     awaited = rank_order_sum(parts)
 
     def body(comm: Comm) -> bool:

@@ -272,13 +272,6 @@ class TestFamilies:
         assert replace(many.runs[0], count=3) == few.runs[0]
 
 
-@pytest.fixture(scope="module")
-def transformers():
-    reason = "transformers, the reference of these modules, is not installed"
-    pytest.importorskip("torch", reason=reason)
-    return pytest.importorskip("transformers", reason=reason)
-
-
 def reference(transformers, config):
     """transformers' module for the config, on no device: shapes without memory. Kimi-K2 is a DeepSeek-V3 there."""
     import torch

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import math
 
 import pytest
@@ -53,12 +54,10 @@ def close(ours, theirs):
 
 
 @pytest.fixture(scope="module")
-def reference():
-    reason = "transformers, the reference of these numbers, is not installed"
-    pytest.importorskip("torch", reason=reason)
-    functions = pytest.importorskip("transformers.modeling_rope_utils", reason=reason).ROPE_INIT_FUNCTIONS
-    phi3 = pytest.importorskip("transformers.models.phi3.modeling_phi3", reason=reason)
-    config_class = pytest.importorskip("transformers", reason=reason).LlamaConfig
+def reference(transformers):
+    functions = transformers.modeling_rope_utils.ROPE_INIT_FUNCTIONS
+    phi3 = importlib.import_module("transformers.models.phi3.modeling_phi3")
+    config_class = transformers.LlamaConfig
 
     def compute(dim, base, section, **arguments):
         parameters = copy.deepcopy(section) | {"rope_theta": base}

@@ -8,6 +8,7 @@ import pytest
 
 from shardwise.spec import traffic
 from shardwise.spec.blocks import MLP, Attention, Chain, HeadsNorm, Linear, Residual
+from shardwise.spec.requantised import requantised
 from shardwise.spec.rewrite import joined
 from shardwise.spec.traffic import Call, Rows
 from tests.spec.models_by_hand import lay, model
@@ -32,6 +33,15 @@ def test_two_reductions_a_layer_one_for_the_embedding_and_each_rank_s_best(degre
 @pytest.mark.parametrize("dp", [1, 4])
 def test_a_group_of_one_says_nothing(pp, dp):
     assert traffic.of(OF, lay(OF, pp=pp, dp=dp), 7, DRAWN) == ()
+
+
+def test_sums_of_quantised_products_are_of_float64():
+    """And of nothing else: an embedding's parts are zeros but one."""
+    of = requantised(model(6, 2, 16, hidden=32, width=64, vocab=32, layers=3), "int8", 16)
+    found = traffic.of(of, lay(of, (1.0, 1.0), dtype="bfloat16"), 7, DRAWN)
+    layer = [Call("all_reduce", site, (7, 32), "float64") for site in ("attn_out", "mlp_down")]
+    assert list(found[:-1]) == [Call("all_reduce", "embed", (7, 32), "bfloat16"), *layer * 3]
+    assert sum(c.bytes for c in found[:-1]) == 7 * 32 * (2 + 6 * 8)
 
 
 def test_shares_change_no_collective():

@@ -19,6 +19,7 @@ from shardwise.verify.drive import Advance
 from shardwise.verify.peer import Transformers
 from shardwise.verify.run import Plan, Report
 from shardwise.verify.trace import Text, Trace
+from shardwise.verify.verdict import tolerance
 
 Verify = Callable[..., Report]
 Checkpoints = Callable[[str], Path]
@@ -82,6 +83,20 @@ def test_quantised_weights(verify: Verify) -> None:
     assert "int8 weights: activations are rounded to 8 bits, not alike at every degree" in report.notes
     with pytest.raises(UserError, match="leave out --quantization, or --against transformers"):
         verify("llama", (1, 3), Transformers(), quantization="int8")
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+def test_quantised_weights_whose_sums_are_all_wide(kind: str, verify: Verify, figures: Callable[..., None]) -> None:
+    """Held to what float32 may do, at any degree and uneven."""
+    report = verify("qwen3", (1, 2, 3, 5), quantization=kind, shares=(3.0, 1.0, 1.0))
+    assert outcomes(report)[0] == "reference" and report.code == 0, report.verdict
+    assert report.tolerance.logits == tolerance("float32", 2, routed=False).logits
+    assert not any("activations" in note for note in report.notes)
+    for row in report.rows[1:]:
+        found = row.comparison
+        assert found is not None and found.worst_rel is not None and found.equal == found.tokens > 0
+        assert found.worst_rel < 2e-6 and found.strays == 0
+        figures(f"verify, {kind}, degrees against the first", worst=found.worst_rel, tokens=found.tokens)
 
 
 def test_the_same_to_the_last_bit(verify: Verify) -> None:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from shardwise.bench.limits import SHARE_BYTES, stream
-from shardwise.engine.devices import cpus
 from shardwise.engine.engine import Engine
 from shardwise.engine.setup import Options, Setup, resolve
 from shardwise.errors import UserError
@@ -28,10 +27,12 @@ class Case:
 
     options: Options
 
-    @property
-    def told(self) -> dict[str, Any]:
-        """What a row says of it."""
-        return {"tp": self.options.tp, "dtype": self.options.dtype, "quantization": quantization(self.options)}
+    def told(self, setup: Setup) -> dict[str, Any]:
+        """What a row says of it; `setup` is what it was resolved to."""
+        return {
+            "tp": self.options.tp, "dtype": setup.layout.dtype, "quantization": quantization(self.options),
+            "threads": setup.threads,
+        }  # fmt: skip
 
     @property
     def name(self) -> str:
@@ -76,16 +77,6 @@ def reference_model() -> Iterator[Path]:
         folder.mkdir()
         (folder / "config.json").write_bytes(config)
         yield folder
-
-
-def crowded(ranks: int, threads: int) -> str | None:
-    """A warning where threads outnumber the cores that there are."""
-    cores = cpus()
-    if ranks * threads <= cores:
-        return None
-    what = f"{ranks} ranks" + (f" of {threads} threads" if threads > 1 else "")
-    part = f"{cores / (ranks * threads):.2g}"
-    return f"{what} on {cores} cores take turns: expect {part} of the speed that as many cores would have, or less"
 
 
 def stream_limit(setup: Setup) -> float:

@@ -6,7 +6,7 @@ import statistics
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from shardwise.bench.cases import Case, step_bytes, stream_limit
@@ -23,12 +23,15 @@ SPREAD = (
     Column("min", "least", ".2f"),
     Column("max", "most", ".2f"),
 )
+BATCH = Column("batch", "batch")
 DECODE = (
     *CASE,
-    Column("batch", "batch"),
+    BATCH,
     Column("context", "context"),
     *SPREAD,
     Column("step_ms", "step, ms", ".2f"),
+    Column("step_ratio", "over the first step", ".2f"),
+    Column("degree_ratio", "speed over the first tp's", ".2f"),
     Column("limit_gb_s", "stream, GB/s", ".1f"),
     Column("share", "share of it", ".2f"),
 )
@@ -92,8 +95,10 @@ def decode_report(wanted: Wanted, told: Told = untold) -> Report:
         found, limit, step = resolve(case.options), max(limits[number]), statistics.median(seconds)
         size = step_bytes(found, batch, length)
         rows.append({
-            **case.told, "dtype": found.layout.dtype, "threads": found.threads, "batch": batch, "context": length,
+            **case.told(found), "batch": batch, "context": length,
             **_rates(seconds, batch), "step_ms": round(1000 * step, 3), "step_bytes": size,
+            **_ratios("step_ratio", seconds, steps[number, *next(wanted.points)]),
+            **_ratios("degree_ratio", steps[_first_degree(wanted.cases, number), batch, length], seconds),
             "limit_gb_s": round(limit, 2), "share": round(size / 1e9 / step / limit, 4),
             "ready_s": round(statistics.median(ready[number]), 3),
         })  # fmt: skip
@@ -101,6 +106,8 @@ def decode_report(wanted: Wanted, told: Told = untold) -> Report:
     notes = (
         "the share is what a step reads (weights, keys and values) over its time and the stream limit of as many threads, "
         "measured in the same run; it means little where arithmetic is the limit, in large batches",
+        "over the first step: a step's time over that of the case's first batch and context; over the first tp's: the speed "
+        "over that of the same weights at the first degree; medians of ratios within a round",
     )
     return Report("decode", f"Decode of {_model(wanted)}", DECODE, tuple(rows), notes, chart)
 
@@ -120,7 +127,7 @@ def prefill_report(wanted: Wanted, told: Told = untold) -> Report:
         case = wanted.cases[number]
         found = resolve(case.options)
         rows.append({
-            **case.told, "dtype": found.layout.dtype, "threads": found.threads, "batch": batch, "tokens": length,
+            **case.told(found), "batch": batch, "tokens": length,
             **_rates(seconds, batch * length), "first_token_s": round(statistics.median(seconds), 4),
         })  # fmt: skip
     chart = Chart("Prefill", "tokens of a prompt", "tokens a second", _lines(rows, "tokens", "batch"), x_log=True)
@@ -130,6 +137,18 @@ def prefill_report(wanted: Wanted, told: Told = untold) -> Report:
 def _rates(seconds: Sequence[float], amount: int) -> dict[str, float]:
     found = spread([amount / each for each in seconds], 3)
     return {"tokens_per_s": found["median"], "min": found["min"], "max": found["max"]}
+
+
+def _ratios(name: str, over: Sequence[float], under: Sequence[float]) -> dict[str, float]:
+    """Ratios of times that belong together, as they were taken in the same rounds."""
+    found = spread([a / b for a, b in zip(over, under, strict=True)], 4)
+    return {name: found["median"], f"{name}_min": found["min"], f"{name}_max": found["max"]}
+
+
+def _first_degree(cases: Sequence[Case], number: int) -> int:
+    """The first of the cases that differs from this one in its degree at most."""
+    wanted = replace(cases[number].options, tp=None)
+    return next(i for i, case in enumerate(cases) if replace(case.options, tp=None) == wanted)
 
 
 def _lines(rows: Sequence[dict[str, Any]], x: str, each: str) -> dict[str, list[tuple[float, float]]]:

@@ -91,7 +91,7 @@ def _row(wanted: Wanted, degree: int, steps: dict[int, list[float]], told: Told)
     rates = spread([wanted.batch / each for each in seconds], 3)
     gain = spread([alone / each for alone, each in zip(steps[1], seconds, strict=True)], 4)
     row = {
-        **case.told, "dtype": found.layout.dtype, "threads": found.threads, "batch": wanted.batch, "context": wanted.context,
+        **case.told(found), "batch": wanted.batch, "context": wanted.context,
         "tokens_per_s": rates["median"], "min": rates["min"], "max": rates["max"],
         "speedup": gain["median"], "speedup_min": gain["min"], "speedup_max": gain["max"],
         "efficiency": round(gain["median"] / degree, 4), "comm_calls": 0, "comm_us": 0.0, "comm_share": 0.0,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,7 +38,7 @@ def run(argv: Sequence[str]) -> None:
     plot = getattr(args, "plot", None)
     if plot is not None and plot.suffix != ".png":
         raise UserError(f"--plot {plot}: it is drawn as PNG; give a name that ends in .png")
-    report = measure(args, Watched())
+    report = replace(measure(args, Watched()), name=args.name)
     _show(report, args.json)
     _keep(report, args.out, plot, ("shardwise", "bench", *argv))
 
@@ -93,8 +94,8 @@ def _limits(args: argparse.Namespace, watched: Watched) -> Report:
 
 
 def _comm(args: argparse.Namespace, watched: Watched) -> Report:
-    from shardwise.bench.cases import crowded
     from shardwise.bench.comm_sweep import Wanted, available, comm_sweep
+    from shardwise.engine.cores import crowded
 
     wanted = Wanted(args.ranks, args.sizes, args.backends or available(), args.rounds)
     watched.warn(crowded(max(args.ranks), 1))
@@ -121,8 +122,8 @@ def _prefill(args: argparse.Namespace, watched: Watched) -> Report:
 
 
 def _scaling(args: argparse.Namespace, watched: Watched) -> Report:
-    from shardwise.bench.cases import crowded
     from shardwise.bench.scaling import Wanted, scaling
+    from shardwise.engine.cores import crowded
     from shardwise.engine.devices import cpus
 
     degrees = args.tp or tuple(range(1, max(2, cpus()) + 1))
@@ -152,8 +153,9 @@ def _throughput(args: argparse.Namespace, watched: Watched) -> Report:
 
 
 def _peers(args: argparse.Namespace, watched: Watched) -> Report:
-    from shardwise.bench.cases import crowded, reference_model
+    from shardwise.bench.cases import reference_model
     from shardwise.bench.peers import Wanted, peers
+    from shardwise.engine.cores import crowded
     from shardwise.engine.devices import cpus
 
     threads = args.threads or cpus()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -35,6 +36,7 @@ def parser(name: str, text: str) -> flags.Parser:
     ADDED[name](made)
     made.add_argument("--json", action="store_true", help="one line of JSON on standard output")
     made.add_argument("--out", type=Path, metavar="FOLDER", help="also writes JSON, Markdown and a PNG there")
+    made.add_argument("--name", type=stem, default=name, metavar="NAME", help=f"with --out, what they are called ({name})")
     return made
 
 
@@ -167,7 +169,8 @@ def model(args: argparse.Namespace) -> Iterator[Options]:
 
 def cases(args: argparse.Namespace, options: Options, warn: Callable[[str], None]) -> tuple[Case, ...]:
     """Every way to run it that the flags name."""
-    from shardwise.bench.cases import cases, crowded
+    from shardwise.bench.cases import cases
+    from shardwise.engine.cores import crowded
 
     degrees = args.tp or (1, 2)
     if warning := crowded(max(degrees), args.threads or 1):
@@ -234,6 +237,13 @@ def named(text: str) -> tuple[str, str]:
     if not (name and equals and path):
         raise argparse.ArgumentTypeError(f"{text!r}: give NAME=PYTHON, as llama.cpp=venv/bin/python")
     return name, path
+
+
+def stem(text: str) -> str:
+    """Part of a file's name."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", text):
+        raise argparse.ArgumentTypeError(f"{text!r}: use letters, digits, - and _")
+    return text
 
 
 def sizes(text: str) -> tuple[int, ...]:

@@ -158,6 +158,12 @@ def add_running(parser: Parser, stats: str = "times and rates on standard error"
     )
     where.add_argument("-t", "--threads", type=count, metavar="N", help="CPU threads a rank (default: all, shared equally)")
     where.add_argument(
+        "--cpu-threads-bind", "--cpu-omp-threads-bind", "--cpu-range",
+        dest="cores", default="auto", metavar="WHERE",
+        help="processors of each rank: auto (of its own where there are several memory nodes), none, cores (of its own), or a "
+        "list for each as 0-3|4-7 (default: auto)",
+    )  # fmt: skip
+    where.add_argument(
         "--load-format", default="auto", metavar="FORMAT", help="auto, or dummy for random weights (default: auto)"
     )
     where.add_argument("--stats", "--verbose", "-v", action="store_true", help=stats)
@@ -211,6 +217,7 @@ def options(args: argparse.Namespace) -> Options:
         max_num_batched_tokens=args.max_num_batched_tokens,
         enable_prefix_caching=args.enable_prefix_caching,
         cache_memory=args.cache_memory,
+        cores=args.cores,
     )
 
 

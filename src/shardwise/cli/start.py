@@ -43,10 +43,10 @@ def start(setup: Setup) -> Iterator[TokenEngine]:
 
 
 def loaded(setup: Setup) -> Ranks:
-    """Ranks that have loaded. The caller closes them. What keeps them from being faster is said, once."""
-    note = native.note() if setup.device == "cpu" else None
-    if note is not None:
-        sys.stderr.write(f"shardwise: {note}\n")
+    """Ranks that have loaded. The caller closes them. What keeps them from being faster is said, once each."""
+    for note in (native.note() if setup.device == "cpu" else None, setup.crowded):
+        if note is not None:
+            sys.stderr.write(f"shardwise: {note}\n")
     if not sys.stderr.isatty():
         return start_ranks(setup, None)
     with bars(setup) as progress:

@@ -46,16 +46,19 @@ class Outcome(IntEnum):
 class Shared:
     """One rank's end of a group's memory. One thread at a time uses it, and nothing of it after `close`.
 
-    Raises CommError that names the ranks which did not come within `deadline_s`, or came with another epoch.
+    `crowded`: ranks take turns on the processors, so that waiting must not keep one busy; None where that is the number of
+    ranks and of this process's processors to say. Raises CommError that names the ranks which did not come within `deadline_s`,
+    or came with another epoch.
     """
 
-    def __init__(self, fd: int, rank: int, size: int, *, deadline_s: float, epoch: int) -> None:
+    def __init__(self, fd: int, rank: int, size: int, *, deadline_s: float, epoch: int, crowded: bool | None = None) -> None:
         if not 0 <= rank < size or deadline_s <= 0:
             raise ValueError(f"rank {rank} of {size} with a deadline of {deadline_s} s: need 0 <= rank < size and above 0 s")
         self.rank, self.size, self.epoch = rank, size, epoch
         self._declare()
         self.bytes: int = self._bytes(size, SLOT_BYTES, LETTER_BYTES)
         offset = _CONTROL_BYTES + epoch * _STRIDE_BYTES
+        alone = size <= len(os.sched_getaffinity(0)) if crowded is None else not crowded
         if size > _CONTROL_BYTES // 8 or self.bytes > _STRIDE_BYTES:
             raise ValueError(f"{size} ranks do not fit into shared memory; use gloo")
         # Opened anew: a descriptor that was handed on shares its locks with whoever handed it on.
@@ -67,7 +70,7 @@ class Shared:
                 if os.fstat(self._fd).st_size < offset + self.bytes:
                     os.ftruncate(self._fd, offset + self.bytes)
             self.handle = self._open(
-                self._fd, offset, rank, size, SLOT_BYTES, LETTER_BYTES, self._crowded(), round(deadline_s * 1e9), offset
+                self._fd, offset, rank, size, SLOT_BYTES, LETTER_BYTES, int(not alone), round(deadline_s * 1e9), offset
             )
             if self.handle is None:
                 raise joining_failed(rank, f"there is no room to map {self.bytes} bytes")
@@ -91,6 +94,8 @@ class Shared:
         self._fail = native.function("sw_shm_fail", p, result=i)
         self.all_reduce = native.function("sw_shm_all_reduce", p, digest, p, p, n, result=i)
         """(handle, digest, x, out, floats): an Outcome."""
+        self.all_reduce_wide = native.function("sw_shm_all_reduce_wide", p, digest, p, p, n, result=i)
+        """The same of doubles."""
         self.round = native.function("sw_shm_round", p, digest, result=i)
         """(handle, digest): shows this rank's slot and waits for the others'; an Outcome."""
         self.slot = native.function("sw_shm_slot", p, result=n)
@@ -115,9 +120,6 @@ class Shared:
         """(handle, rank): whether it has not come to this rank's round."""
         self.digest = native.function("sw_shm_digest", p, i, result=digest)
         """(handle, rank): what its call was, in the round that has just failed."""
-
-    def _crowded(self) -> int:
-        return int(self.size > len(os.sched_getaffinity(0)))
 
     def _lock(self, offset: int) -> None:
         """Holds byte `offset + rank` of the file for as long as this process lives, or until `close`."""

@@ -34,12 +34,15 @@ _DATA_BYTES = LETTER_BYTES - _TEXT_BYTES
 _REMEMBERED = 4096
 
 
-def shm(fd: int, rank: int, size: int, *, deadline_s: float = DEADLINE_S, epoch: int = 0) -> ShmComm:
+def shm(
+    fd: int, rank: int, size: int, *, deadline_s: float = DEADLINE_S, epoch: int = 0, crowded: bool | None = None
+) -> ShmComm:
     """This rank's end of a new group in the memory behind `fd`, which stays the caller's; returns when all ranks are there.
+    `crowded`: see `Shared`.
 
     Raises CommError that names the ranks which did not come within the deadline, or came with another epoch.
     """
-    return ShmComm(Shared(fd, rank, size, deadline_s=deadline_s, epoch=epoch), deadline_s=deadline_s)
+    return ShmComm(Shared(fd, rank, size, deadline_s=deadline_s, epoch=epoch, crowded=crowded), deadline_s=deadline_s)
 
 
 class ShmComm(Asking):
@@ -54,7 +57,7 @@ class ShmComm(Asking):
         self.deadline_s = deadline_s
         self._shared = shared
         self._handle = shared.handle  # None once the group is broken, or this rank has left it
-        self._sum = shared.all_reduce
+        self._sums = {torch.float32: shared.all_reduce, torch.float64: shared.all_reduce_wide}
         with torch.inference_mode(False):  # a tensor born in inference mode could not be written to outside of it
             self._memory = torch.frombuffer(shared.memory, dtype=torch.uint8)
         self._at = addressof(shared.memory)
@@ -64,12 +67,14 @@ class ShmComm(Asking):
         self._culprit: int | None = None
 
     def all_reduce(self, x: Tensor, *, site: str, out: Tensor | None = None) -> Tensor:
-        """See `Comm.all_reduce`. The usual case has nothing to check: a contiguous float32 tensor, into a new one or itself."""
-        if x.dtype is torch.float32 and (out is None or out is x) and x.is_cpu and x.is_contiguous() and not x.requires_grad:
-            digest = self._digests.get((site, x.shape))
+        """See `Comm.all_reduce`. The usual case has nothing to check: contiguous floats or doubles, into a new tensor or
+        into themselves."""
+        add = self._sums.get(x.dtype)
+        if add and (out is None or out is x) and x.is_cpu and x.is_contiguous() and not x.requires_grad:
+            digest = self._digests.get((site, x.dtype, x.shape))
             if digest is not None and self._handle is not None:
                 result = torch.empty_like(x) if out is None else x
-                outcome = self._sum(self._handle, digest, x.data_ptr(), result.data_ptr(), x.numel())
+                outcome = add(self._handle, digest, x.data_ptr(), result.data_ptr(), x.numel())
                 if outcome:
                     self._fail(asks.all_reduce(self, x, site, out), outcome)
                 return result
@@ -145,9 +150,9 @@ class ShmComm(Asking):
 
     def _all_reduce(self, ask: Ask, x: Tensor) -> Tensor:
         result = torch.empty_like(x)
-        if x.dtype == torch.float32:
-            digest = self._digests[ask.site, x.shape] = self._digest(ask)
-            if outcome := self._sum(self._handle, digest, x.data_ptr(), result.data_ptr(), x.numel()):
+        if add := self._sums.get(x.dtype):
+            digest = self._digests[ask.site, x.dtype, x.shape] = self._digest(ask)
+            if outcome := add(self._handle, digest, x.data_ptr(), result.data_ptr(), x.numel()):
                 self._fail(ask, outcome)
             return result
         mine, sums = _bytes(x), _bytes(result)

@@ -61,6 +61,7 @@ class Boot(msgspec.Struct, frozen=True, tag=True):
     threads: int
     memory: int | None
     quantization: tuple[str, int] | None = None
+    cores: tuple[tuple[int, ...], ...] = ()
     queue: int | None = None
     queue_tokens: int | None = None
 
@@ -87,6 +88,7 @@ class Boot(msgspec.Struct, frozen=True, tag=True):
             threads=setup.threads,
             memory=setup.memory,
             quantization=(setup.quantization.kind, setup.quantization.size) if setup.quantization else None,
+            cores=setup.cores,
             queue=queue,
             queue_tokens=queue_tokens,
         )
@@ -111,6 +113,7 @@ class Boot(msgspec.Struct, frozen=True, tag=True):
             threads=self.threads,
             memory=self.memory,
             quantization=form,
+            cores=self.cores,
         )
 
 

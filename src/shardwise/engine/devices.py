@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
 import re
 import shutil
@@ -11,11 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shardwise import env
+from shardwise.engine import cgroup
 
 SPARE = 0.9
 """The share of free memory that ranks may plan with: other programs live too."""
-
-CGROUP = Path("/sys/fs/cgroup")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,12 +29,13 @@ class Gpu:
 
 
 def cpus() -> int:
-    """Processors that this process may run on, a cgroup's quota included."""
-    allowed = len(os.sched_getaffinity(0))
-    limit, _, period = _cgroup("cpu.max").partition(" ")
-    if limit.isdigit() and period.strip().isdigit():
-        allowed = min(allowed, max(1, int(limit) // int(period)))
-    return allowed
+    """Processors that this process may use: those that it may run on, or fewer where its control groups give it less time."""
+    return usable(len(os.sched_getaffinity(0)), cgroup.left().cpus)
+
+
+def usable(allowed: int, time: float | None) -> int:
+    """Whole processors of `allowed` where there is `time` of so many; one at the least."""
+    return allowed if time is None else max(1, min(allowed, math.floor(time)))
 
 
 def gpus() -> int:
@@ -57,25 +58,13 @@ def available_bytes(device: str, tp: int) -> int:
         return int(SPARE * min((gpu.free_bytes for gpu in _visible()[:tp]), default=0))
     fields = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
     free = int(fields["MemAvailable"].split()[0]) * 1024
-    limit, used = _cgroup("memory.max"), _cgroup("memory.current")
-    if limit.isdigit() and used.isdigit():
-        # Cached files count as used, but give way.
-        cached = re.search(r"^inactive_file (\d+)", _cgroup("memory.stat"), re.MULTILINE)
-        free = min(free, int(limit) - int(used) + (int(cached[1]) if cached else 0))
-    return int(SPARE * free) // tp
+    limit = cgroup.left().memory
+    return int(SPARE * (free if limit is None else min(free, limit))) // tp
 
 
 def gpu_bytes(tp: int) -> int:
     """All memory of the smallest of the first `tp` GPUs; 0 where there is none."""
     return min((gpu.total_bytes for gpu in _visible()[:tp]), default=0)
-
-
-def _cgroup(name: str) -> str:
-    """A file of the control group that contains this process, or nothing."""
-    try:
-        return (CGROUP / name).read_text().strip()
-    except OSError:
-        return ""
 
 
 def _visible() -> list[Gpu]:

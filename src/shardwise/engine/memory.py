@@ -104,6 +104,7 @@ class Demand:
         for block in {id(run.block): run.block for run in layout.model.runs}.values():
             for _, node in walk(block):
                 if isinstance(node, Linear):
+                    states = max(states, 8 if node.wide else 6)  # a part of a sum and the sum, in float64
                     widest = max(widest, len(layout.span(node.out, at)))
                     rounded = max(rounded, _rounded_bytes(tokens, len(layout.span(node.inp, at)), node, layout))
                 elif isinstance(node, Attention):
@@ -112,7 +113,7 @@ class Demand:
                     attended = max(attended, _latent_bytes(layout, node, rank, tokens, context, gathered))
                 elif isinstance(node, MoE):
                     # All tokens may go to one expert: its inputs, its outputs and these weighed, beside the sum.
-                    states = 10
+                    states = max(states, 15 if node.wide else 10)
         # Norms are computed in float32, whatever the dtype.
         states_bytes = 4 * tokens * (states * layout.model.hidden + 3 * widest)
         return states_bytes + rounded + attended + self.sampling_bytes(at, kept)

@@ -94,6 +94,8 @@ def start_message(setup: Setup, rank: int) -> wire.Start:
         deadline_s=DEADLINE_S,
         memory=setup.memory,
         quantization=(setup.quantization.kind, setup.quantization.size) if setup.quantization else None,
+        cores=setup.cores,
+        crowded=setup.crowded is not None,
     )
 
 

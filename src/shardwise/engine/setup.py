@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from shardwise import native
-from shardwise.engine.devices import cpus, gpus, torch_is_for_cuda
+from shardwise.engine.cores import Places, bound, crowded, shared, threads_of
+from shardwise.engine.devices import gpus, torch_is_for_cuda
 from shardwise.engine.hub import model_name, resolve_config, resolve_model
 from shardwise.engine.memory import SEQUENCES, STEP_TOKENS, Bound, Demand, room
 from shardwise.errors import ConfigError, LayoutError, UserError
@@ -41,7 +42,8 @@ class Options:
     """What a user may say. None and "auto" are decided by `resolve`. `memory` and `cache_memory` are in bytes a rank.
 
     `max_num_seqs` sequences run at once, and `max_num_batched_tokens` of them go into one step. `quantization` None runs
-    weights as they are stored; `quantization_group` inputs share a scale.
+    weights as they are stored; `quantization_group` inputs share a scale. `cores`: which processors ranks are kept to, as
+    `engine.cores.bound` has it.
     """
 
     model: str
@@ -62,6 +64,7 @@ class Options:
     quantization: str | None = None
     quantization_group: int | None = None
     kv_cache_dtype: str = "auto"
+    cores: str = "auto"
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +73,8 @@ class Setup:
     SCRATCH among them.
 
     `memory`: the bytes that a rank is held to by the kernel, on a CPU; None leaves it free. `quantization`: what the layout's
-    model was made of config.json's by; None leaves it as it is.
+    model was made of config.json's by; None leaves it as it is. `cores`: the processors of each rank; none where ranks run on
+    any.
     """
 
     name: str
@@ -86,6 +90,12 @@ class Setup:
     threads: int
     memory: int | None = None
     quantization: Grouped | None = None
+    cores: Places = ()
+
+    @property
+    def crowded(self) -> str | None:
+        """What is to be expected where threads take turns on the processors; None where they need not."""
+        return crowded(self.layout.mesh.size, self.threads, shared(self.cores)) if self.device == "cpu" else None
 
     @property
     def sequence_pages(self) -> tuple[int, ...]:
@@ -116,6 +126,7 @@ def resolve(options: Options) -> Setup:
     if device == "cuda" and layout.kv_dtype == "int8":
         raise UserError("--kv-cache-dtype int8 is for CPUs; on GPUs use auto, bfloat16 or float16, or add --device cpu")
     layout = computed(layout, device)
+    cores = bound(options.cores, layout.mesh.tp, options.threads) if device == "cpu" else ()
     tokens = _least("--max-num-batched-tokens", options.max_num_batched_tokens, STEP_TOKENS[device])
     sequences = _least("--max-num-seqs", options.max_num_seqs, min(SEQUENCES[device], tokens))
     if sequences > tokens:
@@ -140,9 +151,10 @@ def resolve(options: Options) -> Setup:
         bound=found.bound,
         pages=found.pages,
         limits=_limits(layout.model, tokens, found.sequences, options.enable_prefix_caching),
-        threads=options.threads or max(1, cpus() // layout.mesh.tp),
+        threads=options.threads or threads_of(cores, layout.mesh.tp),
         memory=options.memory,
         quantization=quantization,
+        cores=cores,
     )
 
 

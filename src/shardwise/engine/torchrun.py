@@ -151,7 +151,9 @@ def _open(start: wire.Start, place: Torchrun, store: Store, progress: Progress |
     from shardwise.comm.protocol import Comm
     from shardwise.comm.solo import Solo
     from shardwise.runtime.opening import device_of, open_runner
+    from shardwise.runtime.worker import keep_to
 
+    keep_to(start)
     torch.set_num_threads(start.threads)
     comm: Comm = Solo()
     if place.size > 1 and start.device == "cuda":

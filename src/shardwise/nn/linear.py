@@ -14,7 +14,8 @@ from shardwise.spec.traffic import SITES
 
 
 class Linear:
-    """y = x · Wᵀ + b over this rank's part of W: [tokens, own inputs] to [tokens, own outputs]."""
+    """y = x · Wᵀ + b over this rank's part of W: [tokens, own inputs] to [tokens, own outputs]; float64 of a wide and
+    partial one."""
 
     def __init__(self, block: blocks.Linear, path: str, rank: Rank, tensors: Mapping[str, torch.Tensor]) -> None:
         name = block.tied or f"{path}.weight"
@@ -22,10 +23,11 @@ class Linear:
         self.weight = tensors[name]
         cut = rank.layout.cut(block.inp)
         self.site = SITES[block.inp.cut] if block.inp.cut and cut and not block.partial else None
+        self.wide = block.wide
         # Of a sum that is finished elsewhere, the first rank's part alone has the bias.
         biased = block.bias and not (cut and block.partial and rank.at.tp)
         self.bias = tensors[f"{path}.bias"] if biased else None
-        self.comm = rank.comm
+        self.comm, self.dtype = rank.comm, rank.dtype
         self.joined = joined([self.part], rank.kernels)
 
     @property
@@ -43,5 +45,6 @@ class Linear:
         if self.site is None:
             return y
         y = self.comm.all_reduce(y, site=self.site)
+        y = y.to(self.dtype) if self.wide else y
         # The bias is added once, to the finished sum; every rank holds all of it.
         return y if self.bias is None else y + self.bias

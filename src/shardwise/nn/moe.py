@@ -85,6 +85,7 @@ class MoE:
         # Where an expert's rows are cut, the first rank's part alone has the bias of their sum.
         self.biased = self.down_bias is not None and not (rank.layout.cut(block.down.inp) and rank.at.tp)
         self.site = SITES["expert"] if block.summed(rank.layout.cut) else None
+        self.wide = block.wide
         self.comm, self.dense = rank.comm, rank.kernels.dense
 
     def __call__(self, x: torch.Tensor, state: State) -> torch.Tensor:
@@ -93,11 +94,12 @@ class MoE:
         if self.shared is not None:
             part = self.shared(x, state)
             y = y + (part if self.shared_gate is None else self.dense.linear(x, self.shared_gate, None).sigmoid() * part)
-        return y if self.site is None else self.comm.all_reduce(y, site=self.site)
+        y = y if self.site is None else self.comm.all_reduce(y, site=self.site)
+        return y.to(x.dtype)
 
     def _routed(self, x: torch.Tensor, weights: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
         """This rank's part of the sum over each token's experts."""
-        y = torch.zeros_like(x)
+        y = torch.zeros_like(x, dtype=torch.float64 if self.wide else x.dtype)
         if not (self.own and (self.inner or self.biased)):
             return y
         top = chosen.shape[1]

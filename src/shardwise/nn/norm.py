@@ -57,9 +57,12 @@ class HeadsNorm:
     def __call__(self, q: torch.Tensor, k: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         wide_q, wide_k = q.flatten(1).float(), k.flatten(1).float()
         counted = wide_k[:, wide_k.shape[1] - self.counted :]
-        squares = torch.stack((wide_q.square().sum(-1), counted.square().sum(-1)), -1)  # [tokens, 2]
+        # In float64 the same float32 comes out wherever heads are cut.
+        both = [part.double() if self.block.wide else part for part in (wide_q, counted)]
+        squares = torch.stack([part.square().sum(-1) for part in both], -1)  # [tokens, 2]
         if self.cut:
             squares = self.comm.all_reduce(squares, site=HEADS_NORM)
+        squares = squares.float()
         wide_q = wide_q * torch.rsqrt(squares[:, :1] / self.block.q.size + self.block.eps)
         wide_k = wide_k * torch.rsqrt(squares[:, 1:] / self.block.k.size + self.block.eps)
         return (self.q * wide_q).to(q.dtype).view_as(q), (self.k * wide_k).to(k.dtype).view_as(k)

@@ -19,7 +19,7 @@ Tensors = Mapping[str, torch.Tensor]
 
 
 class Product(Protocol):
-    """x [..., own inputs] · Wᵀ + `bias` [own outputs]: [..., own outputs]."""
+    """x [..., own inputs] · Wᵀ + `bias` [own outputs]: [..., own outputs], of float64 where a wide linear's sum goes on."""
 
     def __call__(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor: ...
 
@@ -37,14 +37,15 @@ class DenseProduct:
 class PackedProduct:
     """With a quantised weight."""
 
-    def __init__(self, packed: Packed, quantised: Quantised, sums: Sums = Sums.NARROW) -> None:
+    def __init__(self, packed: Packed, quantised: Quantised, sums: Sums) -> None:
         self.packed, self.quantised, self.sums = packed, quantised, sums
 
     def __call__(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         if self.packed.rows and self.packed.columns:
-            return self.quantised.linear(x, self.packed, None if bias is None else bias.float())
+            return self.quantised.linear(x, self.packed, None if bias is None else bias.float(), self.sums)
         # Nothing to multiply: a sum over no inputs, or no outputs.
-        y = x.new_zeros(*x.shape[:-1], self.packed.rows)
+        dtype = torch.float64 if self.sums is Sums.WIDE else x.dtype
+        y = x.new_zeros(*x.shape[:-1], self.packed.rows, dtype=dtype)
         return y if bias is None else y + bias
 
 
@@ -53,7 +54,7 @@ def product(linear: blocks.Linear, name: str, rank: Rank, tensors: Tensors) -> P
     _check(linear, name)
     if (held := packed(linear.format, name, rank, (linear.out, linear.inp), tensors)) is None:
         return DenseProduct(tensors[name], rank.kernels.dense)
-    return PackedProduct(held, rank.kernels.quantised)
+    return PackedProduct(held, rank.kernels.quantised, _sums(linear, rank))
 
 
 def products(linear: blocks.Linear, name: str, rank: Rank, tensors: Tensors) -> tuple[Product, ...]:
@@ -64,7 +65,7 @@ def products(linear: blocks.Linear, name: str, rank: Rank, tensors: Tensors) -> 
         return tuple(DenseProduct(weight, rank.kernels.dense) for weight in tensors[name])
     each = zip(whole.weight, whole.scale, strict=True)
     own = (Packed(whole.kind, weight, scale, whole.rows, whole.columns, whole.group) for weight, scale in each)
-    return tuple(PackedProduct(one, rank.kernels.quantised) for one in own)
+    return tuple(PackedProduct(one, rank.kernels.quantised, _sums(linear, rank)) for one in own)
 
 
 def packed(form: Format, name: str, rank: Rank, axes: tuple[Axis, Axis], tensors: Tensors) -> Packed | None:
@@ -73,6 +74,13 @@ def packed(form: Format, name: str, rank: Rank, axes: tuple[Axis, Axis], tensors
         return None
     rows, columns = (len(rank.layout.span(axis, rank.at)) for axis in axes)
     return Packed(form.kind, tensors[name], tensors[f"{name}_scale"], rows, columns, form.size)
+
+
+def _sums(linear: blocks.Linear, rank: Rank) -> Sums:
+    """A wide linear's sum goes on where this rank has a part of it, or a block above adds more to it."""
+    if not linear.wide:
+        return Sums.NARROW
+    return Sums.WIDE if linear.partial or rank.layout.cut(linear.inp) else Sums.ROUNDED
 
 
 def _check(linear: blocks.Linear, name: str) -> None:

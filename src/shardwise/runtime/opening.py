@@ -36,9 +36,9 @@ def device_of(start: wire.Start) -> torch.device:
     return torch.device("cuda", start.rank) if start.device == "cuda" else torch.device(start.device)
 
 
-def kernels_of(layout: Layout, device: torch.device, threads: int) -> Kernels:
+def kernels_of(layout: Layout, device: torch.device, threads: int, *, crowded: bool = False) -> Kernels:
     """What a rank of `layout` computes with: compiled kernels know float32 activations alone."""
-    return Kernels.of(device, threads) if layout.compute_dtype == "float32" else Kernels.reference()
+    return Kernels.of(device, threads, crowded) if layout.compute_dtype == "float32" else Kernels.reference()
 
 
 def open_runner(start: wire.Start, comm: Comm, progress: Progress) -> Runner:
@@ -48,7 +48,8 @@ def open_runner(start: wire.Start, comm: Comm, progress: Progress) -> Runner:
         torch.cuda.set_device(device)
     bound = bind(layout.model, open_checkpoint(Path(start.folder))) if start.folder else None
     dtypes = getattr(torch, layout.compute_dtype), getattr(torch, layout.kv_dtype)
-    rank = Rank(layout, start.rank, comm, device, *dtypes, kernels_of(layout, device, start.threads))
+    kernels = kernels_of(layout, device, start.threads, crowded=start.crowded)
+    rank = Rank(layout, start.rank, comm, device, *dtypes, kernels)
     runner = Runner(rank, start.pages, start.limits, bound, progress)
     comm.barrier(site="loaded")
     return runner
@@ -64,7 +65,7 @@ def join(start: wire.Start, rendezvous: Path, shared: int) -> Comm:
     if start.device != "cuda" and _share():
         from shardwise.comm.shm import shm
 
-        return shm(shared, start.rank, start.tp, deadline_s=start.deadline_s, epoch=start.epoch)
+        return shm(shared, start.rank, start.tp, deadline_s=start.deadline_s, epoch=start.epoch, crowded=start.crowded)
     from shardwise.comm import torch as backend
 
     store = backend.file_store(rendezvous, start.tp, start.epoch)

@@ -20,7 +20,9 @@ class Start(msgspec.Struct, frozen=True, tag=True):
     whole numbers beyond 64 bits.
 
     `folder` None means random weights. `pages` counts the page SCRATCH of each cache group too. `memory`: bytes that the
-    process holds itself to, on a CPU. `quantization`: the kind and the group that weights are quantised to while loaded.
+    process holds itself to, on a CPU. `cores`: the processors of each rank, of all of them so that torchrun's may get one
+    message; empty where they run on any. `crowded`: ranks take turns on the processors. `quantization`: the kind and the group
+    that weights are quantised to while loaded.
     """
 
     rank: int
@@ -40,6 +42,8 @@ class Start(msgspec.Struct, frozen=True, tag=True):
     deadline_s: float
     memory: int | None
     quantization: tuple[str, int] | None = None
+    cores: tuple[tuple[int, ...], ...] = ()
+    crowded: bool = False
 
 
 class Loading(msgspec.Struct, frozen=True, tag=True):

@@ -137,11 +137,19 @@ def build(start: wire.Start, rendezvous: Path, shared: int, progress: Progress) 
 
     from shardwise.runtime.opening import join, open_runner
 
+    keep_to(start)
     torch.set_num_threads(start.threads)
     if start.memory and start.device == "cpu":
         # The kernel keeps what was planned: memory of this process's own, mapped files not counted.
         resource.setrlimit(resource.RLIMIT_DATA, (start.memory, resource.getrlimit(resource.RLIMIT_DATA)[1]))
     return open_runner(start, join(start, rendezvous, shared), progress)
+
+
+def keep_to(start: wire.Start) -> None:
+    """Has this thread, and those that it starts, run on the rank's own processors: before it writes to its weights and cache,
+    which then are in the memory next to them."""
+    if start.cores:
+        os.sched_setaffinity(0, start.cores[start.rank])
 
 
 def _report(channel: wire.Channel, error: BaseException) -> None:

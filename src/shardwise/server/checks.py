@@ -95,6 +95,8 @@ def warnings(setup: Setup, text: Text) -> Iterator[str]:
         yield f"{setup.name} names no token that ends an answer: all of them end at max_tokens or a stop text"
     if setup.device == "cpu":
         yield f"no GPU is used: {setup.layout.mesh.size} rank(s) on the CPU, {setup.threads} thread(s) each"
+        if setup.crowded is not None:
+            yield setup.crowded
         note = native.note()
         if note is not None:
             yield note

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol, runtime_checkable
 
 from shardwise.spec.axes import Axis, Fused, Source, Weight
-from shardwise.spec.formats import Dense, Format, fused_source, stacked
+from shardwise.spec.formats import Dense, Format, Grouped, fused_source, stacked
 from shardwise.spec.kept import Kept
 
 
@@ -48,6 +48,12 @@ class Linear:
     tied: str | None = None
     partial: bool = False
     experts: Axis | None = None
+
+    @property
+    def wide(self) -> bool:
+        """Whether its products are summed in float64 until the sum over ranks is whole, at every degree: it rounds activations
+        to 8 bits, as do those after it, which must not depend on where its inputs are cut."""
+        return isinstance(self.format, Grouped) and self.inp.cut is not None
 
     def children(self) -> tuple[Block, ...]:
         return ()
@@ -104,13 +110,14 @@ class HeadsNorm:
     """RMS norms over all query heads together and over all KV heads together (OLMo-2), each weight cut with its heads.
 
     A rank has only its part of the sums of squares: both travel in one small sum over ranks, in which a KV head that several
-    ranks hold counts once. Weights are applied in float32.
+    ranks hold counts once. Weights are applied in float32. `wide`: the squares are summed in float64, as of a linear.
     """
 
     q: Axis
     k: Axis
     eps: float
     name: str = ""
+    wide: bool = False
 
     def children(self) -> tuple[Block, ...]:
         return ()
@@ -293,6 +300,11 @@ class Sum:
     def ends(self) -> tuple[Linear, ...]:
         """The linears below whose sums over ranks are taken here."""
         return tuple(node for _, node in walk(self) if isinstance(node, Linear) and node.partial)
+
+    @property
+    def wide(self) -> bool:
+        """As of a linear."""
+        return any(end.wide for end in self.ends)
 
     def children(self) -> tuple[Block, ...]:
         return self.branches

@@ -103,6 +103,11 @@ class MoE:
         axes = (self.down.experts, self.down.inp, self.shared.down.inp if self.shared else None)
         return any(axis is not None and cut(axis) for axis in axes)
 
+    @property
+    def wide(self) -> bool:
+        """Whether the sum over experts and ranks is taken in float64, as of a linear."""
+        return self.down.wide or (self.shared is not None and self.shared.down.wide)
+
     def children(self) -> tuple[Block, ...]:
         parts = (self.router, self.gate, self.up, self.down, self.shared, self.shared_gate)
         return tuple(part for part in parts if part)

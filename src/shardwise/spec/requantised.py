@@ -12,7 +12,7 @@ from math import lcm
 
 from shardwise.errors import UserError
 from shardwise.spec.axes import Axis
-from shardwise.spec.blocks import Block, Linear, walk
+from shardwise.spec.blocks import Block, HeadsNorm, Linear, walk
 from shardwise.spec.formats import GROUPS, KINDS, TILE_ROWS, Dense, Grouped
 from shardwise.spec.mla import MLA
 from shardwise.spec.model import Model
@@ -61,6 +61,12 @@ def quantised(model: Model) -> bool:
     return any(isinstance(linear.format, Grouped) for _, linear in _linears(model))
 
 
+def alike(model: Model) -> bool:
+    """Whether all that ranks sum goes on to be the same float32 at every degree: each sum over a cut axis is one of quantised
+    weights, in float64. Otherwise its last bit may decide how an activation is rounded to 8 bits."""
+    return quantised(model) and all(linear.wide for _, linear in _linears(model) if linear.inp.cut)
+
+
 def left_dense(model: Model) -> tuple[str, ...]:
     """The linears of a quantised model that stayed dense though such ones are quantised, by path: of equal layers the first."""
     kept = {id(linear) for run in model.runs for linear in _kept(run.block)}
@@ -91,7 +97,9 @@ def _rewritten(block: Block, kind: str, group: int) -> Block:
     def change(_: str, linear: Linear) -> Linear:
         return _regrained(linear, group) if id(linear) in kept else _changed(linear, kind, group)
 
-    changed: Block = rewrite(block, change)
+    changed = rewrite(block, change)
+    changed = rewrite(changed, lambda _, norm: replace(norm, wide=True), of=HeadsNorm)
+    assert isinstance(changed, Block)
     return changed
 
 

@@ -18,16 +18,17 @@ def joined(*branches: Block) -> Sum:
     return Sum(tuple(rewrite(branch, change) for branch in branches))
 
 
-def rewrite(block: Any, change: Callable[[str, Linear], Linear], prefix: str = "") -> Any:
-    """The same tree with every linear replaced by change(path, linear): how formats are put on a model."""
-    if isinstance(block, Linear):
+def rewrite(block: Any, change: Callable[[str, Any], Any], prefix: str = "", of: type[Any] = Linear) -> Any:
+    """The same tree with every linear, or node of another type, replaced by change(path, node): how formats are put on a
+    model."""
+    if isinstance(block, of):
         return change(".".join(p for p in (prefix, block.name) if p), block)
     below = ".".join(p for p in (prefix, getattr(block, "name", "")) if p)
     changed = {}
     for f in fields(block):
         value = getattr(block, f.name)
         if isinstance(value, tuple) and value and is_dataclass(value[0]):
-            changed[f.name] = tuple(rewrite(v, change, below) for v in value)
+            changed[f.name] = tuple(rewrite(v, change, below, of) for v in value)
         elif isinstance(value, Block):
-            changed[f.name] = rewrite(value, change, below)
+            changed[f.name] = rewrite(value, change, below, of)
     return replace(block, **changed) if changed else block

@@ -100,10 +100,15 @@ def _reduces(block: Block, layout: Layout, tokens: int) -> Iterator[Call]:
     if isinstance(block, Table) and layout.cut(block.rows):
         yield Call("all_reduce", SITES[block.rows.cut or ""], (tokens, block.size), layout.compute_dtype)
     elif isinstance(block, Linear) and layout.cut(block.inp) and not block.partial:
-        yield Call("all_reduce", SITES[block.inp.cut or ""], (tokens, block.out.size), layout.compute_dtype)
+        yield Call("all_reduce", SITES[block.inp.cut or ""], (tokens, block.out.size), _summed_in(block, layout))
     elif isinstance(block, HeadsNorm) and layout.cut(block.q):
-        yield Call("all_reduce", HEADS_NORM, (tokens, 2), "float32")
+        yield Call("all_reduce", HEADS_NORM, (tokens, 2), "float64" if block.wide else "float32")
     elif isinstance(block, Sum) and any(layout.cut(end.inp) for end in block.ends):
-        yield Call("all_reduce", BRANCHES, (tokens, block.ends[0].out.size), layout.compute_dtype)
+        yield Call("all_reduce", BRANCHES, (tokens, block.ends[0].out.size), _summed_in(block, layout))
     elif isinstance(block, MoE) and block.summed(layout.cut):
-        yield Call("all_reduce", SITES["expert"], (tokens, block.down.out.size), layout.compute_dtype)
+        yield Call("all_reduce", SITES["expert"], (tokens, block.down.out.size), _summed_in(block, layout))
+
+
+def _summed_in(block: Linear | Sum | MoE, layout: Layout) -> str:
+    """The dtype of a sum over ranks."""
+    return "float64" if block.wide else layout.compute_dtype

@@ -16,6 +16,7 @@ from shardwise.engine.setup import Options, Setup, resolve
 from shardwise.engine.text import Tokenizer, open_tokenizer
 from shardwise.errors import ShardwiseError, UserError
 from shardwise.spec.moe import stacks
+from shardwise.spec.requantised import alike
 from shardwise.verify import texts
 from shardwise.verify.drive import SEQUENCES, STEP_TOKENS, Advance, traced
 from shardwise.verify.trace import Text, Trace, stride
@@ -137,7 +138,9 @@ class Verification:
         every = stride(chosen, plan.limit, vocabulary)
         model = first.layout.model
         rounded = "int8" if first.quantization else first.layout.dtype
-        limits = tolerance(rounded, model.layers, routed=any(stacks(model)))
+        # Only compiled kernels give a head, or an output, the same bits whichever others a rank has.
+        same = alike(model) and all(setup.layout.activations == "float32" for setup in runnable)
+        limits = tolerance(rounded, model.layers, routed=any(stacks(model)), alike=same)
         places = sum(len(text.ids) + plan.limit - 1 for text in chosen)
         if plan.against is not None:
             begun = time.perf_counter()
@@ -146,11 +149,11 @@ class Verification:
             self._rows.append(Row(plan.against.name, None, "reference", seconds=time.perf_counter() - begun))
             if not plan.against.greedy:
                 self._notes.append(f"{plan.against.name} does not name its tokens by id: greedy tokens are not compared")
-        if first.quantization:
+        if first.quantization and not same:
             self._notes.append(
                 f"{first.quantization.kind} weights: activations are rounded to 8 bits, not alike at every degree"
             )
-        elif first.layout.dtype != "float32":
+        elif not first.quantization and first.layout.dtype != "float32":
             self._notes.append(f"{first.layout.dtype} rounds coarsely: --dtype float32 compares a thousand times closer")
         if every > 1:
             self._notes.append(f"logits are compared at one place in {every}, log-likelihoods and tokens at all")

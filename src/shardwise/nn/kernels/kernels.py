@@ -33,10 +33,10 @@ class Kernels:
         return Kernels(False, TorchStep(), TorchDense(), TorchQuantised(), TorchAttending())
 
     @staticmethod
-    def of(device: torch.device, threads: int) -> Kernels:
-        """What is fastest on `device`, with so many threads."""
+    def of(device: torch.device, threads: int, crowded: bool = False) -> Kernels:
+        """What is fastest on `device`, with so many threads; `crowded`: see `Pool`."""
         if device.type != "cpu" or not native.available():
             return Kernels.reference()
-        pool = Pool(threads)
+        pool = Pool(threads, crowded)
         families = NativeStep(pool), NativeDense(pool), NativeQuantised(pool), NativeAttending(pool)
         return Kernels(True, *families, Joints(pool))

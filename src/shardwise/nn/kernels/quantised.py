@@ -21,10 +21,11 @@ BLOCK_BYTES = 1 << 26
 
 
 class Sums(IntEnum):
-    """How the products of groups are added up. NARROW: in float32. ROUNDED: in float64, rounded to float32 once, before a bias.
-    WIDE: in float64, and the result is that, for a sum that goes on elsewhere. What is cut into parts and summed in float64 is,
-    but for one element in hundreds of millions, the same float32 in the end as what is whole; `native/quantised.cpp` counts
-    these alike."""
+    """How the products of groups are added up. NARROW: in float32. ROUNDED: in float64, rounded once, before a bias. WIDE: in
+    float64, and the result is that, for a sum that goes on elsewhere. `native/quantised.cpp` counts these alike.
+
+    A sum in float64 may be cut into parts: rounded in the end, it is the same float32 but for one in hundreds of millions. One
+    in float32 is not, and its last bit decides how the next product rounds an activation to 8 bits."""
 
     NARROW = 0
     ROUNDED = 1
@@ -71,7 +72,7 @@ class TorchQuantised:
             start = first * TILE
             y[:, start : start + part.rows] = self._products(q, x_scale, part, y.dtype)
         if sums == Sums.ROUNDED:
-            y = y.float()
+            y = y.to(x.dtype)
         if bias is not None:
             y += bias
         y = y.view(*x.shape[:-1], packed.rows)
