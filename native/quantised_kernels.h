@@ -67,9 +67,9 @@ struct Part {
     }
 };
 
-inline void ahead(const uint8_t* p) {
+inline void prefetch(const void* p) {
 #if SW_LEVEL >= 1
-    _mm_prefetch(reinterpret_cast<const char*>(p) + AHEAD_BYTES, _MM_HINT_T0);
+    _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0);
 #else
     (void)p;
 #endif
@@ -85,14 +85,15 @@ inline void add(D (&dots)[R][T], const W (&w)[T], const int8_t* x, int64_t strid
     }
 }
 
-// The dots of one group: `w` is where the first tile's weights are, the next tile's are `apart` bytes on.
+// The dots of one group: `w` is where the first tile's weights are, the next tile's are `apart` bytes on; what will be wanted
+// soon is `ahead` bytes on.
 template <int BITS, int R, int T>
-inline void dot(D (&dots)[R][T], const uint8_t* w, int64_t apart, const int8_t* x, int64_t stride, int group) {
+inline void dot(D (&dots)[R][T], const uint8_t* w, int64_t apart, int64_t ahead, const int8_t* x, int64_t stride, int group) {
     W one[T], two[T];
     for (int k = 0; k < group; k += 32 / BITS, w += 64) {
 #pragma GCC unroll 2
         for (int t = 0; t < T; t++) {
-            ahead(w + t * apart);
+            prefetch(w + t * apart + ahead);
             if (BITS == 8) one[t] = W::whole(w + t * apart);
             else W::halves(w + t * apart, one[t], two[t]);
         }
@@ -120,7 +121,9 @@ void multiply(const Part<N>& part, int64_t row, int64_t tile) {
 #pragma GCC unroll 2
             for (int t = 0; t < T; t++) dots[r][t] = D::start<BITS>(x.eighths[first + r]);
         const int64_t place = tile * groups + g;
-        dot<BITS>(dots, w.weight + place * bytes, groups * bytes, x.q + row * x.stride + g * w.group, x.stride, w.group);
+        // At the end of these tiles, the next ones.
+        const int64_t ahead = AHEAD_BYTES + ((groups - g) * bytes > AHEAD_BYTES ? 0 : (T - 1) * groups * bytes);
+        dot<BITS>(dots, w.weight + place * bytes, groups * bytes, ahead, x.q + row * x.stride + g * w.group, x.stride, w.group);
         typename Total::V scales[T];
 #pragma GCC unroll 2
         for (int t = 0; t < T; t++) scales[t] = Total::of(F::f16(w.scale + (place + t * groups) * TILE));
@@ -179,9 +182,8 @@ template <class N>
 void product(const Product<N>& p, int64_t first, int64_t last) {
 #if SW_LEVEL >= 4
     if (p.x.rows >= LEAST_ROWS) {
-        if (p.x.rows > 8) product_by_tiles<N, 16>(p, first, last);
-        else if (p.x.rows > 4) product_by_tiles<N, 8>(p, first, last);
-        else product_by_tiles<N, 4>(p, first, last);
+        if (p.w.group > 64) product_by_tiles<N, true>(p, first, last);
+        else product_by_tiles<N, false>(p, first, last);
         return;
     }
 #endif

@@ -9,28 +9,28 @@
 namespace sw {
 namespace SW_ISA {
 
-constexpr int64_t LEAST_ROWS = 4;  // fewer go the other way
+constexpr int R = 16;               // rows of activations at a time
+constexpr int64_t LEAST_ROWS = 9;  // fewer go the other way
 constexpr int STEPS = 4;           // tile registers that hold activations
 constexpr int64_t WIDE = 8;        // tiles of weights side by side
+constexpr int64_t SOME_ROWS = 64;
 constexpr int TURN_BYTES = STEPS * TILE * 64;
 
 // Tiles 0-3 are activations [rows][inputs], 4-5 weights [inputs / 4][16 outputs][4], 6-7 dots [rows][16 outputs].
-inline void configure(int rows, int inputs) {
+inline void configure(int inputs) {
     TileConfig c;
-    for (int i = 0; i < 4; i++) c.bytes[i] = static_cast<uint16_t>(inputs), c.rows[i] = static_cast<uint8_t>(rows);
+    for (int i = 0; i < 4; i++) c.bytes[i] = static_cast<uint16_t>(inputs), c.rows[i] = R;
     for (int i = 4; i < 6; i++) c.bytes[i] = 64, c.rows[i] = static_cast<uint8_t>(inputs / 4);
-    for (int i = 6; i < 8; i++) c.bytes[i] = 64, c.rows[i] = static_cast<uint8_t>(rows);
+    for (int i = 6; i < 8; i++) c.bytes[i] = 64, c.rows[i] = R;
     _tile_loadconfig(&c);
 }
 
-inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
-
-// `bytes` of packed weights as signed bytes. `next` is what will be wanted after.
-inline void unpack_bytes(const uint8_t* p, int64_t bytes, int bits, const uint8_t* next, int8_t* out) {
+// `bytes` of packed weights as signed bytes; what will be wanted soon is `ahead` bytes on.
+inline void unpack_bytes(const uint8_t* p, int64_t bytes, int bits, int64_t ahead, int8_t* out) {
     const __m512i four = _mm512_set1_epi8(15), eight = _mm512_set1_epi8(8), top = _mm512_set1_epi8(-128);
     for (int64_t i = 0; i < bytes; i += 64) {
         const __m512i v = _mm512_loadu_si512(p + i);
-        prefetch(next + i);
+        prefetch(p + i + ahead);
         if (bits == 8) {
             _mm512_store_si512(out + i, _mm512_xor_si512(v, top));
             continue;
@@ -42,7 +42,7 @@ inline void unpack_bytes(const uint8_t* p, int64_t bytes, int bits, const uint8_
 
 // Some tiles of weights by the rows begin..end-1, R at a time. `LONG`: groups have more than 64 inputs, and activations take two
 // registers each. A turn is as many groups as there are registers; in each turn all rows are gone through.
-template <class N, bool LONG, int R>
+template <class N, bool LONG>
 struct Strip {
     using Total = Sums<N>;
     using V = typename Total::V;
@@ -70,7 +70,7 @@ struct Strip {
 // The compiler wants tile registers by their literal numbers: C of dots, A of activations, B of weights.
 #define SW_DOTS(C, A, B, MORE, B_MORE)                  \
     {                                                   \
-        if (job.t == 0) {                               \
+        if (fresh) {                                    \
             _tile_loadd(A, x, stride);                  \
             if (LONG) _tile_loadd(MORE, x + 64, stride); \
         }                                               \
@@ -84,12 +84,13 @@ struct Strip {
         _tile_stored(C, dots[G], 64);                   \
     }
 
-    // The dots of group G; with the first tile of weights, activations are loaded before, and stay.
+    // The dots of group G: `x` and `w` are where the first group's activations and weights are. `fresh` activations are loaded
+    // before, and stay.
     template <int G>
-    __attribute__((always_inline)) void start(const Job& job) {
-        const int64_t stride = p.x.stride;
-        const int8_t* x = p.x.q + top(job.row) * stride + (job.g + G) * p.x.group;
-        const int8_t* w = weights[job.t] + G * p.x.group * TILE;
+    __attribute__((always_inline)) static void start(const int8_t* x, const int8_t* w, int64_t stride, int64_t group, bool fresh,
+                                                     int32_t (*dots)[R][TILE]) {
+        x += G * group, w += G * group * TILE;
+        written();
         if constexpr (G == 0) SW_DOTS(6, 0, 4, 1, 5)
         else if constexpr (G == 1 && LONG) SW_DOTS(7, 2, 4, 3, 5)
         else if constexpr (G == 1) SW_DOTS(7, 1, 5, 1, 5)
@@ -100,39 +101,51 @@ struct Strip {
 
     // Adds what group G gives to the sums of the rows from `first` on.
     template <int G>
-    __attribute__((always_inline)) void add(V (&sums)[PART], int first, const Job& job) const {
-        const V scale = Total::of(F::load(scales[job.g / COUNT & 1][job.t][G]));
-        const float* row_scales = p.x.scale + (job.g + G) * p.x.rows + top(job.row) + first;
+    __attribute__((always_inline)) static void add(V (&sums)[PART], int first, const float (*scales)[TILE], const float* row_scales,
+                                                   const int32_t (*dots)[R][TILE]) {
+        const V scale = Total::of(F::load(scales[G]));
 #pragma GCC unroll 16
         for (int r = 0; r < PART; r++) {
             const D dot = {_mm512_load_si512(dots[G][first + r])};
-            sums[r] = fma(Total::of(dot), scale * Total::all(row_scales[r]), sums[r]);
+            sums[r] = fma(Total::of(dot), scale * Total::all(row_scales[first + r]), sums[r]);
         }
     }
 
-    // What groups G... add to the sums, while the next job's dots begin.
+    const int8_t* activations(const Job& job) const { return p.x.q + top(job.row) * p.x.stride + job.g * p.x.group; }
+
+    // What groups G... add to the sums, while the next job's dots begin. All that is needed lies in registers: what is written
+    // by tiles, the compiler takes for everything.
     template <int... G>
-    __attribute__((always_inline)) void step(const Job& job, const Job* next, std::integer_sequence<int, G...>) {
+    __attribute__((always_inline)) void step(const Job& job, const Job* next, const Job* later, std::integer_sequence<int, G...>) {
+        const int64_t stride = p.x.stride, group = p.x.group, rows = p.x.rows;
+        const int8_t *x = next ? activations(*next) : nullptr, *w = next ? weights[next->t] : nullptr;
+        const bool fresh = next && next->t == 0;
+        const float(*tile_scales)[TILE] = scales[job.g / COUNT & 1][job.t];
+        const float* row_scales = p.x.scale + job.g * rows + top(job.row);
+        int32_t(*out)[R][TILE] = dots;
+        N* waiting = job.waiting;
 #pragma GCC unroll 2
         for (int first = 0; first < R; first += PART) {
             V sums[PART];
-            const bool last = first + PART == R && next;
+            const bool last_part = first + PART == R, last = last_part && next;
 #pragma GCC unroll 16
-            for (int r = 0; r < PART; r++) sums[r] = job.g ? V::load(job.waiting + (first + r) * TILE) : Total::all(0.0f);
-            ((add<G>(sums, first, job), last ? start<G>(*next) : void()), ...);
+            for (int r = 0; r < PART; r++) sums[r] = job.g ? V::load(waiting + (first + r) * TILE) : Total::all(0.0f);
+            ((last_part && later ? unpack(*later, G) : void(), add<G>(sums, first, tile_scales, row_scales + G * rows, out),
+              last ? start<G>(x, w, stride, group, fresh, out) : void()),
+             ...);
 #pragma GCC unroll 16
-            for (int r = 0; r < PART; r++) sums[r].store(job.waiting + (first + r) * TILE);
+            for (int r = 0; r < PART; r++) sums[r].store(waiting + (first + r) * TILE);
         }
     }
 
-    void unpack(const Job& job, int64_t count) {
+    // Group job.g + g of a tile of weights as signed bytes; those AHEAD_BYTES on are asked for.
+    void unpack(const Job& job, int64_t g) {
         const PackedWeight& w = p.w;
-        const int64_t place = (tile + job.t) * w.groups + job.g;
-        const int64_t after = job.g + count < w.groups ? place + count : (tile + job.t + WIDE) * w.groups;
-        unpack_bytes(w.weight + place * w.bytes(), count * w.bytes(), w.bits, w.weight + after * w.bytes(), weights[job.t]);
-        for (int64_t g = 0; g < count; g++)
-            F::f16(w.scale + (place + g) * TILE).store(scales[job.g / COUNT & 1][job.t][g]);
-        written();
+        const int64_t group = job.g + g, place = (tile + job.t) * w.groups + group, bytes = w.bytes();
+        // At the end of a tile, the one that comes after all of these.
+        const int64_t over = (w.groups - group) * bytes > AHEAD_BYTES ? 0 : (tiles - 1) * w.groups * bytes;
+        unpack_bytes(w.weight + place * bytes, bytes, w.bits, AHEAD_BYTES + over, weights[job.t] + g * w.group * TILE);
+        F::f16(w.scale + place * TILE).store(scales[job.g / COUNT & 1][job.t][g]);
     }
 
     // The activations of the next block of rows, in as many shares as there are tiles.
@@ -153,19 +166,34 @@ struct Strip {
     }
 
     template <int... G>
-    void turns(int64_t g, std::integer_sequence<int, G...> groups) {
+    void turns(int64_t g, int64_t whole, std::integer_sequence<int, G...> groups) {
         constexpr int64_t count = sizeof...(G);
-        Job job{g, begin, 0, p.sums};
-        unpack(job, count);
-        (start<G>(job), ...);
-        for (bool more = true; more;) {
-            Job next = job;
-            more = follow(next, count, p.w.groups);
-            if (more && next.row == begin) unpack(next, count);
+        Job job{g, begin, 0, p.sums}, next = job, later = job;
+        for (int64_t i = 0; i < count; i++) unpack(job, i);
+        bool more = follow(next, count, g + whole), still = more && follow(later = next, count, g + whole);
+        if (more && tiles > 1)
+            for (int64_t i = 0; i < count; i++) unpack(next, i);
+        written();
+        (start<G>(activations(job), weights[job.t], p.x.stride, p.x.group, true, dots), ...);
+        for (;;) {
+            // A tile's weights are unpacked two jobs before they are wanted, if there are two buffers.
+            const Job* fresh = tiles > 1 ? (still ? &later : nullptr) : (more ? &next : nullptr);
             if (job.row + R < end) ahead_of(job);
-            step(job, more ? &next : nullptr, groups);
+            if (still && later.g + count == p.w.groups) ask(later);
+            step(job, more ? &next : nullptr, fresh && fresh->row == begin ? fresh : nullptr, groups);
             if (job.g + count == p.w.groups) finish(job);
-            job = next;
+            if (!more) break;
+            job = next, next = later, more = still, still = still && follow(later, count, g + whole);
+        }
+    }
+
+    // Where a job's results will go: lines that are far away would hold up all that is written after.
+    void ask(const Job& job) const {
+        const int64_t row = top(job.row), rows = end - row < R ? end - row : R;
+        for (int64_t r = 0; r < rows; r++) {
+            const int64_t place = (row + r) * p.w.rows + (tile + job.t) * TILE;
+            if (p.wide) prefetch(p.wide + place), prefetch(p.wide + place + TILE / 2);
+            else prefetch(p.y + place);
         }
     }
 
@@ -177,28 +205,24 @@ struct Strip {
 
     void all() {
         const int64_t whole = p.w.groups / COUNT * COUNT;
-        if (whole) turns(0, std::make_integer_sequence<int, COUNT>());
-        for (int64_t g = whole; g < p.w.groups; g++) turns(g, std::make_integer_sequence<int, 1>());
+        if (whole) turns(0, whole, std::make_integer_sequence<int, COUNT>());
+        for (int64_t g = whole; g < p.w.groups; g++) turns(g, 1, std::make_integer_sequence<int, 1>());
     }
 };
 
-template <class N, bool LONG, int R>
-void product_by_strips(const Product<N>& p, int64_t first, int64_t last) {
-    configure(R, LONG ? 64 : p.w.group);
+// As product_of.
+template <class N, bool LONG>
+void product_by_tiles(const Product<N>& p, int64_t first, int64_t last) {
+    configure(LONG ? 64 : p.w.group);
+    const int64_t wide = p.x.rows > SOME_ROWS ? WIDE : WIDE / 4;
     for (int64_t row = 0; row < p.x.rows; row += NEAR_ROWS) {
         const int64_t end = row + NEAR_ROWS < p.x.rows ? row + NEAR_ROWS : p.x.rows;
-        for (int64_t tile = first; tile < last; tile += WIDE) {
-            Strip<N, LONG, R> strip(p, row, end, tile, tile + WIDE < last ? WIDE : last - tile);
+        for (int64_t tile = first; tile < last; tile += wide) {
+            Strip<N, LONG> strip(p, row, end, tile, tile + wide < last ? wide : last - tile);
             strip.all();
         }
     }
     _tile_release();
-}
-
-template <class N, int R>
-void product_by_tiles(const Product<N>& p, int64_t first, int64_t last) {
-    if (p.w.group > 64) product_by_strips<N, true, R>(p, first, last);
-    else product_by_strips<N, false, R>(p, first, last);
 }
 
 }  // namespace SW_ISA

@@ -27,7 +27,7 @@ class Linear:
         # Of a sum that is finished elsewhere, the first rank's part alone has the bias.
         biased = block.bias and not (cut and block.partial and rank.at.tp)
         self.bias = tensors[f"{path}.bias"] if biased else None
-        self.comm, self.dtype = rank.comm, rank.dtype
+        self.comm = rank.comm
         self.joined = joined([self.part], rank.kernels)
 
     @property
@@ -37,14 +37,14 @@ class Linear:
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         if x.dim() == 2:
-            return self.finished(self.joined(x)[0])
-        return self.finished(self.product(x, self.part[1]))
+            return self.finished(self.joined(x)[0], x.dtype)
+        return self.finished(self.product(x, self.part[1]), x.dtype)
 
-    def finished(self, y: torch.Tensor) -> torch.Tensor:
-        """What `part` gave, summed over ranks where it is cut."""
+    def finished(self, y: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """What `part` gave, summed over ranks where it is cut: of `dtype`, or as it is where the sum goes on elsewhere."""
         if self.site is None:
             return y
         y = self.comm.all_reduce(y, site=self.site)
-        y = y.to(self.dtype) if self.wide else y
+        y = y.to(dtype) if self.wide else y
         # The bias is added once, to the finished sum; every rank holds all of it.
         return y if self.bias is None else y + self.bias

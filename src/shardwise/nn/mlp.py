@@ -36,4 +36,4 @@ class MLP:
         x = self.comm.enter(x, site="mlp_in")
         if self.gate is None:
             return self.down(ACTIVATIONS[self.activation](self.ways_in(x)[0]))
-        return self.down.finished(self.out(*self.ways_in(x))[0])
+        return self.down.finished(self.out(*self.ways_in(x))[0], x.dtype)

@@ -75,7 +75,7 @@ class Head:
         self.scale, self.softcap = block.scale, block.softcap
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        logits = self.linear.finished(self.joined(x)[0]).float()
+        logits = self.linear.finished(self.joined(x)[0], x.dtype).float()
         if self.scale != 1.0:
             logits = logits * self.scale
         return logits if self.softcap is None else (logits / self.softcap).tanh() * self.softcap
