@@ -28,25 +28,16 @@ inline T bits_of(const void* p) {
     return x;
 }
 
-struct OfFloat32 {
-    static constexpr int64_t size = 4, tail = 0;
-    static F load(const uint8_t* row, int64_t i) { return F::load(reinterpret_cast<const float*>(row) + i); }
+// A kind of number in a row of the cache, and the bytes behind its elements.
+template <class T, F (*LOAD)(const T*), int64_t TAIL = 0>
+struct Of {
+    static constexpr int64_t size = sizeof(T), tail = TAIL;
+    static F load(const uint8_t* row, int64_t i) { return LOAD(reinterpret_cast<const T*>(row) + i); }
 };
-
-struct OfBfloat16 {
-    static constexpr int64_t size = 2, tail = 0;
-    static F load(const uint8_t* row, int64_t i) { return F::bf16(reinterpret_cast<const uint16_t*>(row) + i); }
-};
-
-struct OfFloat16 {
-    static constexpr int64_t size = 2, tail = 0;
-    static F load(const uint8_t* row, int64_t i) { return F::f16(reinterpret_cast<const uint16_t*>(row) + i); }
-};
-
-struct OfInt8 {
-    static constexpr int64_t size = 1, tail = 4;
-    static F load(const uint8_t* row, int64_t i) { return F::i8(reinterpret_cast<const int8_t*>(row) + i); }
-};
+using OfFloat32 = Of<float, F::load>;
+using OfBfloat16 = Of<uint16_t, F::bf16>;
+using OfFloat16 = Of<uint16_t, F::f16>;
+using OfInt8 = Of<int8_t, F::i8, 4>;
 
 template <class K>
 inline int64_t row_bytes(int64_t dim) {
