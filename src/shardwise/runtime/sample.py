@@ -51,7 +51,7 @@ class Sampler:
         rows = sum(item.rows - len(item.targets) for item in step.items)
         scores = self._scored(step, hidden, batch) if any(item.targets for item in step.items) else ()
         # The rows that only pad go through the head, whose shape they keep, and no further.
-        logits = self._logits(hidden.index_select(0, batch.drawn))[:rows] if rows else None
+        logits = self._logits(hidden[batch.drawn])[:rows] if rows else None
         pooled = pool(step.items, hidden, self._final) if self._parts.lead else None
         self._waiting = _Forwarded(step, logits, scores, pooled)
 
