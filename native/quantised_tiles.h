@@ -9,11 +9,11 @@
 namespace sw {
 namespace SW_ISA {
 
-constexpr int R = 16;               // rows of activations at a time
+constexpr int R = 16;              // rows of activations at a time
 constexpr int64_t LEAST_ROWS = 9;  // fewer go the other way
 constexpr int STEPS = 4;           // tile registers that hold activations
 constexpr int64_t WIDE = 8;        // tiles of weights side by side
-constexpr int64_t SOME_ROWS = 64;
+constexpr int64_t SOME_ROWS = 64;  // up to so many, fewer tiles are side by side: more of the first cache is for what comes
 constexpr int TURN_BYTES = STEPS * TILE * 64;
 
 // Tiles 0-3 are activations [rows][inputs], 4-5 weights [inputs / 4][16 outputs][4], 6-7 dots [rows][16 outputs].
@@ -46,8 +46,8 @@ template <class N, bool LONG>
 struct Strip {
     using Total = Sums<N>;
     using V = typename Total::V;
-    static constexpr int PART = sizeof(N) == 8 && R > 8 ? 8 : R;  // rows whose sums fit registers
-    static constexpr int COUNT = LONG ? STEPS / 2 : STEPS;        // groups of a turn
+    static constexpr int PART = sizeof(N) == 8 ? 8 : R;  // rows whose sums fit registers
+    static constexpr int COUNT = LONG ? STEPS / 2 : STEPS;  // groups of a turn
 
     // One block of rows by one tile of weights in one turn.
     struct Job {
@@ -104,11 +104,22 @@ struct Strip {
     __attribute__((always_inline)) static void add(V (&sums)[PART], int first, const float (*scales)[TILE], const float* row_scales,
                                                    const int32_t (*dots)[R][TILE]) {
         const V scale = Total::of(F::load(scales[G]));
+        alignas(64) N row_scale[PART];
+        widen(row_scales + first, row_scale);
 #pragma GCC unroll 16
-        for (int r = 0; r < PART; r++) {
-            const D dot = {_mm512_load_si512(dots[G][first + r])};
-            sums[r] = fma(Total::of(dot), scale * Total::all(row_scales[first + r]), sums[r]);
-        }
+        for (int r = 0; r < PART; r++)
+            sums[r] = fma(dots_of(dots[G][first + r], row_scale), scale * V::all(row_scale[r]), sums[r]);
+    }
+
+    // Scales of rows, and dots, as the numbers that are added up.
+    static void widen(const float* from, float* to) { std::memcpy(to, from, PART * sizeof(float)); }
+    static void widen(const float* from, double* to) {
+        for (int r = 0; r < PART; r += 8) _mm512_store_pd(to + r, _mm512_cvtps_pd(_mm256_loadu_ps(from + r)));
+    }
+    static F dots_of(const int32_t* p, const float*) { return {_mm512_cvtepi32_ps(_mm512_load_si512(p))}; }
+    static F64 dots_of(const int32_t* p, const double*) {
+        const __m256i* half = reinterpret_cast<const __m256i*>(p);
+        return F64::whole(_mm256_load_si256(half), _mm256_load_si256(half + 1));
     }
 
     const int8_t* activations(const Job& job) const { return p.x.q + top(job.row) * p.x.stride + job.g * p.x.group; }
@@ -156,6 +167,7 @@ struct Strip {
         }
     }
 
+    // The job after; false if there is none before group `stop`.
     bool follow(Job& job, int64_t step, int64_t stop) const {
         job.waiting += R * TILE;
         if (++job.t < tiles) return true;
@@ -165,6 +177,7 @@ struct Strip {
         return job.g + step <= stop;
     }
 
+    // The turns from group g on, `whole` groups in all.
     template <int... G>
     void turns(int64_t g, int64_t whole, std::integer_sequence<int, G...> groups) {
         constexpr int64_t count = sizeof...(G);
@@ -179,21 +192,10 @@ struct Strip {
             // A tile's weights are unpacked two jobs before they are wanted, if there are two buffers.
             const Job* fresh = tiles > 1 ? (still ? &later : nullptr) : (more ? &next : nullptr);
             if (job.row + R < end) ahead_of(job);
-            if (still && later.g + count == p.w.groups) ask(later);
             step(job, more ? &next : nullptr, fresh && fresh->row == begin ? fresh : nullptr, groups);
             if (job.g + count == p.w.groups) finish(job);
             if (!more) break;
             job = next, next = later, more = still, still = still && follow(later, count, g + whole);
-        }
-    }
-
-    // Where a job's results will go: lines that are far away would hold up all that is written after.
-    void ask(const Job& job) const {
-        const int64_t row = top(job.row), rows = end - row < R ? end - row : R;
-        for (int64_t r = 0; r < rows; r++) {
-            const int64_t place = (row + r) * p.w.rows + (tile + job.t) * TILE;
-            if (p.wide) prefetch(p.wide + place), prefetch(p.wide + place + TILE / 2);
-            else prefetch(p.y + place);
         }
     }
 
