@@ -8,7 +8,7 @@ TORCH_ARGS ?=
 TORCH := $(shell grep '^torch==' constraints.txt)
 
 SERVE ?=
-.PHONY: setup serve demo test check pure unit slow soak stress sanitize clients storm fuzz lm-eval bench bench-parts gpu wheel docs fmt clean
+.PHONY: setup serve demo test check pure unit slow soak stress sanitize clients storm fuzz lm-eval bench figures bench-parts gpu wheel docs fmt clean
 
 setup: $(READY)
 
@@ -56,8 +56,8 @@ sanitize: setup  ## compiled kernels and shared memory under sanitizers: address
 	cp -r src native tests setup.py pyproject.toml README.md LICENSE $(SANITIZED)/ && rm -f $(SANITIZED)/src/shardwise/_native*.so
 	cd $(SANITIZED) && CFLAGS="-g -fsanitize=address,undefined -fno-sanitize-recover=undefined" ../$(BIN)/python setup.py -q build_ext --inplace
 	cd $(SANITIZED) && PYTHONPATH=src ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
-		../$(BIN)/python -m pytest -q -n 0 -p no:cacheprovider tests/nn/kernels tests/comm/test_comm_shm.py
-	$(BIN)/python -m pytest -q -n 0 -m slow tests/comm/test_shm_races.py
+		../$(BIN)/python -m pytest -q -n 0 --timeout 1800 -p no:cacheprovider tests/nn/kernels tests/comm/test_comm_shm.py
+	$(BIN)/python -m pytest -q -n 0 -m slow --timeout 1800 tests/comm/test_shm_races.py
 
 CLIENTS ?=
 clients: setup  ## unmodified clients in environments of their own against a server: OpenAI's (Python, Node, and its own tests), Anthropic's, litellm, llm, huggingface_hub
@@ -78,6 +78,14 @@ bench: setup  ## ten minutes: the machine's limits, sums over ranks, and decode,
 	$(BIN)/shardwise bench decode -tp 1,2 --quantization none,int8,int4 --batches 1,16 --steps 16 --rounds 2 --out $(RESULTS)
 	$(BIN)/shardwise bench prefill -tp 2 --quantization none,int8,int4 --lengths 512 --rounds 2 --out $(RESULTS)
 	$(BIN)/shardwise bench scaling --quantization int8 --steps 16 --out $(RESULTS)
+
+figures: setup  ## an hour on a quiet machine: what bench leaves out of the 1 B model: long contexts, all batches, degrees in pairs, more ranks than cores, starts, memory, idling
+	$(BIN)/shardwise bench decode -tp 2 --quantization int8 --batches 1 --contexts 64,4000 --rounds 5 --name decode-context --out $(RESULTS)
+	$(BIN)/shardwise bench decode -tp 2 --quantization none,int8,int4 --batches 1,2,4,8,16,32 --rounds 5 --name decode-batches --out $(RESULTS)
+	$(BIN)/shardwise bench decode -tp 1,2 --quantization none,int8,int4 --batches 1 --rounds 5 --name decode-degrees --out $(RESULTS)
+	$(BIN)/shardwise bench decode -tp 2,3,4,6 -t 1 --quantization int8 --batches 1 --name decode-crowded --out $(RESULTS)
+	$(BIN)/python bench/start.py --reference scratch/llama-1b --tp 2 --quantization none,int8 --idle 10 --json $(RESULTS)/$$(date +%F)-start-1b.json
+	$(BIN)/python bench/start.py --tp 6 --runs 1 --idle 10 --json $(RESULTS)/$$(date +%F)-idle-6.json
 
 bench-parts: setup  ## what many requests, choosing, the scheduler, fronts and a start cost
 	$(BIN)/python bench/many.py

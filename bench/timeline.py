@@ -23,7 +23,7 @@ from typing import Any
 
 HERE = Path(__file__).parent
 COLOURS = {
-    "linear q k v": "#4477aa", "attention": "#66ccee", "linear o": "#88aadd", "linear mlp": "#44aa77", "activation": "#bbcc66",
+    "norm, q k v": "#4477aa", "attention": "#66ccee", "o": "#88aadd", "norm, gate up": "#44aa77", "gate × up, down": "#bbcc66",
     "all-reduce": "#ee6677", "norm": "#aa8866", "embedding": "#ccbb44", "head": "#aa66aa", "all-gather": "#cc3355",
     "sample": "#777788", "inputs": "#bbbbcc", "rest": "#e3e5e8",
 }  # fmt: skip
@@ -90,18 +90,15 @@ def parts_of(whole: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 def kind_of(name: str, module: Any) -> str | None:
     """What the module called `name` does, or None where only its parts count."""
     from shardwise.nn.attention import Attention
-    from shardwise.nn.linear import Linear
-    from shardwise.nn.mlp import MLP
+    from shardwise.nn.kernels.joint import Joint
     from shardwise.nn.norm import Norm
     from shardwise.nn.table import Head, Table
 
-    if isinstance(module, Linear):
-        last = name.rsplit(".", 1)[-1]
-        if "head" in name:
-            return "head"
-        return {"q": "linear q k v", "k": "linear q k v", "v": "linear q k v", "o": "linear o"}.get(last, "linear mlp")
-    kinds = {Attention: "attention", MLP: "activation", Norm: "norm", Head: "head", Table: "embedding"}
-    return kinds.get(type(module))
+    if isinstance(module, Joint):
+        kinds = {"qkv": "norm, q k v", "ways_in": "norm, gate up", "out": "gate × up, down"}
+        owner, last = name.rsplit(".", 2)[-2:]
+        return "o" if owner == "o" else kinds.get(last)
+    return {Attention: "attention", Norm: "norm", Head: "head", Table: "embedding"}.get(type(module))
 
 
 def observe(decoder: Any, watch: Watch) -> None:

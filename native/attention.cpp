@@ -68,11 +68,30 @@ std::vector<Piece> pieces_of(const Reading& of, const Readers& readers) {
     return found;
 }
 
+// Few rows: memory sets the pace, and gives most where all heads of a token are read together.
+constexpr int64_t FEW_ROWS_READ = 16;
+
+// Where the pieces begin that are read side by side, and where the last ends.
+std::vector<size_t> beside(const Reading& of, const std::vector<Piece>& pieces, int threads) {
+    const bool wanted = threads == 1 || of.count >= PIECES_A_THREAD * threads;
+    std::vector<size_t> begins;
+    for (size_t i = 0; i < pieces.size(); i++) {
+        const Piece &piece = pieces[i], &first = begins.empty() ? piece : pieces[begins.back()];
+        const bool same = wanted && !begins.empty() && piece.sequence == first.sequence && piece.first == first.first &&
+                          rows_of(first) <= FEW_ROWS_READ && rows_of(piece) <= rows_of(first) && piece.split == first.split;
+        if (!same) begins.push_back(i);
+    }
+    begins.push_back(pieces.size());
+    return begins;
+}
+
 void read_whole(Pool* pool, const Reading& of, const std::vector<Piece>& pieces) {
     const auto kernel = attention_kernels_of().read;
-    each(pool, static_cast<int64_t>(pieces.size()), [&](int64_t i, int) {
-        const Piece& piece = pieces[static_cast<size_t>(i)];
-        kernel(of, piece, work_of(work_floats(rows_of(piece), of.dim)));
+    const std::vector<size_t> begins = beside(of, pieces, pool ? pool->threads() : 1);
+    each(pool, static_cast<int64_t>(begins.size()) - 1, [&](int64_t i, int) {
+        const size_t first = begins[static_cast<size_t>(i)];
+        const auto count = static_cast<int64_t>(begins[static_cast<size_t>(i) + 1] - first);
+        kernel(of, &pieces[first], count, work_of(work_floats(rows_of(pieces[first]), of.dim, count)));
     });
 }
 
@@ -99,7 +118,7 @@ void read_divided(Pool* pool, const Reading& of, const std::vector<Piece>& piece
     const auto kernel = attention_kernels_of().join;
     each(pool, static_cast<int64_t>(pieces.size()), [&](int64_t i, int) {
         const Piece& piece = pieces[static_cast<size_t>(i)];
-        kernel(of, piece, parts[begins[static_cast<size_t>(i)]].part, piece.split_end - piece.split, work_of(work_floats(rows_of(piece), of.dim)));
+        kernel(of, piece, parts[begins[static_cast<size_t>(i)]].part, piece.split_end - piece.split, work_of(work_floats(rows_of(piece), of.dim, 1)));
     });
 }
 

@@ -46,8 +46,11 @@ static inline int64_t rows_of(const Piece& piece) { return piece.readers * piece
 static inline int64_t lanes(int64_t dim) { return (dim + 15) / 16 * 16; }
 // Of each row its sums of values, then the greatest score of each, then its sum of weights.
 static inline int64_t part_floats(int64_t rows, int64_t dim) { return rows * lanes(dim) + lanes(2 * rows); }
-static inline int64_t work_floats(int64_t rows, int64_t dim) {
-    return lanes(rows * dim) + 2 * TILE * lanes(dim) + rows * TILE + lanes(rows) + 2 * part_floats(rows, dim);
+// What reading takes: for a tile, and for each of the pieces that are read side by side.
+static inline int64_t tile_floats(int64_t rows, int64_t dim) { return 2 * TILE * lanes(dim) + rows * TILE + lanes(rows); }
+static inline int64_t own_floats(int64_t rows, int64_t dim) { return lanes(rows * dim) + 2 * part_floats(rows, dim); }
+static inline int64_t work_floats(int64_t rows, int64_t dim, int64_t pieces) {
+    return tile_floats(rows, dim) + pieces * own_floats(rows, dim);
 }
 // The first position that the query at `position` sees, of a sequence whose table begins at `first`.
 static inline int64_t seen_from(const Reading& of, int64_t first, int64_t position) {
@@ -74,9 +77,10 @@ struct Writing {
 }  // namespace paged
 
 struct AttentionKernels {
-    // `work`: work_floats(rows_of(piece), dim), from a cache line on.
-    void (*read)(const paged::Reading& of, const paged::Piece& piece, float* work);
-    // Joins the `count` parts of a piece, which lie one behind the other, in order.
+    // Reads some pieces side by side, as keys of all heads lie together: they differ in nothing but their heads, and the first has
+    // the most rows. `work`: work_floats(its rows, dim, count), from a cache line on.
+    void (*read)(const paged::Reading& of, const paged::Piece* pieces, int64_t count, float* work);
+    // Joins the `count` parts of a piece, which lie one behind the other, in order. `work` as for one piece.
     void (*join)(const paged::Reading& of, const paged::Piece& piece, const float* parts, int64_t count, float* work);
     void (*write)(const paged::Writing& of, int64_t first, int64_t end);
 };

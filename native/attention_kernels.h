@@ -110,8 +110,8 @@ inline void add(const Sums& sums, const Sums& more, int64_t rows, int64_t dim) {
     }
 }
 
-// Scores [TILE] become weights, of which a row sees [low, high) of the tile; `fade` is what earlier sums are worth now.
-inline void weigh(float* scores, const Reading& of, int64_t low, int64_t high, float& most, float& weight, float& fade) {
+// What a row says of the keys of a tile, of which it sees [low, high), made of its scores [TILE]. The greatest comes back.
+inline float bend(float* scores, const Reading& of, int64_t low, int64_t high) {
     constexpr int COUNT = TILE / LANES;
     F x[COUNT];
     for (int i = 0; i < COUNT; i++) {
@@ -124,41 +124,61 @@ inline void weigh(float* scores, const Reading& of, int64_t low, int64_t high, f
             x[i] = F::all(of.softcap) * (F::all(1.0f) - F::all(2.0f) / both);
         }
     }
+    for (int i = 0; i < COUNT; i++) x[i].store(scores + i * LANES);
     if (low > 0 || high < TILE) {
-        for (int i = 0; i < COUNT; i++) x[i].store(scores + i * LANES);
         for (int64_t i = 0; i < TILE; i++)
             if (i < low || i >= high) scores[i] = -INFINITY;
         for (int i = 0; i < COUNT; i++) x[i] = F::load(scores + i * LANES);
     }
     F top = x[0];
     for (int i = 1; i < COUNT; i++) top = max(top, x[i]);
-    const float here = greatest(top), now = here > most || std::isnan(here) ? here : most;
-    const F base = F::all(finite_or_0(now));
-    F all = F::all(0.0f);
-    for (int i = 0; i < COUNT; i++) {
-        x[i] = exp(x[i] - base);
-        x[i].store(scores + i * LANES);
-        all = all + x[i];
+    return greatest(top);
+}
+
+// The greatest so far of each row, which the greatest `here` of a tile may raise. `here` becomes what earlier sums are worth now.
+inline void raise(float* here, float* most, int64_t rows) {
+    for (int64_t row = 0; row < rows; row += LANES) {
+        const int count = static_cast<int>(rows - row < LANES ? rows - row : LANES);
+        alignas(64) float old[LANES] = {}, base[LANES] = {};
+        for (int i = 0; i < count; i++) {
+            const float before = most[row + i], found = here[row + i], now = found > before || std::isnan(found) ? found : before;
+            base[i] = finite_or_0(now);
+            old[i] = before == now ? base[i] : before;  // e^0 is 1
+            most[row + i] = now;
+        }
+        exp(F::load(old) - F::load(base)).store(here + row, count);
     }
-    fade = most == now ? 1.0f : power(most - finite_or_0(now));
-    weight = weight * fade + sum(all);
-    most = now;
+}
+
+// What a row says of the keys of a tile becomes weights; their sum comes back.
+inline float weigh(float* scores, float most) {
+    const F base = F::all(finite_or_0(most));
+    F x[TILE / LANES], all = F::all(0.0f);
+    for (int i = 0; i < TILE / LANES; i++) {
+        x[i] = exp(F::load(scores + i * LANES) - base);
+        x[i].store(scores + i * LANES);
+    }
+    for (const F& one : x) all = all + one;
+    return sum(all);
 }
 
 // One piece under way: its place in `work`, and what its rows see.
 struct Under {
     const Reading& of;
     const Piece& piece;
-    float *q, *keys, *values, *scores, *fade;
+    float *keys, *values, *scores, *fade, *q;
     Sums split, whole;
     int64_t start, first;
     const int64_t* table;
+    bool all;  // all KV heads are read side by side
 
-    Under(const Reading& of, const Piece& piece, float* work)
-        : of(of), piece(piece), q(work), keys(q + lanes(rows_of(piece) * of.dim)), values(keys + TILE * lanes(of.dim)),
-          scores(values + TILE * lanes(of.dim)), fade(scores + rows_of(piece) * TILE), split(fade + lanes(rows_of(piece)), rows_of(piece), of.dim),
-          whole(fade + lanes(rows_of(piece)) + part_floats(rows_of(piece), of.dim), rows_of(piece), of.dim), start(piece.sequence[2] + piece.first),
-          first(piece.sequence[3]), table(of.pages + piece.sequence[4]) {}
+    // Piece `at` of `count`.
+    Under(const Reading& of, const Piece* pieces, int64_t count, int64_t at, float* work)
+        : of(of), piece(pieces[at]), keys(work), values(keys + TILE * lanes(of.dim)), scores(values + TILE * lanes(of.dim)),
+          fade(scores + rows_of(pieces[0]) * TILE), q(work + tile_floats(rows_of(pieces[0]), of.dim) + at * own_floats(rows_of(pieces[0]), of.dim)),
+          split(q + lanes(rows_of(piece) * of.dim), rows_of(piece), of.dim),
+          whole(split.values + part_floats(rows_of(piece), of.dim), rows_of(piece), of.dim), start(piece.sequence[2] + piece.first),
+          first(piece.sequence[3]), table(of.pages + piece.sequence[4]), all(count == of.kv_heads) {}
 
     int64_t low(int64_t position) const { return seen_from(of, first, position); }
     int64_t head_of(int64_t row) const { return piece.heads[row % piece.readers]; }
@@ -167,25 +187,17 @@ struct Under {
 
 inline int64_t within(int64_t x, int64_t low, int64_t high) { return x < low ? low : x > high ? high : x; }
 
-// Brings what the next tile reads a little nearer; `rows` of `stride` bytes.
-inline void fetch(const uint8_t* rows, int64_t stride, int64_t bytes) {
-    for (int64_t i = 0; i < PAGE; i++)
-        for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(rows + i * stride + at);
-}
-
 template <class K>
 void pack(const Under& u, int64_t tile, int64_t low, int64_t high) {
     const int64_t row = row_bytes<K>(u.of.dim), stride = u.of.kv_heads * row, head = u.piece.kv_head * row;
     for (int64_t at = within(tile, low / PAGE * PAGE, high); at < high; at += PAGE) {
         const int64_t* page = u.table + (at - u.first) / PAGE;
         const int64_t place = *page * PAGE * stride + head, begin = at < low ? low - at : 0, end = high - at < PAGE ? high - at : PAGE;
-        if (end == PAGE && at + PAGE < u.start) {
-            const int64_t next = page[1] * PAGE * stride + head;
-            fetch(u.of.keys + next, stride, row);
-            fetch(u.of.values + next, stride, row);
-        }
+        // What the next tile reads, if it is there: of this head, or a part of all that lies together.
+        const int64_t next = at + TILE < u.start ? page[TILE / PAGE] * PAGE * stride + (u.all ? PAGE * head : head) : place;
         pack_keys<K>(u.of.keys + place, stride, begin, end, u.of.dim, u.keys + (at - tile));
-        pack_values<K>(u.of.values + place, stride, begin, end, u.of.dim, u.values + (at - tile) * lanes(u.of.dim));
+        const Next ahead{u.of.keys + next, u.of.values + next, u.all ? row : stride, row};
+        pack_values<K>(u.of.values + place, stride, begin, end, u.of.dim, ahead, u.values + (at - tile) * lanes(u.of.dim));
     }
 }
 
@@ -199,11 +211,12 @@ inline void read_tile(const Under& u, int64_t tile, int64_t low, int64_t high) {
         default: pack<OfInt8>(u, tile, low, high);
     }
     in_rows(rows, [&](int64_t row, auto count) { score<decltype(count)::value>(u.q + row * dim, u.keys, dim, u.scores + row * TILE); });
-    for (int64_t r = 0; r < rows; r++) {
-        const int64_t position = u.start + r / u.piece.readers;
-        weigh(u.scores + r * TILE, u.of, within(u.low(position) - tile, 0, TILE), within(position + 1 - tile, 0, TILE), u.split.most[r],
-              u.split.weight[r], u.fade[r]);
+    for (int64_t query = 0, r = 0; query < u.piece.queries; query++) {
+        const int64_t position = u.start + query, from = within(u.low(position) - tile, 0, TILE), to = within(position + 1 - tile, 0, TILE);
+        for (int64_t end = r + u.piece.readers; r < end; r++) u.fade[r] = bend(u.scores + r * TILE, u.of, from, to);
     }
+    raise(u.fade, u.split.most, rows);
+    for (int64_t r = 0; r < rows; r++) u.split.weight[r] = u.split.weight[r] * u.fade[r] + weigh(u.scores + r * TILE, u.split.most[r]);
     in_rows(rows, [&](int64_t row, auto count) {
         gather_row<decltype(count)::value>(u.scores + row * TILE, u.values, wide, low - tile, high - tile, u.fade + row, u.split.values + row * wide);
     });
@@ -229,25 +242,35 @@ inline void finish(const Under& u, const Sums& sums) {
     }
 }
 
-void read(const Reading& of, const Piece& piece, float* work) {
-    const Under u(of, piece, work);
-    const int64_t rows = rows_of(piece), end = u.start + piece.queries, low = u.low(u.start);
-    for (int64_t r = 0; r < rows; r++) std::memcpy(u.q + r * of.dim, of.q + u.place_of(r), static_cast<size_t>(of.dim) * sizeof(float));
-    u.whole.clear(rows, of.dim);
-    for (int64_t split = piece.split; split < piece.split_end; split++) {
+void read(const Reading& of, const Piece* pieces, int64_t count, float* work) {
+    const auto each = [&](auto f) {
+        for (int64_t i = 0; i < count; i++) {
+            const Under u(of, pieces, count, i, work);
+            f(u, rows_of(u.piece));
+        }
+    };
+    each([&](const Under& u, int64_t rows) {
+        for (int64_t r = 0; r < rows; r++) std::memcpy(u.q + r * of.dim, of.q + u.place_of(r), static_cast<size_t>(of.dim) * sizeof(float));
+        u.whole.clear(rows, of.dim);
+    });
+    const Under first(of, pieces, count, 0, work);
+    const int64_t end = first.start + first.piece.queries, low = first.low(first.start);
+    for (int64_t split = first.piece.split; split < first.piece.split_end; split++) {
         const int64_t from = within(split * SPLIT, low, end), to = within((split + 1) * SPLIT, low, end);
         if (from >= to) continue;
-        u.split.clear(rows, of.dim);
+        each([&](const Under& u, int64_t rows) { u.split.clear(rows, of.dim); });
         for (int64_t tile = from / TILE * TILE; tile < to; tile += TILE)
-            read_tile(u, tile, within(from, tile, tile + TILE), within(to, tile, tile + TILE));
-        add(u.whole, u.split, rows, of.dim);
+            each([&](const Under& u, int64_t) { read_tile(u, tile, within(from, tile, tile + TILE), within(to, tile, tile + TILE)); });
+        each([&](const Under& u, int64_t rows) { add(u.whole, u.split, rows, of.dim); });
     }
-    if (piece.part) std::memcpy(piece.part, u.whole.values, static_cast<size_t>(part_floats(rows, of.dim)) * sizeof(float));
-    else finish(u, u.whole);
+    each([&](const Under& u, int64_t rows) {
+        if (u.piece.part) std::memcpy(u.piece.part, u.whole.values, static_cast<size_t>(part_floats(rows, of.dim)) * sizeof(float));
+        else finish(u, u.whole);
+    });
 }
 
 void join(const Reading& of, const Piece& piece, const float* parts, int64_t count, float* work) {
-    const Under u(of, piece, work);
+    const Under u(of, &piece, 1, 0, work);
     const int64_t rows = rows_of(piece), floats = part_floats(rows, of.dim);
     u.whole.clear(rows, of.dim);
     for (int64_t i = 0; i < count; i++) {

@@ -15,9 +15,11 @@ using paged::SPLIT;
 using paged::TILE;
 using paged::Writing;
 using paged::lanes;
+using paged::own_floats;
 using paged::part_floats;
 using paged::rows_of;
 using paged::seen_from;
+using paged::tile_floats;
 
 template <class T>
 inline T bits_of(const void* p) {
@@ -141,11 +143,26 @@ inline void pack_keys(const uint8_t* page, int64_t stride, int64_t low, int64_t 
     }
 }
 
+// The page of the tile after this: keys and values are asked for row by row, while others are in use.
+struct Next {
+    const uint8_t *keys, *values;
+    int64_t stride, bytes;
+
+    void fetch(int64_t row) const {
+        for (int64_t at = row * stride; at < row * stride + bytes; at += 64) {
+            __builtin_prefetch(keys + at, 0, 2);
+            __builtin_prefetch(values + at, 0, 2);
+        }
+    }
+};
+
 // The values [low, high) of a page as rows of `to` [PAGE, lanes(dim)].
 template <class K>
-inline void pack_values(const uint8_t* page, int64_t stride, int64_t low, int64_t high, int64_t dim, float* to) {
-    for (int64_t i = low; i < high; i++)
+inline void pack_values(const uint8_t* page, int64_t stride, int64_t low, int64_t high, int64_t dim, const Next& next, float* to) {
+    for (int64_t i = low; i < high; i++) {
+        next.fetch(i);
         for (int64_t d = 0; d < dim; d += LANES) element<K>(page + i * stride, d, dim).store(to + i * lanes(dim) + d);
+    }
 }
 
 // --- to the cache -----------------------------------------------------------------------------------------------------

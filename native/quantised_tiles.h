@@ -40,14 +40,21 @@ inline void unpack_bytes(const uint8_t* p, int64_t bytes, int bits, int64_t ahea
     }
 }
 
+// Dots in memory, converted while they are loaded: a vector in a register would first be taken apart.
+inline F converted(const int32_t* p, const F&) { return {_mm512_cvtepi32_ps(_mm512_load_si512(p))}; }
+inline F64 converted(const int32_t* p, const F64&) {
+    const __m256i* half = reinterpret_cast<const __m256i*>(p);
+    return F64::whole(_mm256_load_si256(half), _mm256_load_si256(half + 1));
+}
+
 // Some tiles of weights by the rows begin..end-1, R at a time. `LONG`: groups have more than 64 inputs, and activations take two
 // registers each. A turn is as many groups as there are registers; in each turn all rows are gone through.
 template <class N, bool LONG>
 struct Strip {
     using Total = Sums<N>;
     using V = typename Total::V;
-    static constexpr int PART = sizeof(N) == 8 ? 8 : R;  // rows whose sums fit registers
-    static constexpr int COUNT = LONG ? STEPS / 2 : STEPS;  // groups of a turn
+    static constexpr int PART = sizeof(N) == 8 && R > 8 ? 8 : R;  // rows whose sums fit registers
+    static constexpr int COUNT = LONG ? STEPS / 2 : STEPS;        // groups of a turn
 
     // One block of rows by one tile of weights in one turn.
     struct Job {
@@ -60,6 +67,7 @@ struct Strip {
     alignas(64) int8_t weights[WIDE][TURN_BYTES];
     alignas(64) float scales[2][WIDE][COUNT][TILE];  // of this turn, and of the one before
     alignas(64) int32_t dots[COUNT][R][TILE];
+    double wide_scales[COUNT][R];  // of rows, widened once for all tiles
 
     Strip(const Product<N>& p, int64_t begin, int64_t end, int64_t tile, int64_t tiles)
         : p(p), begin(begin), end(end), tile(tile), tiles(tiles) {}
@@ -101,25 +109,21 @@ struct Strip {
 
     // Adds what group G gives to the sums of the rows from `first` on.
     template <int G>
-    __attribute__((always_inline)) static void add(V (&sums)[PART], int first, const float (*scales)[TILE], const float* row_scales,
+    __attribute__((always_inline)) static void add(V (&sums)[PART], int first, const float (*scales)[TILE], const N* row_scales,
                                                    const int32_t (*dots)[R][TILE]) {
         const V scale = Total::of(F::load(scales[G]));
-        alignas(64) N row_scale[PART];
-        widen(row_scales + first, row_scale);
 #pragma GCC unroll 16
-        for (int r = 0; r < PART; r++)
-            sums[r] = fma(dots_of(dots[G][first + r], row_scale), scale * V::all(row_scale[r]), sums[r]);
+        for (int r = 0; r < PART; r++) {
+            sums[r] = fma(converted(dots[G][first + r], scale), scale * V::all(row_scales[first + r]), sums[r]);
+        }
     }
 
-    // Scales of rows, and dots, as the numbers that are added up.
-    static void widen(const float* from, float* to) { std::memcpy(to, from, PART * sizeof(float)); }
-    static void widen(const float* from, double* to) {
-        for (int r = 0; r < PART; r += 8) _mm512_store_pd(to + r, _mm512_cvtps_pd(_mm256_loadu_ps(from + r)));
-    }
-    static F dots_of(const int32_t* p, const float*) { return {_mm512_cvtepi32_ps(_mm512_load_si512(p))}; }
-    static F64 dots_of(const int32_t* p, const double*) {
-        const __m256i* half = reinterpret_cast<const __m256i*>(p);
-        return F64::whole(_mm256_load_si256(half), _mm256_load_si256(half + 1));
+    const double* widened(const Job& job, int count) {
+        const float* from = p.x.scale + job.g * p.x.rows + top(job.row);
+        if (job.t == 0)
+            for (int g = 0; g < count; g++)
+                for (int r = 0; r < R; r++) wide_scales[g][r] = static_cast<double>(from[g * p.x.rows + r]);
+        return wide_scales[0];
     }
 
     const int8_t* activations(const Job& job) const { return p.x.q + top(job.row) * p.x.stride + job.g * p.x.group; }
@@ -132,7 +136,10 @@ struct Strip {
         const int8_t *x = next ? activations(*next) : nullptr, *w = next ? weights[next->t] : nullptr;
         const bool fresh = next && next->t == 0;
         const float(*tile_scales)[TILE] = scales[job.g / COUNT & 1][job.t];
-        const float* row_scales = p.x.scale + job.g * rows + top(job.row);
+        const N* row_scales;
+        int64_t apart;
+        if constexpr (sizeof(N) == 4) row_scales = p.x.scale + job.g * rows + top(job.row), apart = rows;
+        else row_scales = widened(job, sizeof...(G)), apart = R;
         int32_t(*out)[R][TILE] = dots;
         N* waiting = job.waiting;
 #pragma GCC unroll 2
@@ -141,7 +148,7 @@ struct Strip {
             const bool last_part = first + PART == R, last = last_part && next;
 #pragma GCC unroll 16
             for (int r = 0; r < PART; r++) sums[r] = job.g ? V::load(waiting + (first + r) * TILE) : Total::all(0.0f);
-            ((last_part && later ? unpack(*later, G) : void(), add<G>(sums, first, tile_scales, row_scales + G * rows, out),
+            ((last_part && later ? unpack(*later, G) : void(), add<G>(sums, first, tile_scales, row_scales + G * apart, out),
               last ? start<G>(x, w, stride, group, fresh, out) : void()),
              ...);
 #pragma GCC unroll 16

@@ -53,3 +53,9 @@ SW_API void sw_silu_times(void* pool, const float* gate, const float* up, float*
         kernel(gate + begin, up + begin, y + begin, (end < count ? end : count) - begin);
     });
 }
+
+SW_API void sw_greatest(void* pool, const float* x, double* y, int64_t rows, int64_t size) {
+    using namespace sw;
+    const auto kernel = step_kernels_of().best;
+    pieces(pool, rows, size, [&](int64_t first, int64_t count) { kernel(x + first * size, y + 2 * first, count, size); });
+}

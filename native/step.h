@@ -15,6 +15,8 @@ struct StepKernels {
     void (*layer_norm)(const float* x, const void* w, const void* bias, Stored stored, float* y, int64_t rows, int64_t size, float eps);
     // y[i] = gate[i] / (1 + e^-gate[i]) * up[i].
     void (*silu_times)(const float* gate, const float* up, float* y, int64_t count);
+    // y[r] = the greatest number of x[r], and where it is first; NaN and 0 where a number of x[r] is not finite.
+    void (*best)(const float* x, double* y, int64_t rows, int64_t size);
 };
 
 }  // namespace sw

@@ -82,7 +82,37 @@ void silu_times(const float* gate, const float* up, float* y, int64_t count) {
     });
 }
 
-extern const StepKernels step_kernels = {rms_norm, layer_norm, silu_times};
+void best(const float* x, double* y, int64_t rows, int64_t size) {
+    constexpr int64_t BLOCK = 16 * LANES;
+    for (int64_t r = 0; r < rows; r++, x += size, y += 2) {
+        F poison = F::all(0.0f);
+        float top = -INFINITY;
+        int64_t at = 0;
+        // Where it is, is looked for once: in the first block that has it.
+        for (int64_t first = 0; first < size; first += BLOCK) {
+            const int64_t count = size - first < BLOCK ? size - first : BLOCK;
+            F most = F::all(-INFINITY);
+            int64_t i = first;
+            for (; i + LANES <= first + count; i += LANES) {
+                const F a = F::load(x + i);
+                most = max(a, most);
+                poison = fma(a, F::all(0.0f), poison);
+            }
+            float here = greatest(most);
+            for (; i < first + count; i++) {
+                here = x[i] > here ? x[i] : here;
+                poison = poison + F::all(x[i] * 0.0f);
+            }
+            if (here > top) top = here, at = first;
+        }
+        const bool finite = sum(poison) == 0.0f;
+        while (finite && size && x[at] != top) at++;
+        y[0] = finite ? top : NAN;
+        y[1] = finite ? static_cast<double>(at) : 0.0;
+    }
+}
+
+extern const StepKernels step_kernels = {rms_norm, layer_norm, silu_times, best};
 
 }  // namespace SW_ISA
 }  // namespace sw

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from shardwise.bench.export import checkpoint
-from shardwise.bench.gguf_export import renamed, tensors, turned
+from shardwise.bench.gguf_export import once, renamed, tensors, turned
 from shardwise.engine.setup import Options, resolve
 from shardwise.errors import ShardwiseError
 from shardwise.runtime.load import arena, fill_dummy
@@ -45,3 +45,11 @@ def test_rows_are_turned():
     """A head of 6 rows, halves (0 1 2 | 3 4 5), becomes pairs: 0 3 1 4 2 5."""
     rows = np.arange(12, dtype=np.float32)[:, None]
     assert turned(rows, 2)[:, 0].tolist() == [0, 3, 1, 4, 2, 5, 6, 9, 7, 10, 8, 11]
+
+
+@pytest.mark.parametrize("stored", [("lm_head",), ("model.embed_tokens",), ("lm_head", "model.embed_tokens")])
+def test_a_tied_table_is_written_once(stored):
+    """TinyStories-656K, for one, stores it as the head alone."""
+    weights = [(f"{name}.weight", place) for place, name in enumerate(("model.norm", *stored))]
+    assert list(once(iter(weights), tied=True)) == [("model.norm.weight", 0), ("model.embed_tokens.weight", 1)]
+    assert list(once(iter(weights), tied=False)) == weights

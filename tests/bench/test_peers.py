@@ -11,9 +11,11 @@ import os
 import shutil
 import stat
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from shardwise.bench import peers
@@ -118,6 +120,46 @@ def test_patience_ends_and_nothing_is_left(tmp_path):
         assert not Path(f"/proc/{(tmp_path / 'pid').read_text()}").exists()
     with pytest.raises(ShardwiseError, match="cannot be started"):
         Contestant(str(tmp_path / "none"), {}, tmp_path / "log", os.environ, 1.0)
+
+
+def test_one_that_crashes_is_told_of_by_its_signal(tmp_path):
+    crash = tmp_path / "crash"
+    crash.write_text(f"#!{sys.executable}\nimport os, signal, sys\nprint('loading tiles', file=sys.stderr, flush=True)\n"
+                     "os.kill(os.getpid(), signal.SIGSEGV)\n")  # fmt: skip
+    crash.chmod(0o755)
+    with pytest.raises(ShardwiseError, match=r"ended with signal 11 \(Segmentation fault\): loading tiles"):
+        Contestant(str(crash), {}, tmp_path / "log", os.environ, 60.0)
+
+
+LED = """\
+#!{python}
+# Two processes, as a peer that cuts has: the second says where it is, and works until it is killed.
+import json, subprocess, sys
+other = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+print(json.dumps({{"version": str(other.pid), "start_s": 0.0}}), flush=True)
+for line in sys.stdin:
+    print(json.dumps({{"seconds": 1.0}}), flush=True)
+"""
+
+
+def test_who_rests_takes_no_time_and_leaves_nothing(tmp_path):
+    path = tmp_path / "python"
+    path.write_text(LED.format(python=sys.executable))
+    path.chmod(0o755)
+    asked = Contestant(str(path), {}, tmp_path / "log", os.environ, 60.0)
+    other = psutil.Process(int(asked.version))
+    asked.rest()
+    deadline = time.monotonic() + 30
+    while other.status() != psutil.STATUS_STOPPED:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    asked.wake()
+    assert asked.ask("prefill", tokens=1) == {"seconds": 1.0}
+    asked.rest()
+    asked.close()  # though it rests
+    while other.is_running() and other.status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 class Loaded:

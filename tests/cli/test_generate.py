@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from shardwise.engine.cores import crowded
+from shardwise.engine.devices import cpus
 from shardwise.sched.request import SEEDS
 from tests.cli.command import COMMAND, Done, environment, marked, running, shardwise
 
@@ -54,8 +56,13 @@ def test_torch_gives_the_same_answer_and_says_that_it_computes():
 
 
 def test_the_same_answer_at_any_degree():
-    one, *others = (answer(*SAMPLED, "-tp", tp) for tp in ("1", "2", "3"))
-    assert others == [one, one]
+    """Also where there are more ranks than cores: then a line says what to expect."""
+    one, others = answer(*SAMPLED, "-tp", "1"), {tp: generate("--json", *SAMPLED, "-tp", str(tp)) for tp in (2, 3)}
+    assert [json.loads(done.out) for done in others.values()] == [one, one]
+    warned = {tp: crowded(tp, max(1, cpus() // tp)) for tp in others}
+    assert {tp: done.err for tp, done in others.items()} == {
+        tp: "" if line is None else f"shardwise: {line}\n" for tp, line in warned.items()
+    }
     assert answer(*SAMPLED, "--shares", "3,1") == one
 
 

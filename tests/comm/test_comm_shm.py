@@ -110,6 +110,29 @@ def test_sums_of_floats_have_the_bits_of_rank_order(size: int, count: int, seed:
     assert run(size, body) == [True] * size
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bool, torch.int64], ids=str)
+def test_a_gather_that_was_made_before_is_the_same(dtype: torch.dtype) -> None:
+    """Calls of a shape after the first one are known, and go a shorter way: with new numbers, along any dim."""
+    shapes = [((1, 2), -1), ((3, 4), 1), ((3, 4), 0), ((2, 3, 2), 1), ((70_000,), 0)]
+
+    def body(comm: Comm) -> list[torch.Tensor]:
+        found = []
+        for turn in range(3):
+            for shape, dim in shapes:
+                length = shape[dim]
+                ranges = [range(rank * length, (rank + 1) * length) for rank in range(comm.size)]
+                found.append(comm.all_gather(part(shape, turn, comm.rank), ranges, dim=dim, site="again"))
+        return found
+
+    def part(shape: tuple[int, ...], turn: int, rank: int) -> torch.Tensor:
+        made = torch.Generator().manual_seed(10 * turn + rank)
+        return torch.randint(0, 2 if dtype == torch.bool else 1000, shape, generator=made).to(dtype)
+
+    wanted = [torch.cat([part(shape, turn, rank) for rank in range(3)], dim) for turn in range(3) for shape, dim in shapes]
+    for found in run(3, body):
+        assert all(torch.equal(a, b) and a.is_contiguous() for a, b in zip(found, wanted, strict=True))
+
+
 def test_special_values_are_summed_as_torch_does() -> None:
     row = torch.tensor([float("inf"), float("-inf"), float("nan"), 1e-45, 3.4e38, -0.0, 1.0])
     total = run(2, lambda comm: comm.all_reduce(row if comm.rank else row.flip(0), site="s"))

@@ -19,8 +19,11 @@ Pixels = np.ndarray
 WIDTH, TALL = 1200, 760
 LEFT, RIGHT, TOP, BOTTOM = 130, 250, 80, 90
 INK, SOFT, GRID = (60, 66, 76), (122, 130, 140), (228, 231, 235)
-COLOURS = ((68, 119, 170), (238, 102, 119), (34, 136, 51), (204, 187, 68), (102, 204, 238), (170, 51, 119), (110, 110, 110))
-"""Paul Tol's "bright" scheme, which can be told apart without seeing red or green."""
+COLOURS = (
+    (68, 119, 170), (238, 102, 119), (34, 136, 51), (204, 187, 68), (102, 204, 238), (170, 51, 119), (110, 110, 110),
+    (0, 0, 0), (68, 187, 153), (255, 170, 187), (136, 34, 85), (119, 170, 221),
+)  # fmt: skip
+"""Paul Tol's "bright" scheme, which can be told apart without seeing red or green, and some of his others for the rest."""
 
 UNITS = ((2**30, "Gi"), (2**20, "Mi"), (2**10, "Ki"))
 

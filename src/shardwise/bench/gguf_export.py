@@ -84,6 +84,19 @@ def keys(writer: Any, config: dict[str, Any], gguf: Any, kind: str) -> None:
     writer.add_file_type(int(gguf.LlamaFileType[known[kind]]))
 
 
+def once(found: Iterator[tuple[str, Any]], tied: bool) -> Iterator[tuple[str, Any]]:
+    """A tied table under the name of the embedding, whichever of its two names it is stored by, or both."""
+    names = ("model.embed_tokens.weight", "lm_head.weight")
+    seen = False
+    for name, values in found:
+        if tied and name in names:
+            if seen:
+                continue
+            seen = True
+            name = names[0]
+        yield name, values
+
+
 def main() -> None:
     """The conversion; the file has its name when it is whole."""
     folder, target, kind = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
@@ -98,9 +111,7 @@ def main() -> None:
     heads = {"q_proj": config["num_attention_heads"]}
     heads["k_proj"] = config.get("num_key_value_heads") or heads["q_proj"]
     wanted = gguf.GGMLQuantizationType[kind]
-    for name, values in tensors(folder, np):
-        if name == "lm_head.weight" and config.get("tie_word_embeddings"):
-            continue
+    for name, values in once(tensors(folder, np), bool(config.get("tie_word_embeddings"))):
         part = next((heads[word] for word in heads if word in name), None)
         values = values if part is None else turned(values, part)
         stored = wanted if values.ndim == 2 else gguf.GGMLQuantizationType.F32

@@ -1,7 +1,7 @@
 """This engine beside others: the same weights, the same machine, round by round in turn, so that ratios are of pairs.
 
-Each contestant is a process of its own with its model loaded; while one is measured the others wait. Beside each speed stand
-the bits of a weight and how far its logits are from those in float32.
+Each contestant is a process of its own with its model loaded; while one is measured this engine waits and the others are
+stopped. Beside each speed stand the bits of a weight and how far its logits are from those in float32.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 
 from shardwise.bench import environments
 from shardwise.bench.cases import bits_a_weight, quantized
+from shardwise.bench.chart import Chart
 from shardwise.bench.contest import Contestant
 from shardwise.bench.limits import stream
 from shardwise.bench.progress import Told, untold
@@ -29,8 +30,11 @@ from shardwise.spec.config import read_model
 from shardwise.spec.model import parameters
 
 PEERS = ("llama.cpp", "transformers", "transformers-tp", "vllm", "vllm-tp")
-FORMS = ("bf16", "int8", "int4")
+FORMS = ("bf16", "int8", "int4", "int4:128")
 GGUF = {"bf16": "BF16", "int8": "Q8_0", "int4": "Q4_0"}
+BESIDE = {"bf16": ("bf16", "int8"), "BF16": ("bf16",), "Q8_0": ("int8",), "Q4_0": ("int4", "int4:128")}
+"""With which of our weights those of a peer are compared. On torch nobody has 8 bits here: they stand beside ours, too."""
+
 PROBE = tuple(range(100, 132))
 """Ids after which logits are compared."""
 
@@ -38,8 +42,8 @@ COLUMNS = (
     Column("peer", "engine"), Column("format", "weights"), Column("bits_a_weight", "bits", ".2f"),
     Column("logit_error", "logits off by", ".1e"), Column("start_s", "start, s", ".1f"), Column("measure", "measured"),
     Column("batch", "batch"), Column("tokens_per_s", "tok/s", ".2f"), Column("min", "least", ".2f"),
-    Column("max", "most", ".2f"), Column("ratio_min", "ours over it", ".2f"), Column("ratio_median", "median", ".2f"),
-    Column("ratio_max", "most", ".2f"),
+    Column("max", "most", ".2f"), Column("beside", "beside our"), Column("ratio_min", "ours over it", ".2f"),
+    Column("ratio_median", "median", ".2f"), Column("ratio_max", "most", ".2f"),
 )  # fmt: skip
 
 
@@ -135,7 +139,9 @@ def peers(wanted: Wanted, told: Told = untold) -> Report:
 def _entries(wanted: Wanted) -> list[Entry]:
     """Ours first. Peers on torch have no weights of 8 or 4 bits that would run here."""
     names = [("shardwise", form) for form in wanted.forms]
-    names += [(peer, form) for peer in wanted.peers for form in wanted.forms if peer == "llama.cpp" or form == "bf16"]
+    for peer in wanted.peers:
+        has = GGUF if peer == "llama.cpp" else ("bf16",)
+        names += [(peer, form) for form in wanted.forms if form in has]
     return [Entry(*each) for each in names]
 
 
@@ -153,6 +159,7 @@ def _start(wanted: Wanted, standing: _Standing, reference: array[float] | None, 
         standing.version, standing.start_s = standing.process.version, standing.process.start_s
         if reference is not None:
             standing.off = _off(_logits(wanted, standing.process), reference)
+        standing.process.rest()
     except ShardwiseError as error:
         _fail(standing, error)
 
@@ -162,7 +169,9 @@ def _measure(wanted: Wanted, standing: _Standing, do: str, batch: int) -> None:
         return
     given = {"batch": batch, "context": wanted.context, "steps": wanted.steps} if do == "decode" else {"tokens": wanted.prompt}
     try:
+        standing.process.wake()
         standing.seconds[do, batch].append(standing.process.ask(do, **given)["seconds"])
+        standing.process.rest()
     except ShardwiseError as error:
         _fail(standing, error)
 
@@ -207,7 +216,9 @@ def _contestant(wanted: Wanted, entry: Entry, python: str | None, model: str, dt
         "vocabulary": read_model(read_json(wanted.weights / "config.json")).vocab,
         "quantization": None if entry.form == "bf16" else entry.form,
     }  # fmt: skip
-    environ = dict(os.environ) if python is None else environments.surroundings(wanted.threads)
+    environ = dict(os.environ)
+    if python is not None:
+        environ = {**environments.surroundings(wanted.threads), **environments.preloaded(python, entry.kind)}
     complaints = wanted.folder / f"{entry.peer}-{entry.form}.log"
     return Contestant(python, order, complaints, environ, wanted.patience_s)
 
@@ -248,39 +259,66 @@ def _off(found: Sequence[float], reference: Sequence[float]) -> float | None:
 
 def _report(wanted: Wanted, standings: Sequence[_Standing], limits: Sequence[float], why: str | None) -> Report:
     ours = {standing.entry.form: standing for standing in standings if standing.entry.kind == "shardwise"}
-    rows = [row for standing in standings for row in _rows(wanted, standing, ours[standing.entry.form])]
+    rows = [row for standing in standings for row in _rows(wanted, standing, ours)]
     notes = [
         f"{wanted.threads} threads, {wanted.context} tokens before the first that counts, prompts of {wanted.prompt}; ours at "
         f"tp {wanted.tp}",
-        "a ratio is our speed over the engine's in the same round: least, median, most",
+        "a ratio is our speed over the engine's in the same round: least, median, most; with our weights in what is named",
+        "start: from the beginning of the process until it has loaded its weights; vLLM's with what it has compiled before",
+        "while one is measured, this engine waits and the others are stopped",
         f"stream limit of {wanted.threads} threads in the same run: {min(limits):.1f} to {max(limits):.1f} GB/s",
         f"logits: after {len(PROBE)} tokens, against this engine's in float32, relative to their length",
     ]
     notes += [why] if why else []
     failed = [standing for standing in standings if standing.error]
     notes += [f"{standing.entry.peer} {standing.entry.stored} failed: {standing.error}" for standing in failed]
-    return Report("peers", f"Beside others: {wanted.weights.name}", COLUMNS, tuple(rows), tuple(notes))
+    title = f"Beside others: {wanted.weights.name}"
+    return Report("peers", title, COLUMNS, tuple(rows), tuple(notes), _chart(title, standings))
 
 
-def _rows(wanted: Wanted, standing: _Standing, ours: _Standing) -> list[dict[str, Any]]:
+def _rows(wanted: Wanted, standing: _Standing, ours: Mapping[str, _Standing]) -> list[dict[str, Any]]:
     entry = standing.entry
     about = {
         "peer": entry.peer, "version": standing.version, "format": entry.stored, "error": standing.error,
         "bits_a_weight": standing.bits and round(standing.bits, 3), "logit_error": standing.off, "start_s": standing.start_s,
     }  # fmt: skip
-    rows = []
-    for (do, batch), seconds in standing.seconds.items():
-        amount = batch if do == "decode" else wanted.prompt
-        rates = spread([amount / each for each in seconds], 3)
-        row = {
-            **about,
-            "measure": do,
-            "batch": batch,
-            "tokens_per_s": rates["median"],
-            "min": rates["min"],
-            "max": rates["max"],
-        }
-        pairs = [it / us for it, us in zip(seconds, ours.seconds[do, batch], strict=False)]
-        ratios = spread(pairs, 4) if pairs else dict.fromkeys(("min", "median", "max"))
-        rows.append({**row, **{f"ratio_{name}": value for name, value in ratios.items()}})
+    names = (entry.form,) if entry.kind == "shardwise" else BESIDE[entry.stored]
+    beside = [ours[name] for name in names if name in ours]
+    rows = [
+        {**about, **_speed(wanted, do, batch, seconds), **_ratios(seconds, each, (do, batch))}
+        for (do, batch), seconds in standing.seconds.items()
+        for each in beside
+    ]
     return rows or [{**about, "measure": None, "batch": None, "tokens_per_s": None}]
+
+
+def _speed(wanted: Wanted, do: str, batch: int, seconds: Sequence[float]) -> dict[str, Any]:
+    amount = batch if do == "decode" else wanted.prompt
+    each = [round(amount / taken, 3) for taken in seconds]
+    rates = spread(each, 3)
+    found = {"tokens_per_s": rates["median"], "min": rates["min"], "max": rates["max"], "rounds": each}
+    return {"measure": do, "batch": batch, **found}
+
+
+def _ratios(seconds: Sequence[float], ours: _Standing, what: tuple[str, int]) -> dict[str, Any]:
+    """Round by round; none where ours failed."""
+    pairs = [it / us for it, us in zip(seconds, ours.seconds[what], strict=False)]
+    found = spread(pairs, 4) if pairs else dict.fromkeys(("min", "median", "max"))
+    return {"beside": ours.entry.form, **{f"ratio_{name}": value for name, value in found.items()}}
+
+
+def _chart(title: str, standings: Sequence[_Standing]) -> Chart | None:
+    """Tokens a second while answers are written, by batch."""
+    lines = {}
+    for standing in standings:
+        found = [(do, batch, seconds) for (do, batch), seconds in standing.seconds.items() if do == "decode"]
+        if found:
+            lines[_short(standing.entry)] = [(batch, batch / spread(seconds, 9)["median"]) for _, batch, seconds in found]
+    return Chart(title, "sequences at once", "tokens a second", lines, x_log=True, y_log=True, x_binary=True) if lines else None
+
+
+def _short(entry: Entry) -> str:
+    """A name of fourteen letters at most, as a chart has room for."""
+    if entry.kind == "shardwise":
+        return f"ours {entry.form}"
+    return f"{entry.peer} {entry.stored}" if entry.kind == "llama.cpp" else entry.peer.replace("transformers-tp", "tp_plan")

@@ -108,8 +108,8 @@ def _communication(setup: Setup, batch: int) -> tuple[int, float]:
     """How many sums over ranks a step has, and the microseconds that they take one after another with nothing between."""
     layout = setup.layout
     calls = [call for call in traffic.of(layout.model, layout, batch, traffic.Rows()) if call.op == "all_reduce"]
-    # Float32 is what is summed on a CPU with compiled kernels; a 16-bit sum costs no less.
-    sizes = [4 * math.prod(call.shape) for call in calls]
+    # Float32 at least is what is summed on a CPU with compiled kernels; a 16-bit sum costs no less.
+    sizes = [max(4 * math.prod(call.shape), call.bytes) for call in calls]
     wanted = comm_sweep.Wanted((layout.mesh.tp,), tuple(sorted(set(sizes))), (_backend(),), 100)
     us = {row["bytes"]: row["median_us"] for row in comm_sweep.comm_sweep(wanted).rows}
     return len(calls), sum(us[size] for size in sizes)

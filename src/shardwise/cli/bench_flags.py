@@ -107,7 +107,8 @@ def _peers(made: flags.Parser) -> None:
     _add(made, "--install", action="store_true", help="makes the environments that are missing, by pip")
     _add(made, "--with", dest="interpreters", action="append", type=named, default=[], metavar="NAME=PYTHON",
          help="the interpreter of a peer that is installed; may be given several times")  # fmt: skip
-    _add(made, "--formats", type=words, default=("bf16", "int8", "int4"), metavar="NAMES", help="bf16, int8, int4")
+    _add(made, "--formats", type=words, default=("bf16", "int8", "int4"), metavar="NAMES",
+         help="bf16, int8, int4, int4:128 (default: the first three)")  # fmt: skip
     _add(made, "--batches", type=flags.degrees, default=(1, 4, 16), metavar="1,4,16", help="sequences at once")
     _add(made, "--context", type=flags.count, default=64, metavar="N", help="tokens before the first that counts (default: 64)")
     _add(made, "--prompt", type=flags.count, default=512, metavar="N", help="tokens of the prompt that is read (default: 512)")

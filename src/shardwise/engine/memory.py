@@ -35,8 +35,9 @@ RANK_BYTES = {"cpu": 320 * 2**20, "cuda": 700 * 2**20}
 SLAB_ROWS = 128
 """Rows that are cut into parts for the tile unit at a time (native/dense.cpp)."""
 
-SPREAD_BYTES = 5 * 2**26
-"""What products with quantised weights take in torch: some rows of them as floats, and products that are not summed yet."""
+SPREAD_BYTES = 3 * 2**26
+"""What products with quantised weights take in torch: some rows of them as floats, and products that are not summed yet. See
+docs/log.md."""
 SPLIT_TOKENS, PARTS_BYTES = 512, 16 * 2**20
 """Keys that compiled attention may sum up apart from others, and the most that such sums take (native/attention.cpp)."""
 
@@ -167,9 +168,11 @@ def _pages(demand: Demand, context: int) -> tuple[int, ...]:
 
 def _rounded_bytes(tokens: int, inputs: int, linear: Linear, layout: Layout) -> int:
     """Activations rounded to 8 bits with their scales and sums, in room that grows by halves; torch's class, where nothing is
-    compiled, also spreads weights out. For dense weights of 16 bits, three parts of some rows."""
+    compiled, rounds them as floats, thrice there meanwhile, and spreads weights out. For dense weights of 16 bits, three parts
+    of some rows."""
     if isinstance(linear.format, Grouped):
-        return 3 * tokens * inputs + (SPREAD_BYTES if layout.activations is None else 0)
+        floats = 4 * tokens * inputs
+        return 3 * tokens * inputs if layout.activations is not None else max(3 * floats, floats + SPREAD_BYTES)
     return 0 if layout.activations is None else 6 * min(tokens, SLAB_ROWS) * inputs
 
 

@@ -39,6 +39,7 @@ class Batch:
 
     positions [T], known [T]: each token's position, and how many tokens its request has by now (rope scaling asks).
     flat [T]: index of each token among the queries of all segments, laid one after another.
+    segments: none where no layer gathers pages; `flat` then means nothing.
     drawn [D]: the rows of T after which tokens are drawn, padded with 0. scored [N]: those whose next token is given.
     """
 

@@ -10,6 +10,7 @@ from shardwise.nn.kernels.joint import Before, Gated, Term
 from shardwise.nn.kernels.kernels import Kernels
 from shardwise.nn.norm import Norm
 from shardwise.nn.product import DenseProduct, PackedProduct, Product
+from shardwise.spec.moe import ClampedSwiglu
 
 Part = tuple[Product, torch.Tensor | None]
 """A product and its bias."""
@@ -31,12 +32,19 @@ def joined(parts: Sequence[Part], kernels: Kernels, norm: Norm | None = None) ->
     return one_by_one
 
 
-def gated(part: Part, activation: str, kernels: Kernels) -> Joined:
-    """A product of activation(x) · up."""
+def gated(part: Part, activation: str | ClampedSwiglu, kernels: Kernels) -> Joined:
+    """A product of what an activation makes of a gate x and of `up`."""
     if activation == "silu" and (joint := _joint([part], kernels, Gated())) is not None:
         return joint
     product, bias = part
+    if isinstance(activation, ClampedSwiglu):
+        return lambda x, up: [product(_clamped(activation, x, up), bias)]
     return lambda x, up: [product(kernels.step.gated(activation, x, up), bias)]
+
+
+def _clamped(of: ClampedSwiglu, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+    gate, up = gate.clamp(max=of.limit), up.clamp(-of.limit, of.limit)
+    return (up + 1) * (gate * torch.sigmoid(gate * of.alpha))
 
 
 def _joint(parts: Sequence[Part], kernels: Kernels, before: Before) -> Joined | None:

@@ -6,16 +6,15 @@ it. The loop over experts asks for their counts on the host; a kernel that group
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Mapping
 
 import torch
 
 from shardwise.nn.batch import Rank
+from shardwise.nn.joined import Part, gated, joined
 from shardwise.nn.kernels import dense as kernels
-from shardwise.nn.kernels.step import Step
 from shardwise.nn.mlp import MLP
-from shardwise.nn.product import Product, products
+from shardwise.nn.product import products
 from shardwise.nn.state import State
 from shardwise.spec import blocks, moe
 from shardwise.spec.traffic import SITES
@@ -72,18 +71,19 @@ class MoE:
     def __init__(self, block: moe.MoE, path: str, rank: Rank, tensors: Tensors) -> None:
         assert block.down.experts is not None and (block.shared is None or block.shared.down.partial)
         self.router = Router(block.router, _join(path, block.router.name), rank.kernels.dense, tensors)
-        self.gate, self.gate_bias = _stack(block.gate, path, rank, tensors)  # hidden to own rows, for each own expert
-        self.up, self.up_bias = _stack(block.up, path, rank, tensors)
-        self.down, self.down_bias = _stack(block.down, path, rank, tensors)  # own rows to hidden
+        gates, ups, downs = (_stack(each, path, rank, tensors) for each in (block.gate, block.up, block.down))
         self.inner = len(rank.layout.span(block.down.inp, rank.at))
         self.shared = MLP(block.shared, _join(path, block.shared.name), rank, tensors) if block.shared else None
         gate = block.shared_gate
         self.shared_gate = tensors[_join(path, f"{gate.name}.weight")] if gate else None
-        self.act = _activation(block.activation, rank.kernels.step)
         self.weighs_inputs = block.weighs_inputs
         self.own = rank.layout.span(block.down.experts, rank.at)
         # Where an expert's rows are cut, the first rank's part alone has the bias of their sum.
-        self.biased = self.down_bias is not None and not (rank.layout.cut(block.down.inp) and rank.at.tp)
+        self.biased = block.down.bias and not (rank.layout.cut(block.down.inp) and rank.at.tp)
+        kernels, downs = rank.kernels, downs if self.biased else [(down, None) for down, _ in downs]
+        # Of each own expert: hidden to own rows, twice, and own rows to hidden.
+        self.ways_in = [joined(both, kernels) for both in zip(gates, ups, strict=True)]
+        self.out = [gated(down, block.activation, kernels) for down in downs]
         self.site = SITES["expert"] if block.summed(rank.layout.cut) else None
         self.wide = block.wide
         self.comm, self.dense = rank.comm, rank.kernels.dense
@@ -119,31 +119,17 @@ class MoE:
     def _expert(self, index: int, x: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         """x: [rows, hidden], weights: [rows, 1]."""
         x = x * weights.to(x.dtype) if self.weighs_inputs else x
-        gate = self.gate[index](x, None if self.gate_bias is None else self.gate_bias[index])
-        up = self.up[index](x, None if self.up_bias is None else self.up_bias[index])
-        bias = self.down_bias[index] if self.down_bias is not None and self.biased else None
-        y = self.down[index](self.act(gate, up), bias)
+        y = self.out[index](*self.ways_in[index](x))[0]
         return y if self.weighs_inputs else y * weights
 
 
-def _stack(linear: blocks.Linear, path: str, rank: Rank, tensors: Tensors) -> tuple[tuple[Product, ...], torch.Tensor | None]:
-    """The products of each own expert, and the biases of all."""
+def _stack(linear: blocks.Linear, path: str, rank: Rank, tensors: Tensors) -> list[Part]:
+    """The product of each own expert, and its bias."""
     name = _join(path, linear.name)
-    return products(linear, f"{name}.weight", rank, tensors), tensors[f"{name}.bias"] if linear.bias else None
+    each = products(linear, f"{name}.weight", rank, tensors)
+    biases = tensors[f"{name}.bias"] if linear.bias else [None] * len(each)
+    return list(zip(each, biases, strict=True))
 
 
 def _join(path: str, name: str) -> str:
     return f"{path}.{name}" if path else name
-
-
-def _activation(kind: str | moe.ClampedSwiglu, step: Step) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
-    """(gate, up) to what goes into the down projection."""
-    if isinstance(kind, moe.ClampedSwiglu):
-        alpha, limit = kind.alpha, kind.limit
-
-        def clamped(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
-            gate, up = gate.clamp(max=limit), up.clamp(-limit, limit)
-            return (up + 1) * (gate * torch.sigmoid(gate * alpha))
-
-        return clamped
-    return partial(step.gated, kind)

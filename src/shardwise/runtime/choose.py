@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
@@ -17,6 +18,7 @@ from shardwise.runtime import kinds, order
 from shardwise.runtime.kinds import PIECE, Place, pieces
 from shardwise.runtime.noise import gumbel, key
 from shardwise.runtime.parts import Parts
+from shardwise.runtime.score import finite
 
 WEIGHT = 2.0**40
 """What the likeliest token weighs. Sums over a vocabulary of up to 2^22 ids fit 63 bits; a token that is less likely than the
@@ -67,16 +69,31 @@ class Drawn:
 
 
 class Chooser:
-    """One batch of rows: `logits` [N, own ids] after edits, and `finite` [N], whether this rank's logits were before."""
+    """One batch of rows: `logits` [N, own ids] after edits, and as they were before, `plain`: the same where there are none."""
 
-    def __init__(self, logits: torch.Tensor, finite: torch.Tensor, places: Sequence[Place], parts: Parts) -> None:
-        self._logits, self._finite, self._places, self._parts = logits, finite, places, parts
+    def __init__(self, logits: torch.Tensor, plain: torch.Tensor, places: Sequence[Place], parts: Parts) -> None:
+        self._logits, self._plain, self._places, self._parts = logits, plain, places, parts
         self._device = logits.device
-        self._ids = torch.arange(parts.own.start, parts.own.stop, device=self._device)
-        self._numbers = Numbers.of(places, parts.vocabulary, self._device)
         self._tokens = torch.zeros(len(places), dtype=torch.int64, device=self._device)
         self._tops = torch.full((len(places),), math.nan, dtype=torch.float64, device=self._device)
-        self._peaks = torch.full((len(places), 1), math.nan, dtype=torch.float64, device=self._device)
+
+    # What not every batch asks for.
+
+    @cached_property
+    def _finite(self) -> torch.Tensor:
+        return finite(self._plain)
+
+    @cached_property
+    def _ids(self) -> torch.Tensor:
+        return torch.arange(self._parts.own.start, self._parts.own.stop, device=self._device)
+
+    @cached_property
+    def _numbers(self) -> Numbers:
+        return Numbers.of(self._places, self._parts.vocabulary, self._device)
+
+    @cached_property
+    def _peaks(self) -> torch.Tensor:
+        return torch.full((len(self._places), 1), math.nan, dtype=torch.float64, device=self._device)
 
     def choose(self) -> Drawn:
         """Every rank takes part, in the same calls."""
@@ -98,7 +115,10 @@ class Chooser:
 
     def _of(self, rows: list[int]) -> torch.Tensor:
         """Their logits, without a copy where they are all rows."""
-        return self._logits if rows == list(range(len(self._logits))) else self._logits[rows]
+        return self._logits if self._all(rows) else self._logits[rows]
+
+    def _all(self, rows: list[int]) -> bool:
+        return rows == list(range(len(self._places)))
 
     # --- largest of all -----------------------------------------------------------------------------------------------
 
@@ -113,21 +133,41 @@ class Chooser:
     def _take_best(self, greedy: list[int], noisy: list[int]) -> None:
         """The largest, of logits or of logits with noise. The lowest id where some are equal."""
         rows = greedy + noisy
-        tops = torch.full((len(rows),), -math.inf, dtype=torch.float64, device=self._device)
-        ids = torch.zeros_like(tops)
-        if self._parts.own:
-            if greedy:
-                best = self._of(greedy).max(-1)
-                tops[: len(greedy)], ids[: len(greedy)] = best.values.double(), self._ids[best.indices].double()
-            if noisy:
-                tops[len(greedy) :], ids[len(greedy) :] = self._noisy(noisy)
-        tops = torch.where(self._finite[rows], tops, math.nan)
-        found = self._parts.gather(torch.stack((tops, ids), -1), "draw_best")  # [rows, parts, 2]
+        best = self._greedy(greedy) if greedy else self._noisiest(noisy)
+        if greedy and noisy:
+            best = torch.cat((best, self._noisiest(noisy)))
+        found = self._parts.gather(best, "draw_best")  # [rows, parts, 2]
         tops, ids = found.unbind(-1)
-        self._tops[rows] = top = tops.amax(-1)
+        top = tops.amax(-1)
         # An id is a whole number far below 2^53. No id belongs to a NaN.
         ids = torch.where(tops == top[:, None], ids, self._parts.vocabulary).amin(-1)
-        self._tokens[rows] = ids.clamp(max=self._parts.vocabulary - 1).long()
+        tokens = ids.clamp_(max=self._parts.vocabulary - 1).long()
+        if self._all(rows):
+            self._tops, self._tokens = top, tokens
+        else:
+            self._tops[rows], self._tokens[rows] = top, tokens
+
+    def _greedy(self, rows: list[int]) -> torch.Tensor:
+        """[rows, 2]: the largest logit among this rank's ids, and its id; NaN where one was not finite."""
+        if self._logits is self._plain:
+            best = self._parts.step.best(self._of(rows))
+        else:
+            best = self._most(self._of(rows))
+            best[:, 0].masked_fill_(~self._finite[rows], math.nan)
+        best[:, 1] += self._parts.own.start
+        return best
+
+    def _most(self, logits: torch.Tensor) -> torch.Tensor:
+        """The same of logits after edits, minus infinity and NaN among them."""
+        if not logits.shape[1]:
+            return self._parts.step.best(logits)
+        most = logits.max(-1)
+        return torch.stack((most.values.double(), most.indices.double()), -1)
+
+    def _noisiest(self, rows: list[int]) -> torch.Tensor:
+        """[rows, 2]: the largest sum of logit and noise among this rank's ids, and its id; NaN as there."""
+        tops, ids = self._noisy(rows)
+        return torch.stack((torch.where(self._finite[rows], tops, math.nan), ids), -1)
 
     def _noisy(self, rows: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
         """(tops, ids) of the largest sums of logit and noise among this rank's ids; a stretch of ids at a time."""

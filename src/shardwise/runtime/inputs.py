@@ -20,7 +20,10 @@ from shardwise.runtime.recent import Recent
 from shardwise.runtime.segments import divide
 from shardwise.runtime.staging import Staging
 from shardwise.sched.step import SCRATCH, Item, Step
+from shardwise.spec.blocks import attentions
 from shardwise.spec.layout import PAGE_TOKENS
+from shardwise.spec.mla import MLA
+from shardwise.spec.model import layer_blocks
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +100,9 @@ class Inputs:
     def __init__(self, rank: Rank, limits: Limits, buckets: Buckets, recent: Recent) -> None:
         self._cache = rank.layout.cache
         self._limits, self._buckets, self._recent = limits, buckets, recent
+        # Compiled attention reads pages where they are, but for those of latents.
+        latent = any(isinstance(each, MLA) for _, block in layer_blocks(rank.layout.model) for each in attentions(block))
+        self._gathers = latent or not rank.kernels.compiled
         groups, pad = len(self._cache), buckets.pad
         tokens = pad(limits.tokens) * (7 + 3 * groups)
         # Each segment is padded for itself, to less than twice its size.
@@ -114,13 +120,15 @@ class Inputs:
         positions, known = put(made.positions, size), put(made.known, size)
         places = [self._places(made, table, size) for table in tables]
         longest = np.max([table.counts for table in tables], 0)
-        segments = [self._stage(made, tables, np.array(part)) for part in divide(made.counts.tolist(), longest.tolist())]
+        parts = divide(made.counts.tolist(), longest.tolist()) if self._gathers else []
+        segments = [self._stage(made, tables, np.array(part)) for part in parts]
         flat = put(_flat(made, segments), size)
         rows = _rows(made)
         drawn, scored = put(rows[0], pad(len(rows[0]))), put(rows[1], len(rows[1]))
         self._staging.send()
         # What a step in flight draws has not reached the host: it is put in place here.
-        tokens = torch.where(sources >= 0, self._recent.tokens[sources.clamp(min=0)], ids)
+        recent = any(item.source is not None for item in step.items)
+        tokens = torch.where(sources >= 0, self._recent.tokens[sources.clamp(min=0)], ids) if recent else ids
         built = tuple(self._segment(staged) for staged in segments)
         groups = tuple(GroupBatch(g, *places[g], flat, built, self._tables(made, table, g)) for g, table in enumerate(tables))
         return tokens, Batch(positions, known, flat, drawn, scored, built, groups)

@@ -18,6 +18,7 @@ class Parts:
         self.size = len(self._spans) if self._spans else 1
         self.largest = max(len(span) for span in self._spans) if self._spans else axis.size
         self.lead = rank.at.tp == 0
+        self.step = rank.kernels.step
 
     def whole(self, x: torch.Tensor, site: str) -> torch.Tensor:
         """[rows, own ids] of every rank, joined to [rows, vocabulary]."""

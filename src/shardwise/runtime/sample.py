@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 
@@ -16,7 +17,7 @@ from shardwise.runtime.kinds import Place, beside, pieces, places
 from shardwise.runtime.parts import Parts
 from shardwise.runtime.pool import Final, pool, told
 from shardwise.runtime.recent import Recent
-from shardwise.runtime.score import Scores, finite, score
+from shardwise.runtime.score import Scores, score
 from shardwise.sched.step import Chosen, Draw, Item, Result, Step
 
 NOT_FINITE = "the model's logits are not finite numbers"
@@ -48,17 +49,22 @@ class Sampler:
     def take(self, step: Step, hidden: torch.Tensor, batch: Batch) -> None:
         """hidden [T, hidden] of a step. Its targets are scored a piece at a time: their logits are never all there."""
         rows = sum(item.rows - len(item.targets) for item in step.items)
+        scores = self._scored(step, hidden, batch) if any(item.targets for item in step.items) else ()
+        # The rows that only pad go through the head, whose shape they keep, and no further.
+        logits = self._logits(hidden.index_select(0, batch.drawn))[:rows] if rows else None
+        pooled = pool(step.items, hidden, self._final) if self._parts.lead else None
+        self._waiting = _Forwarded(step, logits, scores, pooled)
+
+    def _scored(self, step: Step, hidden: torch.Tensor, batch: Batch) -> tuple[Scores, ...]:
+        """The scores of a step's targets, piece by piece."""
         targets = torch.tensor([token for item in step.items for token in item.targets], dtype=torch.int64)
-        top = min(max((item.top for item in step.items if item.targets), default=0), self._parts.vocabulary)
+        top = min(max(item.top for item in step.items if item.targets), self._parts.vocabulary)
         scores = []
         for piece in pieces(len(targets)):
             part = slice(piece.start, piece.stop)
             ids = targets[part].to(hidden.device, non_blocking=True)
             scores.append(score(self._logits(hidden[batch.scored[part]]), ids, top, self._parts))
-        # The rows that only pad go through the head, whose shape they keep, and no further.
-        logits = self._logits(hidden[batch.drawn])[:rows] if rows else None
-        pooled = pool(step.items, hidden, self._final) if self._parts.lead else None
-        self._waiting = _Forwarded(step, logits, tuple(scores), pooled)
+        return tuple(scores)
 
     def sample(self, number: int, draws: Sequence[Draw]) -> tuple[Result, ...]:
         """The results on the lead rank, () on others. ValueError where step `number` was not the last to go forward."""
@@ -77,18 +83,17 @@ class Sampler:
         return tuple(_results(waiting, wanted, chosen)) if self._parts.lead else ()
 
     def _choose(self, logits: torch.Tensor, flat: list[Place]) -> Drawn:
-        sound = finite(logits)
         rows = [place.row for place in flat]
         if rows != list(range(len(logits))):  # several continuations of one row
-            logits, sound = logits[rows], sound[rows]
-        logits = edited(logits, [place.edit for place in flat], self._parts.own)
-        drawn = Chooser(logits, sound, flat, self._parts).choose()
+            logits = logits[rows]
+        changed = edited(logits, [place.edit for place in flat], self._parts.own)
+        drawn = Chooser(changed, logits, flat, self._parts).choose()
         self.uncertain = drawn.uncertain
         return drawn
 
     def _keep(self, number: int, wanted: list[list[Place]], drawn: Drawn) -> None:
         """For the step that takes its tokens from this one: those of sequences that draw one."""
-        ends = torch.tensor([len(each) for each in wanted]).cumsum(0).tolist()
+        ends = accumulate(len(each) for each in wanted)
         single = [(end - 1, each[0].draw.sequence) for end, each in zip(ends, wanted, strict=True) if len(each) == 1]
         tokens = drawn.tokens if len(single) == len(wanted) else drawn.tokens[[row for row, _ in single]]
         self._recent.keep(number, [sequence for _, sequence in single], tokens)

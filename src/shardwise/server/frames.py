@@ -72,5 +72,6 @@ def known(setup: Setup, kind: str, made: str, model: str) -> dict[str, Any]:
 def fingerprint(setup: Setup) -> str:
     """Stands for what answers depend on besides the request: the model, and how it is cut and held."""
     layout = setup.layout
-    told = repr((setup.name, layout.mesh.tp, layout.dtype, setup.quantization, setup.device, setup.load_format))
+    dtypes = layout.dtype, layout.compute_dtype, layout.kv_dtype
+    told = repr((setup.name, layout.mesh.tp, dtypes, setup.quantization, setup.device, setup.load_format))
     return "fp_" + hashlib.sha256(told.encode()).hexdigest()[:10]

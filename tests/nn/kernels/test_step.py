@@ -67,3 +67,24 @@ def test_a_gate(count: int, seed: int, threads: int, activation: str) -> None:
     torch.testing.assert_close(found, wanted, rtol=2e-6, atol=1e-35, equal_nan=True)
     alone = NativeStep(Pool(1)).gated(activation, gate[3:9], up[3:9])
     assert torch.equal(alone.nan_to_num(9.0), found[3:9].nan_to_num(9.0))
+
+
+@each_path
+@settings(deadline=None, max_examples=60)
+@given(
+    rows=st.integers(0, 5),
+    size=st.integers(0, 600),
+    seed=st.integers(0, 2**32),
+    steps=st.sampled_from([1.0, 0.1, 1e-3]),
+    odd=st.sampled_from([0.0, -0.0, torch.nan, torch.inf, -torch.inf]),
+)
+def test_the_greatest_of_a_row_is_the_first_of_equal_ones(rows: int, size: int, seed: int, steps: float, odd: float) -> None:
+    make = torch.Generator().manual_seed(seed)
+    x = (torch.randn(rows, size, generator=make) / steps).round() * steps  # many are equal
+    if rows and size:
+        x[seed % rows, seed % size] = odd
+        x[-1] = x[-1].abs() if seed % 2 else -x[-1].abs()
+    wanted = TorchStep().best(x)
+    assert torch.equal(NativeStep(Pool(2)).best(x).nan_to_num(1e99), wanted.nan_to_num(1e99))
+    for row, (top, place) in zip(x, wanted.tolist(), strict=True):
+        assert not size or not row.isfinite().all() or (top == row.max() and place == (row == top).nonzero()[0, 0])

@@ -29,6 +29,11 @@ class Step(Protocol):
         """What `activation`, a name of ACTIVATIONS, makes of `gate`, times `up`, element by element."""
         ...
 
+    def best(self, x: torch.Tensor) -> torch.Tensor:
+        """The greatest number of each row of x [rows, size] in float32, and where it is, the first place if it is there more
+        than once: float64 [rows, 2]. Minus infinity and 0 where there is none, NaN and 0 where one of a row is not finite."""
+        ...
+
 
 class TorchStep:
     """In torch: on any device, in any dtype, computed in float32 and rounded once."""
@@ -44,6 +49,13 @@ class TorchStep:
     def gated(self, activation: str, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
         return ACTIVATIONS[activation](gate) * up
 
+    def best(self, x: torch.Tensor) -> torch.Tensor:
+        if not x.shape[1]:
+            return torch.tensor([-torch.inf, 0.0], dtype=torch.float64, device=x.device).repeat(len(x), 1)
+        most = x.max(-1)
+        finite = torch.isfinite(most.values) & torch.isfinite(x.amin(-1))
+        return torch.stack((torch.where(finite, most.values, torch.nan).double(), most.indices * finite.double()), -1)
+
 
 class NativeStep:
     """Compiled: float32 tensors of a CPU, weights of 32 or 16 bits."""
@@ -53,6 +65,7 @@ class NativeStep:
         p, n, r, k = native.POINTER, native.WHOLE, native.REAL, native.NUMBER
         self._rms_norm = native.function("sw_rms_norm", p, p, p, k, p, n, n, r, r)
         self._layer_norm = native.function("sw_layer_norm", p, p, p, p, k, p, n, n, r)
+        self._best = native.function("sw_greatest", p, p, p, n, n)
         self._silu_times = native.function("sw_silu_times", p, p, p, p, n)
 
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float, offset: float) -> torch.Tensor:
@@ -87,4 +100,10 @@ class NativeStep:
         gate, up = gate.contiguous(), up.contiguous()
         y = torch.empty_like(gate)
         self._silu_times(self._pool.handle, gate.data_ptr(), up.data_ptr(), y.data_ptr(), gate.numel())
+        return y
+
+    def best(self, x: torch.Tensor) -> torch.Tensor:
+        x, y = x.contiguous(), torch.empty(len(x), 2, dtype=torch.float64)
+        assert x.dtype is torch.float32
+        self._best(self._pool.handle, x.data_ptr(), y.data_ptr(), len(x), x.shape[1])
         return y
