@@ -14,6 +14,7 @@ namespace {
 constexpr int64_t PIECE_FLOATS = 1 << 14;   // rounded in one piece
 constexpr int64_t PIECE_BYTES = 1 << 17;    // of weights, in one piece
 constexpr int64_t FEW_ROWS = 32;
+constexpr int64_t LINE = 64;  // bytes
 constexpr int64_t MANY_TILES = 8;
 
 int64_t ceil_of(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -54,15 +55,21 @@ int64_t tiles_of(const PackedWeight& w, int64_t rows, int64_t tiles, int threads
     return step < 2 ? 2 : step + (step & 1);  // two tiles at a time
 }
 
+// The first place from p on where a line of the cache begins.
+template <class N>
+N* whole_lines(N* p) {
+    return reinterpret_cast<N*>((reinterpret_cast<uintptr_t>(p) + LINE - 1) / LINE * LINE);
+}
+
 template <class N, class Kernel>
 void multiply_all(Pool* pool, Kernel kernel, const Rounded& x, const PackedWeight& w, const float* bias, float* y, double* wide) {
     const int64_t tiles = ceil_of(w.rows, TILE), step = tiles_of(w, x.rows, tiles, pool ? pool->threads() : 1);
-    const int64_t room = NEAR_ROWS * step * TILE;
+    const int64_t room = NEAR_ROWS * step * TILE + LINE / static_cast<int64_t>(sizeof(N));
     each(pool, ceil_of(tiles, step), [&](int64_t piece, int) {
         thread_local std::vector<N> sums;
         if (x.rows > 1 && static_cast<int64_t>(sums.size()) < room) sums.resize(static_cast<size_t>(room));
         const int64_t first = piece * step;
-        kernel({x, w, bias, y, wide, sums.data()}, first, first + step < tiles ? first + step : tiles);
+        kernel({x, w, bias, y, wide, whole_lines(sums.data())}, first, first + step < tiles ? first + step : tiles);
     });
 }
 

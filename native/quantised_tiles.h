@@ -9,11 +9,11 @@
 namespace sw {
 namespace SW_ISA {
 
-constexpr int R = 16;               // rows of activations at a time
+constexpr int R = 16;              // rows of activations at a time
 constexpr int64_t LEAST_ROWS = 9;  // fewer go the other way
 constexpr int STEPS = 4;           // tile registers that hold activations
 constexpr int64_t WIDE = 8;        // tiles of weights side by side
-constexpr int64_t SOME_ROWS = 64;
+constexpr int64_t SOME_ROWS = 64;  // up to so many, fewer tiles are side by side: more of the first cache is for what comes
 constexpr int TURN_BYTES = STEPS * TILE * 64;
 
 // Tiles 0-3 are activations [rows][inputs], 4-5 weights [inputs / 4][16 outputs][4], 6-7 dots [rows][16 outputs].
@@ -174,6 +174,7 @@ struct Strip {
         }
     }
 
+    // The job after; false if there is none before group `stop`.
     bool follow(Job& job, int64_t step, int64_t stop) const {
         job.waiting += R * TILE;
         if (++job.t < tiles) return true;
@@ -183,6 +184,7 @@ struct Strip {
         return job.g + step <= stop;
     }
 
+    // The turns from group g on, `whole` groups in all.
     template <int... G>
     void turns(int64_t g, int64_t whole, std::integer_sequence<int, G...> groups) {
         constexpr int64_t count = sizeof...(G);
@@ -197,21 +199,10 @@ struct Strip {
             // A tile's weights are unpacked two jobs before they are wanted, if there are two buffers.
             const Job* fresh = tiles > 1 ? (still ? &later : nullptr) : (more ? &next : nullptr);
             if (job.row + R < end) ahead_of(job);
-            if (still && later.g + count == p.w.groups) ask(later);
             step(job, more ? &next : nullptr, fresh && fresh->row == begin ? fresh : nullptr, groups);
             if (job.g + count == p.w.groups) finish(job);
             if (!more) break;
             job = next, next = later, more = still, still = still && follow(later, count, g + whole);
-        }
-    }
-
-    // Where a job's results will go: lines that are far away would hold up all that is written after.
-    void ask(const Job& job) const {
-        const int64_t row = top(job.row), rows = end - row < R ? end - row : R;
-        for (int64_t r = 0; r < rows; r++) {
-            const int64_t place = (row + r) * p.w.rows + (tile + job.t) * TILE;
-            if (p.wide) prefetch(p.wide + place), prefetch(p.wide + place + TILE / 2);
-            else prefetch(p.y + place);
         }
     }
 

@@ -40,14 +40,27 @@ HUGE_PAGE = 1 << 21
 
 
 def _room(size: int, device: torch.device) -> torch.Tensor:
-    """`size` bytes that are not set. On a CPU in huge pages, where the system has some: weights are read from end to end for
-    each token, and looking up where every 4 KiB of them lie costs a twentieth of that."""
-    if device.type != "cpu" or sys.platform != "linux" or size < HUGE_PAGE:
+    """`size` bytes that are not set. On a CPU in huge pages, if enough are free: weights are read from end to end for each
+    token, and looking up where every 4 KiB of them lie costs about a twentieth of that. Where the kernel would have to move
+    other memory together first, a start would take seconds longer."""
+    # Other ranks may ask at the same time.
+    if device.type != "cpu" or sys.platform != "linux" or size < HUGE_PAGE or _free_in_huge_pages() < 4 * size:
         return torch.empty(size, dtype=torch.uint8, device=device)
     memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     with suppress(OSError):  # a kernel that knows no huge pages
         memory.madvise(mmap.MADV_HUGEPAGE)
     return torch.frombuffer(memory, dtype=torch.uint8)
+
+
+def _free_in_huge_pages() -> int:
+    """Bytes of free memory that lie together by HUGE_PAGE or more, 0 where nobody says: proc_buddyinfo(5) counts blocks of
+    2^0, 2^1, ... pages."""
+    free = 0
+    with suppress(OSError), Path("/proc/buddyinfo").open() as lines:
+        for line in lines:
+            blocks = [int(count) << order for order, count in enumerate(line.partition("zone")[2].split()[1:])]
+            free += sum(blocks[(HUGE_PAGE // mmap.PAGESIZE).bit_length() - 1 :]) * mmap.PAGESIZE
+    return free
 
 
 def _view(block: torch.Tensor, part: Slice) -> torch.Tensor:
