@@ -46,7 +46,7 @@ template <class W>
 inline void layer_norm_of(const float* x, const typename W::number* w, const typename W::number* bias, float* y, int64_t rows,
                           int64_t size, float eps) {
     for (int64_t r = 0; r < rows; r++, x += size, y += size) {
-        F total = F::all(0.0f), squares = F::all(0.0f);
+        F total = F::all(0.0f), squares = F::all(0.0f), rest = F::all(0.0f);
         sixteens(size, [&](int64_t i, int n) { total = total + some<Float32>(x + i, n); });
         const F mean = F::all(sum(total) / static_cast<float>(size));
         sixteens(size, [&](int64_t i, int n) {
@@ -58,10 +58,14 @@ inline void layer_norm_of(const float* x, const typename W::number* w, const typ
             }
             const F a = (n ? F::load(t) : F::load(x + i)) - mean;
             squares = fma(a, a, squares);
+            rest = rest + a;
         });
-        const F scale = F::all(1.0f / std::sqrt(sum(squares) / static_cast<float>(size) + eps));
+        // What the mean was rounded by: much, beside numbers that lie close together and far from zero.
+        const float off = sum(rest) / static_cast<float>(size);
+        const float variance = sum(squares) / static_cast<float>(size) - off * off;
+        const F scale = F::all(1.0f / std::sqrt((variance > 0.0f ? variance : 0.0f) + eps)), missed = F::all(off);
         sixteens(size, [&](int64_t i, int n) {
-            const F a = (some<Float32>(x + i, n) - mean) * scale * some<W>(w + i, n);
+            const F a = (some<Float32>(x + i, n) - mean - missed) * scale * some<W>(w + i, n);
             put(bias ? a + some<W>(bias + i, n) : a, y + i, n);
         });
     }
