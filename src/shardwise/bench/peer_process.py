@@ -190,7 +190,7 @@ class Vllm:
             short, long = (self._seconds(batch, context, tokens) for tokens in (1 + WARM, 1 + WARM + steps))
             if long > short:
                 return (long - short) / steps
-        raise RuntimeError(f"{steps} more tokens took no longer, three times: the machine does too much else, or give more --steps")
+        raise RuntimeError(f"{steps} more tokens took no longer, three times: give more --steps")
 
     def prefill(self, tokens: int) -> float:
         return self._seconds(1, tokens, 1)
