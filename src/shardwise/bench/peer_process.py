@@ -185,8 +185,12 @@ class Vllm:
         self._vocabulary: int = order["vocabulary"]
 
     def decode(self, batch: int, context: int, steps: int) -> float:
-        short, long = (self._seconds(batch, context, tokens) for tokens in (1 + WARM, 1 + WARM + steps))
-        return (long - short) / steps
+        self._seconds(batch, context, 1 + WARM)  # the first after a rest is slow, and would make the difference too small
+        for _ in range(3):
+            short, long = (self._seconds(batch, context, tokens) for tokens in (1 + WARM, 1 + WARM + steps))
+            if long > short:
+                return (long - short) / steps
+        raise RuntimeError(f"{steps} more tokens took no longer, three times: give more --steps")
 
     def prefill(self, tokens: int) -> float:
         return self._seconds(1, tokens, 1)
