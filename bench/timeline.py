@@ -1,6 +1,6 @@
-"""Where a decode step goes: every rank's step as a drawn timeline, and the shares of each kind of work.
+"""Where a step goes, of decode or of a prompt: every rank's step as a drawn timeline, and the shares of each kind of work.
 
-    python bench/timeline.py [--tp 2] [--quantization int8] [--steps 24] [--svg FILE] [--json FILE]
+    python bench/timeline.py [--tp 2] [--quantization int8] [--prompt 512] [--steps 24] [--svg FILE] [--json FILE]
 
 A 1.04 B-parameter Llama with random weights, one process a rank. Hooks on the modules cost a few microseconds each, about 250
 of them a step: shares are meant, not speed, which `shardwise bench decode` measures without hooks.
@@ -123,8 +123,9 @@ def watched(call: Any, kinds: dict[int, str], watch: Watch) -> Any:
     return timed
 
 
-def rank_main(rank: int, folder: Path, steps: int, shared: int) -> None:
-    """One rank: loads, prefills, and decodes under the watch; its spans of every step go to a file."""
+def rank_main(rank: int, folder: Path, steps: int, shared: int, prompt: int) -> None:
+    """One rank: loads, and decodes after a prompt, or reads one of `prompt` tokens again and again, under the watch; its spans
+    of every step go to a file."""
     import msgspec
     import torch
 
@@ -143,8 +144,8 @@ def rank_main(rank: int, folder: Path, steps: int, shared: int) -> None:
     found = []
     with torch.inference_mode():
         for number in range(steps + 1):
-            at = 0 if number == 0 else PROMPT + number - 1
-            tokens = tuple(range(100, 100 + PROMPT)) if number == 0 else (100 + number,)
+            at = 0 if number == 0 or prompt else PROMPT + number - 1
+            tokens = tuple(range(100, 100 + (prompt or PROMPT))) if at == 0 else (100 + number,)
             pages = Pages(0, tuple(range(1, 1 + -(-(at + len(tokens)) // PAGE_TOKENS))))
             step = Step(number, (Item(1, tokens, at, at + len(tokens), (pages,), drawn=(1,)),))
             watch.spans = []
@@ -161,7 +162,7 @@ def rank_main(rank: int, folder: Path, steps: int, shared: int) -> None:
     (folder / f"spans.{rank}").write_text(json.dumps(found[3:]))
 
 
-def measure(tp: int, steps: int, quantization: str | None) -> list[list[list[Span]]]:
+def measure(tp: int, steps: int, quantization: str | None, prompt: int) -> list[list[list[Span]]]:
     """Spans of every rank, step by step."""
     from shardwise.comm.memory import anonymous
     from shardwise.engine.ranks import start_message
@@ -172,10 +173,22 @@ def measure(tp: int, steps: int, quantization: str | None) -> list[list[list[Spa
         folder = Path(name)
         folder.chmod(0o700)
         shutil.copy(HERE / "models" / "llama-1b.json", folder / "config.json")
-        options = Options(name, tp=tp, load_format="dummy", device="cpu", max_model_len=512, quantization=quantization)
+        options = Options(name, tp=tp, load_format="dummy", device="cpu", max_model_len=2048, quantization=quantization)
         setup, shared = resolve(options), anonymous()
         (folder / "start").write_bytes(wire.encode(start_message(setup, 0)))
-        command = [sys.executable, __file__, "--folder", name, "--steps", str(steps), "--shared", str(shared), "--rank"]
+        command = [
+            sys.executable,
+            __file__,
+            "--folder",
+            name,
+            "--steps",
+            str(steps),
+            "--shared",
+            str(shared),
+            "--prompt",
+            str(prompt),
+            "--rank",
+        ]
         processes = [subprocess.Popen([*command, str(rank)], pass_fds=[shared]) for rank in range(tp)]
         if any(process.wait() for process in processes):
             raise SystemExit("a rank failed")
@@ -193,7 +206,7 @@ def shares(steps: list[list[Span]]) -> dict[str, float]:
     return {kind: statistics.median(total.get(kind, 0.0) for total in sums) for kind in COLOURS}
 
 
-def picture(ranks: list[list[list[Span]]], tp: int, weights: str) -> str:
+def picture(ranks: list[list[list[Span]]], args: argparse.Namespace) -> str:
     """The step of median length, one row a rank, and a legend with shares."""
     lengths = [spans[-1][2] - spans[0][1] for spans in ranks[0]]
     middle = sorted(range(len(lengths)), key=lengths.__getitem__)[len(lengths) // 2]
@@ -215,7 +228,8 @@ def picture(ranks: list[list[list[Span]]], tp: int, weights: str) -> str:
         drawn.append(f'<rect x="{x}" y="{line - 11}" width="12" height="12" fill="{COLOURS[kind]}"/>')
         drawn.append(f'<text x="{x + 18}" y="{line}">{kind}  {ms:.1f} ms  {100 * ms / total:.0f} %</text>')
     height = y + 22 * 4
-    title = f"One decode step of a 1.04 B Llama in {weights} at tp {tp}: {1000 * (end - begin):.0f} ms"
+    what = f"One prompt of {args.prompt} tokens through" if args.prompt else "One decode step of"
+    title = f"{what} a 1.04 B Llama in {args.quantization or 'bfloat16'} at tp {args.tp}: {1000 * (end - begin):.0f} ms"
     head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 1090 {height}" font-family="system-ui, sans-serif"'
     frame = f'{head} font-size="13" fill="#5b6470"><rect width="1090" height="{height}" fill="#fff"/>'
     return "\n".join([frame, f'<text x="10" y="32" font-size="16">{title}</text>', *drawn, "</svg>"])
@@ -226,6 +240,7 @@ def main() -> None:
     parser.add_argument("--tp", type=int, default=2)
     parser.add_argument("--quantization", choices=("int8", "int4"))
     parser.add_argument("--steps", type=int, default=24)
+    parser.add_argument("--prompt", type=int, default=0, metavar="N", help="steps that read a prompt of N tokens, not decode")
     parser.add_argument("--svg", type=Path)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--rank", type=int, help=argparse.SUPPRESS)
@@ -233,18 +248,21 @@ def main() -> None:
     parser.add_argument("--shared", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.rank is not None:
-        rank_main(args.rank, args.folder, args.steps, args.shared)
+        rank_main(args.rank, args.folder, args.steps, args.shared, args.prompt)
         return
-    ranks = measure(args.tp, args.steps, args.quantization)
+    ranks = measure(args.tp, args.steps, args.quantization, args.prompt)
     found = shares([spans for steps in ranks for spans in steps])
     total = sum(found.values())
     for kind, ms in sorted(found.items(), key=lambda pair: -pair[1]):
         print(f"{kind:14} {ms:8.2f} ms  {100 * ms / total:5.1f} %")
     if args.svg:
-        args.svg.write_text(picture(ranks, args.tp, args.quantization or "bfloat16") + "\n")
+        args.svg.write_text(picture(ranks, args) + "\n")
     if args.json:
         args.json.write_text(
-            json.dumps({"tp": args.tp, "weights": args.quantization or "bfloat16", "ms": found}, indent=2) + "\n"
+            json.dumps(
+                {"tp": args.tp, "weights": args.quantization or "bfloat16", "prompt": args.prompt, "ms": found}, indent=2
+            )
+            + "\n"
         )
 
 
