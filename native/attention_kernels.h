@@ -89,9 +89,22 @@ struct Sums {
     }
 };
 
+// e^x for what is not above 0, or NaN, as `exp` has it; 0 below -87: there results are no longer normal, and take a CPU a hundred
+// times as long. Scores that are hidden lie there, and what nothing was seen of.
+inline F falling(F x) {
+    const F least = F::all(-87.0f), e = exp(max(least, x));
+#if SW_LEVEL >= 2
+    return {_mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x.v, least.v, _CMP_NLT_UQ), e.v)};
+#elif SW_LEVEL == 1
+    return {_mm256_and_ps(e.a, _mm256_cmp_ps(x.a, least.a, _CMP_NLT_UQ)), _mm256_and_ps(e.b, _mm256_cmp_ps(x.b, least.b, _CMP_NLT_UQ))};
+#else
+    return F::make([&](int i) { return x.v[i] < -87.0f ? 0.0f : e.v[i]; });
+#endif
+}
+
 inline float power(float x) {
     float all[LANES];
-    exp(F::all(x)).store(all);
+    falling(F::all(x)).store(all);
     return all[0];
 }
 
@@ -146,7 +159,7 @@ inline void raise(float* here, float* most, int64_t rows) {
             old[i] = before == now ? base[i] : before;  // e^0 is 1
             most[row + i] = now;
         }
-        exp(F::load(old) - F::load(base)).store(here + row, count);
+        falling(F::load(old) - F::load(base)).store(here + row, count);
     }
 }
 
@@ -155,7 +168,7 @@ inline float weigh(float* scores, float most) {
     const F base = F::all(finite_or_0(most));
     F x[TILE / LANES], all = F::all(0.0f);
     for (int i = 0; i < TILE / LANES; i++) {
-        x[i] = exp(F::load(scores + i * LANES) - base);
+        x[i] = falling(F::load(scores + i * LANES) - base);
         x[i].store(scores + i * LANES);
     }
     for (const F& one : x) all = all + one;

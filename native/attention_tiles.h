@@ -233,7 +233,7 @@ inline F raised(F found, float* most, int64_t rows, F& base) {
     base = {_mm512_mask_mov_ps(now.v, _mm512_cmp_ps_mask(now.v, lowest.v, _CMP_EQ_OQ), _mm512_setzero_ps())};
     const F old = {_mm512_mask_mov_ps(before.v, _mm512_cmp_ps_mask(before.v, now.v, _CMP_EQ_OQ), base.v)};  // e^0 is 1
     now.store(most, static_cast<int>(rows));
-    return exp(old - base);
+    return falling(old - base);
 }
 
 // Sixteen weights and the sixteen after, as parts: each pair is one of these and one of those, as values are.
@@ -265,7 +265,7 @@ inline F weighed(const Under& u, const Block& block, float* scores, uint16_t* pa
     for (int64_t r = 0; r < LANES; r++) some[r] = _mm512_setzero_ps();
     for (int64_t r = 0; r < block.rows; r++) {
         F x[TILE / LANES];
-        for (int64_t i = 0; i < TILE / LANES; i++) x[i] = exp(F::load(scores + r * TILE + i * LANES) - F::all(bases[r]));
+        for (int64_t i = 0; i < TILE / LANES; i++) x[i] = falling(F::load(scores + r * TILE + i * LANES) - F::all(bases[r]));
         some[r] = ((x[0] + x[1]) + (x[2] + x[3])).v;
         cut_weights(x[0], x[1], parts + r * DEEP);
         cut_weights(x[2], x[3], parts + CUTS * SIZE + r * DEEP);
