@@ -61,6 +61,12 @@ void copy(N* to, const N* from, int64_t n) {
 
 void sum(const void* const* parts, int count, float* out, int64_t n) { sum_kernels_of().sum(parts, count, out, n); }
 void sum(const void* const* parts, int count, double* out, int64_t n) { sum_kernels_of().sum_wide(parts, count, out, n); }
+// Which of the two it is of, who calls says.
+template <class N, class M>
+void sum_of(const void* const* parts, int count, M* out, int64_t n) {
+    if constexpr (sizeof(N) == sizeof(M)) sum(parts, count, out, n);
+    else sum_kernels_of().sum_narrow(parts, count, out, n);
+}
 
 bool reached(uint32_t count, uint32_t goal) { return static_cast<int32_t>(count - goal) >= 0; }
 
@@ -113,9 +119,10 @@ int Group::round(uint64_t digest) {
     return DONE;
 }
 
-template <class N>
-int Group::all_reduce(uint64_t digest, const N* x, N* out, int64_t n) {
-    const int64_t saved = n * BYTES<N> * (size_ - 1) * (size_ - 2) / size_;
+template <class N, class M>
+int Group::all_reduce(uint64_t digest, const N* x, M* out, int64_t n) {
+    // Read of each other rank: all it has, or a part of that and its part of the sums.
+    const int64_t saved = n * (size_ - 1) * (size_ * BYTES<N> - BYTES<N> - BYTES<M>) / size_;
     const bool whole = saved <= DIRECT_BYTES;
     const int64_t most = PIECE_BYTES < places_.slot_bytes ? PIECE_BYTES : places_.slot_bytes;
     const int64_t step = (whole ? most : places_.slot_bytes) / BYTES<N>;
@@ -131,6 +138,7 @@ int Group::all_reduce(uint64_t digest, const N* x, N* out, int64_t n) {
 
 template int Group::all_reduce(uint64_t digest, const float* x, float* out, int64_t n);
 template int Group::all_reduce(uint64_t digest, const double* x, double* out, int64_t n);
+template int Group::all_reduce(uint64_t digest, const double* x, float* out, int64_t n);
 
 // Where all ranks' numbers of the round that is about to be `next_ - 1` lie, from the one with number `from` on.
 template <class N>
@@ -142,17 +150,17 @@ const void* const* Group::parts(const N* own, int64_t from) {
 }
 
 // Every rank shows all it has, and sums all of that.
-template <class N>
-int Group::direct(uint64_t digest, const N* x, N* out, int64_t n) {
+template <class N, class M>
+int Group::direct(uint64_t digest, const N* x, M* out, int64_t n) {
     copy(numbers<N>(rank_), x, n);
     const int outcome = round(digest);
-    if (outcome == DONE) sum(parts(x, 0), size_, out, n);
+    if (outcome == DONE) sum_of<N>(parts(x, 0), size_, out, n);
     return outcome;
 }
 
 // Every rank shows what is not its own to sum, sums its own part, and shows that.
-template <class N>
-int Group::divided(uint64_t digest, const N* x, N* out, int64_t n) {
+template <class N, class M>
+int Group::divided(uint64_t digest, const N* x, M* out, int64_t n) {
     const int64_t each = up((n + size_ - 1) / size_, 16);
     const auto begin = [&](int r) { return r * each < n ? r * each : n; };
     const int64_t from = begin(rank_), count = begin(rank_ + 1) - from;
@@ -162,14 +170,15 @@ int Group::divided(uint64_t digest, const N* x, N* out, int64_t n) {
     int outcome = round(digest);
     if (outcome != DONE) return outcome;
     // Into the slot of the next round: that of this one is being read.
-    sum(parts(x, from), size_, numbers<N>(rank_) + from, count);
-    copy(out + from, numbers<N>(rank_) + from, count);
+    M* sums = numbers<M>(rank_);
+    sum_of<N>(parts(x, from), size_, sums + from, count);
+    copy(out + from, sums + from, count);
     outcome = round(digest);
     if (outcome != DONE) return outcome;
     for (int r = 0; r < size_; r++)
         if (r != rank_) {
-            const N* sums = reinterpret_cast<const N*>(memory_ + places_.slot(r, next_ - 1));
-            copy(out + begin(r), sums + begin(r), begin(r + 1) - begin(r));
+            const M* theirs = reinterpret_cast<const M*>(memory_ + places_.slot(r, next_ - 1));
+            copy(out + begin(r), theirs + begin(r), begin(r + 1) - begin(r));
         }
     return DONE;
 }

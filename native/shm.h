@@ -54,9 +54,9 @@ public:
 
     // One round: what this rank put into `slot` of this round is shown, and what the others put into theirs may be read.
     int round(uint64_t digest);
-    // Of float or double.
-    template <class N>
-    int all_reduce(uint64_t digest, const N* x, N* out, int64_t n);
+    // Of floats or doubles. Sums of doubles may be given out as floats: each is rounded once, and its bits go to all ranks.
+    template <class N, class M>
+    int all_reduce(uint64_t digest, const N* x, M* out, int64_t n);
 
     // A letter: `room` waits until its place is free, `send` shows it; `receive` waits for one, `take` gives its place back.
     int room(int to);
@@ -86,10 +86,10 @@ private:
     template <class N>
     N* numbers(int rank) const { return reinterpret_cast<N*>(memory_ + places_.slot(rank, next_)); }
 
-    template <class N>
-    int direct(uint64_t digest, const N* x, N* out, int64_t n);
-    template <class N>
-    int divided(uint64_t digest, const N* x, N* out, int64_t n);
+    template <class N, class M>
+    int direct(uint64_t digest, const N* x, M* out, int64_t n);
+    template <class N, class M>
+    int divided(uint64_t digest, const N* x, M* out, int64_t n);
     template <class N>
     const void* const* parts(const N* own, int64_t from);
     int reach(Signal& signal, uint32_t goal, int peer);

@@ -41,6 +41,9 @@ SW_API int sw_shm_all_reduce(void* group, uint64_t digest, const float* x, float
 SW_API int sw_shm_all_reduce_wide(void* group, uint64_t digest, const double* x, double* out, int64_t n) {
     return of(group).all_reduce(digest, x, out, n);
 }
+SW_API int sw_shm_all_reduce_narrow(void* group, uint64_t digest, const double* x, float* out, int64_t n) {
+    return of(group).all_reduce(digest, x, out, n);
+}
 SW_API int sw_shm_round(void* group, uint64_t digest) { return of(group).round(digest); }
 SW_API int sw_shm_room(void* group, int to) { return of(group).room(to); }
 SW_API int sw_shm_receive(void* group, int from, uint64_t digest) { return of(group).receive(from, digest); }

@@ -29,22 +29,27 @@ void sum_parts(const void* const* parts, int count, float* out, int64_t n) {
     }
 }
 
-void sum_wide(const void* const* parts, int count, double* out, int64_t n) {
+inline void put(F64 a, double* out) { a.store(out); }
+inline void put(F64 a, float* out) { a.narrow().store(out); }
+
+// Of doubles; N is what the sums are stored as.
+template <class N>
+void sum_doubles(const void* const* parts, int count, N* out, int64_t n) {
     const auto part = [&](int p) { return static_cast<const double*>(parts[p]); };
     int64_t i = 0;
     for (; i + LANES <= n; i += LANES) {
         F64 a = F64::load(part(0) + i);
         for (int p = 1; p < count; p++) a = a + F64::load(part(p) + i);
-        a.store(out + i);
+        put(a, out + i);
     }
     for (; i < n; i++) {
         double a = part(0)[i];
         for (int p = 1; p < count; p++) a += part(p)[i];
-        out[i] = a;
+        out[i] = static_cast<N>(a);
     }
 }
 
-extern const SumKernels sum_kernels = {sum_parts, sum_wide};
+extern const SumKernels sum_kernels = {sum_parts, sum_doubles<double>, sum_doubles<float>};
 
 }  // namespace SW_ISA
 }  // namespace sw

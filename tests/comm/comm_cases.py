@@ -15,6 +15,7 @@ from torch import Tensor
 from shardwise.comm.protocol import Comm
 
 SUMMED = ["float32", "bfloat16", "float16", "float64", "int64", "int32", "int16", "int8", "uint8"]
+ROUNDED = ["", "float64", "float32", "bfloat16", "float16"]
 CARRIED = [*SUMMED, "bool", "float8_e4m3fn"]
 ONES = torch.ones(3)
 OPS = ["all_reduce", "all_gather", "reduce_scatter", "all_to_all", "broadcast", "message", "barrier"]
@@ -33,6 +34,7 @@ class Case:
     seed: int
     strided: bool
     out: str  # "none", "fresh", "strided"
+    rounded: str = ""  # what a sum of float64 is asked for as
 
     @property
     def ranges(self) -> list[range]:
@@ -58,7 +60,8 @@ def cases(draw: st.DrawFn, size: int) -> Case:
     row = st.lists(st.integers(0, 5), min_size=size, max_size=size).map(tuple)
     counts = draw(st.lists(row, min_size=size, max_size=size).map(tuple))
     root, seed = draw(st.integers(0, size - 1)), draw(st.integers(0, 9999))
-    return Case(op, dtype, shape, dim, counts, root, seed, draw(st.booleans()), draw(st.sampled_from(_OUTS)))
+    rounded = draw(st.sampled_from(ROUNDED)) if (op, dtype) == ("all_reduce", "float64") else ""
+    return Case(op, dtype, shape, dim, counts, root, seed, draw(st.booleans()), draw(st.sampled_from(_OUTS)), rounded)
 
 
 _OUTS = ["none", "fresh", "strided"]
@@ -89,6 +92,8 @@ def contract_cases(size: int, count: int) -> list[dict]:
     draw()
     for op in ("all_reduce", "all_gather", "reduce_scatter", "broadcast", "message"):
         drawn += [large(op, "bfloat16", 100_003, size), large(op, "float32", 200_001, size)]
+    for rounded in ROUNDED:
+        drawn.append(dataclasses.replace(large("all_reduce", "float64", 200_001, size), rounded=rounded))
     return [dataclasses.asdict(case) for case in drawn]
 
 
@@ -115,7 +120,7 @@ def expected_of(case: Case, rank: int, size: int) -> Tensor | None:
     inputs = [input_of(case, other) for other in range(size)]
     match case.op:
         case "all_reduce":
-            return _sum(inputs)
+            return _sum(inputs).to(getattr(torch, case.rounded or case.dtype))
         case "all_gather":
             return torch.cat([x.view(torch.uint8) if x.dtype.itemsize == 1 else x for x in inputs], case.dim).view(
                 inputs[0].dtype
@@ -178,7 +183,7 @@ def perform(comm: Comm, case: Case, x: Tensor, out: Tensor | None) -> Tensor | N
     """The call itself."""
     match case.op:
         case "all_reduce":
-            return comm.all_reduce(x, site="case", out=out)
+            return comm.all_reduce(x, site="case", out=out, dtype=getattr(torch, case.rounded) if case.rounded else None)
         case "all_gather":
             return comm.all_gather(x, case.ranges, dim=case.dim, site="case", out=out)
         case "reduce_scatter":
@@ -213,6 +218,7 @@ DIFFERENT: dict[str, Callable[[Comm, bool], object]] = {
     "site": lambda comm, odd: comm.all_reduce(ONES, site="t" if odd else "s"),
     "shape": lambda comm, odd: comm.all_reduce(torch.ones(4 if odd else 3), site="s"),
     "dtype": lambda comm, odd: comm.all_reduce(ONES.half() if odd else ONES, site="s"),
+    "rounding": lambda comm, odd: comm.all_reduce(ONES.double(), site="s", dtype=None if odd else torch.float32),
     "root": lambda comm, odd: comm.broadcast(ONES, 1 if odd else 0, site="s"),
     "dim": lambda comm, odd: comm.reduce_scatter(torch.ones(3, 3), [range(1), range(1, 2), range(2, 3)], dim=odd, site="s"),
     "ranges": lambda comm, odd: comm.reduce_scatter(

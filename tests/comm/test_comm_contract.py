@@ -26,6 +26,7 @@ from shardwise.spec.traffic import Call
 from tests.comm.comm_cases import Case, cases, check, same_bits
 
 X = torch.ones(2, 3)
+D = X.double()
 
 
 @settings(max_examples=150, deadline=None, database=None)
@@ -61,6 +62,12 @@ REFUSED: dict[str, tuple[Callable[[Comm], object], str]] = {
     "complex": (lambda c: c.broadcast(X.to(torch.complex64), 0, site="s"), "complex64 is not one of"),
     "out of another shape": (lambda c: c.all_reduce(X, site="s", out=torch.ones(3, 2)), r"out is \(3, 2\)"),
     "out of another dtype": (lambda c: c.all_reduce(X, site="s", out=X.bfloat16()), r"out is \(2, 3\) torch.bfloat16"),
+    "a sum of floats rounded": (lambda c: c.all_reduce(X, site="s", dtype=torch.bfloat16), "is not rounded to torch.bfloat16"),
+    "a sum that grows": (lambda c: c.all_reduce(D, site="s", dtype=torch.int64), "is not rounded to torch.int64"),
+    "out before it is rounded": (
+        lambda c: c.all_reduce(D, site="s", out=D, dtype=torch.float32),
+        "the result is .* torch.float32",
+    ),
     "out of the wrong part": (lambda c: c.reduce_scatter(X, cut(c, 3), site="s", out=torch.ones(2, 9)), "out is"),
     "no such dim": (lambda c: c.all_gather(X, cut(c, 3), dim=2, site="s"), "has no dim 2"),
     "no dim": (lambda c: c.all_gather(torch.ones(()), cut(c, 1), site="s"), "has no dim -1"),
@@ -182,7 +189,7 @@ class Faulty(ThreadComm):
 
     fault = ""
 
-    def all_reduce(self, x: Tensor, *, site: str, out: Tensor | None = None) -> Tensor:
+    def all_reduce(self, x: Tensor, *, site: str, out: Tensor | None = None, dtype: torch.dtype | None = None) -> Tensor:
         match self.fault:
             case "a bit on one rank":
                 total = super().all_reduce(x, site=site, out=out)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from shardwise.comm import asks
@@ -21,16 +22,17 @@ class Asking:
         self.epoch = epoch
 
     def carry_out(self, ask: Ask) -> Tensor:
-        """The result of one call: a contiguous tensor of shape `ask.result`, on the device of `ask.x`."""
+        """The result of one call: a contiguous tensor of shape `ask.result`, on the device of `ask.x`. Of a sum that is to be
+        rounded, `Asking` does it unless it is done."""
         raise NotImplementedError
 
     def close(self) -> None:
         """Leaves the group."""
         raise NotImplementedError
 
-    def all_reduce(self, x: Tensor, *, site: str, out: Tensor | None = None) -> Tensor:
+    def all_reduce(self, x: Tensor, *, site: str, out: Tensor | None = None, dtype: torch.dtype | None = None) -> Tensor:
         """See `Comm.all_reduce`."""
-        return self._ask(asks.all_reduce(self, x, site, out))
+        return self._ask(asks.all_reduce(self, x, site, out, dtype))
 
     def all_gather(self, x: Tensor, ranges: Sequence[range], *, dim: int = -1, site: str, out: Tensor | None = None) -> Tensor:
         """See `Comm.all_gather`."""
@@ -76,4 +78,5 @@ class Asking:
 
     def _ask(self, ask: Ask) -> Tensor:
         result = self.carry_out(ask)
+        result = result if ask.dtype is None else result.to(ask.dtype)
         return result if ask.out is None else ask.out.copy_(result)

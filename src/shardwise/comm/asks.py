@@ -28,6 +28,8 @@ SUMMED = (
     torch.int8,
     torch.uint8,
 )
+ROUNDED = (torch.float32, torch.bfloat16, torch.float16)
+"""What a sum of float64 can be rounded to."""
 CARRIED = (*SUMMED, torch.bool, torch.float8_e4m3fn, torch.float8_e5m2)
 
 DISAGREE = "the ranks disagree"
@@ -39,7 +41,7 @@ class Ask:
 
     `result` is the shape that this rank receives, `counted` the shape that a `Call` states, `agreed` what else than op,
     site, epoch and dtype must be equal on every rank. `counts` are the lengths along `dim` that go to and come from
-    each rank, in elements of that dim; `peer` is the root, the receiver or the sender.
+    each rank, in elements of that dim; `peer` is the root, the receiver or the sender; `dtype` is what a sum is rounded to.
     """
 
     op: str
@@ -56,6 +58,7 @@ class Ask:
     send_counts: tuple[int, ...] = ()
     recv_counts: tuple[int, ...] = ()
     peer: int = -1
+    dtype: torch.dtype | None = None
 
     @property
     def call(self) -> Call:
@@ -101,11 +104,16 @@ def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def all_reduce(comm: Comm, x: Tensor, site: str, out: Tensor | None) -> Ask:
-    """Checks an all_reduce."""
-    shape = _shape(comm, "all_reduce", x, site, SUMMED)
-    _check_out(comm, "all_reduce", x, site, out, shape)
-    return Ask("all_reduce", site, comm.rank, comm.size, comm.epoch, x, out, shape, shape, (shape,))
+def all_reduce(comm: Comm, x: Tensor, site: str, out: Tensor | None, dtype: torch.dtype | None = None) -> Ask:
+    """Checks an all_reduce: what is rounded is a sum of float64."""
+    op = "all_reduce"
+    shape = _shape(comm, op, x, site, SUMMED)
+    dtype = None if dtype == x.dtype else dtype
+    if dtype is not None and (x.dtype != torch.float64 or dtype not in ROUNDED):
+        _refuse(comm, op, site, f"a sum of {x.dtype} is not rounded to {dtype}; one of float64 is, to a narrower float")
+    _check_out(comm, op, x, site, out, shape, dtype)
+    agreed: tuple[object, ...] = (shape,) if dtype is None else (shape, f"rounded to {dtype_name(dtype)}")
+    return Ask(op, site, comm.rank, comm.size, comm.epoch, x, out, shape, shape, agreed, dtype=dtype)
 
 
 def all_gather(comm: Comm, x: Tensor, ranges: Sequence[range], dim: int, site: str, out: Tensor | None) -> Ask:
@@ -215,9 +223,12 @@ def _counts_of(comm: Comm, op: str, ranges: Sequence[range], site: str) -> tuple
     return tuple(len(part) for part in ranges)
 
 
-def _check_out(comm: Comm, op: str, x: Tensor, site: str, out: Tensor | None, shape: tuple[int, ...]) -> None:
+def _check_out(
+    comm: Comm, op: str, x: Tensor, site: str, out: Tensor | None, shape: tuple[int, ...], dtype: torch.dtype | None = None
+) -> None:
     if out is None:
         return
-    if tuple(out.shape) != shape or out.dtype != x.dtype or out.device != x.device:
+    dtype = dtype or x.dtype
+    if tuple(out.shape) != shape or out.dtype != dtype or out.device != x.device:
         has = f"{tuple(out.shape)} {out.dtype} on {out.device}"
-        _refuse(comm, op, site, f"out is {has}; the result is {shape} {x.dtype} on {x.device}")
+        _refuse(comm, op, site, f"out is {has}; the result is {shape} {dtype} on {x.device}")

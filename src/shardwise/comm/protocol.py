@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 DEADLINE_S = 60.0  # what a backend's `deadline_s` is unless told: longer than any step, shorter than patience
@@ -21,8 +22,8 @@ class Comm(Protocol):
 
     Every method leaves its input as it was and returns a new tensor, or `out` where one is given (same shape, dtype and
     device as the result; it may be `x` itself). In a group of one the result may share memory with `x`. A result has
-    the dtype of the input, and a sum has the same bits on every rank. Inputs may be non-contiguous or empty. No backend
-    differentiates: in a group of two or more, an input that wants a gradient is refused.
+    the dtype of the input, unless a sum is asked for as another, and a sum has the same bits on every rank. Inputs may be
+    non-contiguous or empty. No backend differentiates: in a group of two or more, an input that wants a gradient is refused.
 
     `site` says where in the model the call stands ("mlp_down", see `spec.traffic.SITES`); it is in every error and record.
 
@@ -43,8 +44,9 @@ class Comm(Protocol):
     def epoch(self) -> int:
         """Which forming of the group this is; a peer of another epoch is an error."""
 
-    def all_reduce(self, x: Tensor, *, site: str, out: Tensor | None = None) -> Tensor:
-        """The sum of every rank's `x`, in its shape. Booleans and 8-bit floats are not summed."""
+    def all_reduce(self, x: Tensor, *, site: str, out: Tensor | None = None, dtype: torch.dtype | None = None) -> Tensor:
+        """The sum of every rank's `x`, in its shape. Booleans and 8-bit floats are not summed. A sum of float64 may be asked
+        for as a narrower float `dtype`, which it is converted to in the end, as torch does."""
 
     def all_gather(self, x: Tensor, ranges: Sequence[range], *, dim: int = -1, site: str, out: Tensor | None = None) -> Tensor:
         """Joins the parts of `dim`: rank r holds `ranges[r]` of it. Ranges are contiguous from 0 and may be empty."""

@@ -96,6 +96,8 @@ class Shared:
         """(handle, digest, x, out, floats): an Outcome."""
         self.all_reduce_wide = native.function("sw_shm_all_reduce_wide", p, digest, p, p, n, result=i)
         """The same of doubles."""
+        self.all_reduce_narrow = native.function("sw_shm_all_reduce_narrow", p, digest, p, p, n, result=i)
+        """The same of doubles, whose sums are rounded to floats."""
         self.round = native.function("sw_shm_round", p, digest, result=i)
         """(handle, digest): shows this rank's slot and waits for the others'; an Outcome."""
         self.slot = native.function("sw_shm_slot", p, result=n)

@@ -57,7 +57,12 @@ class ShmComm(Asking):
         self.deadline_s = deadline_s
         self._shared = shared
         self._handle = shared.handle  # None once the group is broken, or this rank has left it
-        self._sums = {torch.float32: shared.all_reduce, torch.float64: shared.all_reduce_wide}
+        # By the dtype of what is summed, and of what the sums are rounded to.
+        self._sums = {
+            (torch.float32, None): shared.all_reduce,
+            (torch.float64, None): shared.all_reduce_wide,
+            (torch.float64, torch.float32): shared.all_reduce_narrow,
+        }
         with torch.inference_mode(False):  # a tensor born in inference mode could not be written to outside of it
             self._memory = torch.frombuffer(shared.memory, dtype=torch.uint8)
         self._at = addressof(shared.memory)
@@ -66,19 +71,20 @@ class ShmComm(Asking):
         self._broken = ""
         self._culprit: int | None = None
 
-    def all_reduce(self, x: Tensor, *, site: str, out: Tensor | None = None) -> Tensor:
+    def all_reduce(self, x: Tensor, *, site: str, out: Tensor | None = None, dtype: torch.dtype | None = None) -> Tensor:
         """See `Comm.all_reduce`. The usual case has nothing to check: contiguous floats or doubles, into a new tensor or
         into themselves."""
-        add = self._sums.get(x.dtype)
-        if add and (out is None or out is x) and x.is_cpu and x.is_contiguous() and not x.requires_grad:
-            digest = self._digests.get((site, x.dtype, x.shape))
+        dtype = None if dtype is x.dtype else dtype
+        add = self._sums.get((x.dtype, dtype))
+        if add and (out is None or (out is x and dtype is None)) and x.is_cpu and x.is_contiguous() and not x.requires_grad:
+            digest = self._digests.get((site, x.dtype, dtype, x.shape))
             if digest is not None and self._handle is not None:
-                result = torch.empty_like(x) if out is None else x
+                result = torch.empty_like(x, dtype=dtype) if out is None else x
                 outcome = add(self._handle, digest, x.data_ptr(), result.data_ptr(), x.numel())
                 if outcome:
-                    self._fail(asks.all_reduce(self, x, site, out), outcome)
+                    self._fail(asks.all_reduce(self, x, site, out, dtype), outcome)
                 return result
-        return super().all_reduce(x, site=site, out=out)
+        return super().all_reduce(x, site=site, out=out, dtype=dtype)
 
     def all_gather(self, x: Tensor, ranges: Sequence[range], *, dim: int = -1, site: str, out: Tensor | None = None) -> Tensor:
         """See `Comm.all_gather`. The usual case was checked before: equal parts of a contiguous tensor, which fit one round."""
@@ -149,9 +155,13 @@ class ShmComm(Asking):
     # --- collectives: all ranks make the same rounds, for all know the greatest part -----------------------------------
 
     def _all_reduce(self, ask: Ask, x: Tensor) -> Tensor:
-        result = torch.empty_like(x)
-        if add := self._sums.get(x.dtype):
-            digest = self._digests[ask.site, x.dtype, x.shape] = self._digest(ask)
+        # What is not rounded here, is by who calls this.
+        dtype = ask.dtype if (x.dtype, ask.dtype) in self._sums else None
+        result = torch.empty_like(x, dtype=dtype)
+        if add := self._sums.get((x.dtype, dtype)):
+            digest = self._digest(ask)
+            if dtype == ask.dtype:
+                self._digests[ask.site, x.dtype, dtype, x.shape] = digest
             if outcome := add(self._handle, digest, x.data_ptr(), result.data_ptr(), x.numel()):
                 self._fail(ask, outcome)
             return result

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from shardwise.comm import asks
@@ -53,10 +54,10 @@ class Recording:
         """The inner epoch."""
         return self.inner.epoch
 
-    def all_reduce(self, x: Tensor, *, site: str, out: Tensor | None = None) -> Tensor:
+    def all_reduce(self, x: Tensor, *, site: str, out: Tensor | None = None, dtype: torch.dtype | None = None) -> Tensor:
         """Recorded with the shape and bytes of `x`."""
-        ask = asks.all_reduce(self, x, site, out)
-        return self._note(ask, self.inner.all_reduce(x, site=site, out=out))
+        ask = asks.all_reduce(self, x, site, out, dtype)
+        return self._note(ask, self.inner.all_reduce(x, site=site, out=out, dtype=dtype))
 
     def all_gather(self, x: Tensor, ranges: Sequence[range], *, dim: int = -1, site: str, out: Tensor | None = None) -> Tensor:
         """Recorded with the shape and bytes of the whole result."""

@@ -85,7 +85,7 @@ class Sum:
     def __call__(self, x: torch.Tensor, state: State) -> torch.Tensor:
         parts: list[torch.Tensor] = [branch(x, state) for branch in self.branches]
         y = functools.reduce(torch.add, parts)
-        return (self.comm.all_reduce(y, site=BRANCHES) if self.cut else y).to(x.dtype)
+        return self.comm.all_reduce(y, site=BRANCHES, dtype=x.dtype) if self.cut else y.to(x.dtype)
 
 
 MODULES: dict[type, Any] = {

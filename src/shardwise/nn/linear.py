@@ -44,7 +44,6 @@ class Linear:
         """What `part` gave, summed over ranks where it is cut: of `dtype`, or as it is where the sum goes on elsewhere."""
         if self.site is None:
             return y
-        y = self.comm.all_reduce(y, site=self.site)
-        y = y.to(dtype) if self.wide else y
+        y = self.comm.all_reduce(y, site=self.site, dtype=dtype if self.wide else None)
         # The bias is added once, to the finished sum; every rank holds all of it.
         return y if self.bias is None else y + self.bias

@@ -94,8 +94,7 @@ class MoE:
         if self.shared is not None:
             part = self.shared(x, state)
             y = y + (part if self.shared_gate is None else self.dense.linear(x, self.shared_gate, None).sigmoid() * part)
-        y = y if self.site is None else self.comm.all_reduce(y, site=self.site)
-        return y.to(x.dtype)
+        return y.to(x.dtype) if self.site is None else self.comm.all_reduce(y, site=self.site, dtype=x.dtype)
 
     def _routed(self, x: torch.Tensor, weights: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
         """This rank's part of the sum over each token's experts."""
