@@ -241,13 +241,89 @@ inline void round_group(const float* x, int count, const Rounded& out, int64_t p
     out.eighths[place] = -8 * static_cast<int32_t>(sum(total));
 }
 
-void round_rows(const float* x, int64_t columns, const Rounded& out, int64_t first, int64_t last) {
-    for (int64_t row = first; row < last; row++)
-        for (int64_t g = 0; g < out.groups; g++) {
-            const int64_t start = g * out.group, rest = columns - start;
-            const int count = static_cast<int>(rest < out.group ? rest : out.group);
-            round_group(x + row * columns + start, count, out, g * out.rows + row, out.q + row * out.stride + start);
+// Sixteen groups of one row at a time, for what is computed of each of them. `SIZE` is the group's.
+template <int SIZE>
+struct Groups {
+    const float* x;
+    int64_t columns;
+    const Rounded& out;
+    int64_t row, first;  // group
+    int count;           // of groups
+
+    int rest(int i) const {
+        const int64_t there = columns - (first + i) * SIZE;
+        return static_cast<int>(there < SIZE ? there : SIZE);
+    }
+
+    // Calls f(lanes, where) for each sixteen of group i.
+    template <class Call>
+    void each(int i, const Call& f) const {
+        const float* from = x + (first + i) * SIZE;
+        const int there = rest(i);
+        for (int k = 0; k < SIZE; k += LANES) {
+            const int left = there - k;
+            f(left >= LANES ? F::load(from + k) : F::load(from + k, left > 0 ? left : 0), k);
         }
+    }
+
+    // False, and nothing is done, if there is a NaN or an infinity.
+    bool round_all() const {
+        float sizes[LANES] = {}, inverses[LANES], scales[LANES];
+        F poison = F::all(0.0f);
+        for (int i = 0; i < count; i++) {
+            F most = F::all(0.0f);
+            each(i, [&](F a, int) {
+                most = max(abs(a), most);
+                poison = fma(a, F::all(0.0f), poison);
+            });
+            sizes[i] = greatest(most);
+        }
+        if (!(sum(poison) == 0.0f)) return false;
+        const F size = max(F::load(sizes), F::all(1e-30f)), full = F::all(127.0f);
+        (full / size).store(inverses);
+        (size / full).store(scales);
+        for (int i = 0; i < count; i++) finish(i, sizes[i] >= 1e-30f, inverses[i], scales[i]);
+        return true;
+    }
+
+    void finish(int i, bool counts, float inverse, float scale) const {
+        const int64_t place = (first + i) * out.rows + row;
+        int8_t* q = out.q + row * out.stride + (first + i) * SIZE;
+        F total = F::all(0.0f);
+        const F by = F::all(counts ? inverse : 0.0f);
+        each(i, [&](F a, int k) {
+            const F whole = SW_ISA::round(a * by);
+            total = total + whole;
+            store_bytes(whole, q + k);
+        });
+        out.scale[place] = counts ? scale : 0.0f;
+        out.eighths[place] = -8 * static_cast<int32_t>(sum(total));
+    }
+};
+
+template <int SIZE>
+void round_row(const float* x, int64_t columns, const Rounded& out, int64_t row) {
+    for (int64_t g = 0; g < out.groups; g += LANES) {
+        const int count = static_cast<int>(out.groups - g < LANES ? out.groups - g : LANES);
+        const Groups<SIZE> some{x, columns, out, row, g, count};
+        if (some.round_all()) continue;
+        for (int i = 0; i < count; i++) {
+            const int64_t start = (g + i) * SIZE;
+            round_group(x + start, some.rest(i), out, (g + i) * out.rows + row, out.q + row * out.stride + start);
+        }
+    }
+}
+
+void round_rows(const float* x, int64_t columns, const Rounded& out, int64_t first, int64_t last) {
+    for (int64_t row = first; row < last; row++) {
+        const float* from = x + row * columns;
+        switch (out.group) {
+            case 16: round_row<16>(from, columns, out, row); break;
+            case 32: round_row<32>(from, columns, out, row); break;
+            case 64: round_row<64>(from, columns, out, row); break;
+            default: round_row<128>(from, columns, out, row);
+        }
+    }
 }
 
 extern const QuantisedKernels quantised_kernels = {round_rows, product<float>, product<double>, pack, unpack_row};
