@@ -1,5 +1,6 @@
 // Products with one input, and what comes before them, as one call: in Python a call costs as much as a small kernel.
 #include "calls.h"
+#include "pool.h"
 
 namespace sw {
 namespace {
@@ -28,6 +29,8 @@ struct Joint {
 namespace {
 
 constexpr int64_t LINE = 64;
+constexpr int64_t FEW_ROWS = 32;
+constexpr int64_t SOME_ROWS = 8;  // what is made of so many is still near when it is rounded
 
 int64_t float_bytes(const Joint& of, int64_t m) {
     return of.before == NOTHING ? 0 : (m * of.columns * static_cast<int64_t>(sizeof(float)) + LINE - 1) / LINE * LINE;
@@ -44,6 +47,30 @@ const float* prepared(void* pool, const Joint& of, const float* x, const float* 
     }
 }
 
+bool all_packed(const Joint& of) {
+    bool all = true;
+    for (int64_t i = 0; i < of.count; i++) all = all && of.weights[i].bits;
+    return all;
+}
+
+// What the products take, and that rounded. Many rows are gone through a few at a time, each thread with its own place in `out`,
+// if none of the products takes numbers that are not rounded.
+const float* round_prepared(Pool* pool, const Joint& of, const float* x, const float* up, int64_t m, float* out, char* rounded) {
+    const int group = static_cast<int>(of.group);
+    const int64_t columns = of.columns, threads = pool ? pool->threads() : 1;
+    if (of.before == NOTHING || m <= FEW_ROWS || threads * SOME_ROWS > m || !all_packed(of)) {
+        const float* in = prepared(pool, of, x, up, m, out);
+        if (group) sw_quantise_rows(pool, in, rounded, m, columns, group);
+        return in;
+    }
+    each(pool, (m + SOME_ROWS - 1) / SOME_ROWS, [&](int64_t piece, int thread) {
+        const int64_t first = piece * SOME_ROWS, count = first + SOME_ROWS < m ? SOME_ROWS : m - first, from = first * columns;
+        const float* in = prepared(nullptr, of, x + from, up ? up + from : nullptr, count, out + thread * SOME_ROWS * columns);
+        sw_quantise_some(in, rounded, first, count, m, columns, group);
+    });
+    return nullptr;
+}
+
 }  // namespace
 }  // namespace sw
 
@@ -58,10 +85,10 @@ SW_API int64_t sw_joint_bytes(const sw::Joint* of, int64_t m) {
 SW_API void sw_joint(void* pool, const sw::Joint* of, const float* x, const float* up, int64_t m, char* scratch, void* a, void* b,
                      void* c) {
     using namespace sw;
-    const float* in = prepared(pool, *of, x, up, m, reinterpret_cast<float*>(scratch));
     const int group = static_cast<int>(of->group);
+    float* const floats = reinterpret_cast<float*>(scratch);
     char* const rounded = scratch + float_bytes(*of, m);
-    if (group) sw_quantise_rows(pool, in, rounded, m, of->columns, group);
+    const float* in = round_prepared(static_cast<Pool*>(pool), *of, x, up, m, floats, rounded);
     void* const out[] = {a, b, c};
     for (int64_t i = 0; i < of->count; i++) {
         const Weight& w = of->weights[i];

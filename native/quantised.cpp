@@ -16,6 +16,7 @@ constexpr int64_t PIECE_BYTES = 1 << 17;    // of weights, in one piece
 constexpr int64_t FEW_ROWS = 32;
 constexpr int64_t LINE = 64;  // bytes
 constexpr int64_t MANY_TILES = 8;
+constexpr int64_t FAR_BYTES = 1 << 21;  // of results
 
 int64_t ceil_of(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -65,11 +66,12 @@ template <class N, class Kernel>
 void multiply_all(Pool* pool, Kernel kernel, const Rounded& x, const PackedWeight& w, const float* bias, float* y, double* wide) {
     const int64_t tiles = ceil_of(w.rows, TILE), step = tiles_of(w, x.rows, tiles, pool ? pool->threads() : 1);
     const int64_t room = NEAR_ROWS * step * TILE + LINE / static_cast<int64_t>(sizeof(N));
+    const bool far = x.rows * w.rows * static_cast<int64_t>(wide ? sizeof(double) : sizeof(float)) > FAR_BYTES;
     each(pool, ceil_of(tiles, step), [&](int64_t piece, int) {
         thread_local std::vector<N> sums;
         if (x.rows > 1 && static_cast<int64_t>(sums.size()) < room) sums.resize(static_cast<size_t>(room));
         const int64_t first = piece * step;
-        kernel({x, w, bias, y, wide, whole_lines(sums.data())}, first, first + step < tiles ? first + step : tiles);
+        kernel({x, w, bias, y, wide, whole_lines(sums.data()), far}, first, first + step < tiles ? first + step : tiles);
     });
 }
 
@@ -90,6 +92,13 @@ SW_API int64_t sw_rounded_bytes(int64_t rows, int64_t columns, int group) {
 SW_API void sw_quantise_rows(void* pool, const float* x, char* scratch, int64_t rows, int64_t columns, int group) {
     using namespace sw;
     round_all(static_cast<Pool*>(pool), x, columns, rounded(scratch, rows, columns, group));
+}
+
+// The rows first.. of `rows`: x [count, columns].
+void sw_quantise_some(const float* x, char* scratch, int64_t first, int64_t count, int64_t rows, int64_t columns, int group) {
+    sw::Rounded out = sw::rounded(scratch, rows, columns, group);
+    out.q += first * out.stride, out.scale += first, out.eighths += first;
+    sw::quantised_kernels_of().round_rows(x, columns, out, 0, count);
 }
 
 // y [m, rows] = x [m, columns], rounded into `scratch` before if `x` is given, times the weight, plus bias (may be null). `sums`: 0,

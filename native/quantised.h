@@ -29,11 +29,11 @@ struct PackedWeight {
 };
 
 // Rows of activations that should still be in the second cache when the next tile comes.
-constexpr int64_t NEAR_ROWS = 512;
+constexpr int64_t NEAR_ROWS = 256;
 
 // y [x.rows, w.rows] = x · w + bias, which may be null. Groups are added up as N, float or double; doubles are rounded once to
 // `y`, before the bias, or go to `wide` as they are, if that is given. `sums` has room for NEAR_ROWS · TILE numbers for each tile
-// of a piece; each thread brings its own.
+// of a piece; each thread brings its own. `far`: results are too many for the second cache, and are stored past it.
 template <class N>
 struct Product {
     const Rounded& x;
@@ -42,6 +42,7 @@ struct Product {
     float* y;
     double* wide;
     N* sums;
+    bool far;
 };
 
 struct QuantisedKernels {

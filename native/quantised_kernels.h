@@ -25,6 +25,25 @@ constexpr int rows_of = sizeof(N) == 8 && ROWS > 4 ? 4 : ROWS;
 constexpr int64_t NEAR_BYTES = 16384;
 constexpr int AHEAD_BYTES = 2048;
 
+// Stores that do not read what they write over, and leave the caches to others.
+#if SW_LEVEL >= 2
+inline bool begins_line(const void* p) { return (reinterpret_cast<uintptr_t>(p) & 63) == 0; }
+inline void store_far(F x, float* p) {
+    if (begins_line(p)) _mm512_stream_ps(p, x.v);
+    else x.store(p);
+}
+inline void store_far(F64 x, double* p) {
+    if (!begins_line(p)) return x.store(p);
+    _mm512_stream_pd(p, x.a);
+    _mm512_stream_pd(p + 8, x.b);
+}
+inline void far_stored() { _mm_sfence(); }
+#else
+inline void store_far(const F& x, float* p) { x.store(p); }
+inline void store_far(const F64& x, double* p) { store(x, p, TILE); }
+inline void far_stored() {}
+#endif
+
 // A part of a product: some rows and some groups of a few tiles. What its groups add up to waits in `sums`, side by side, for
 // the next part: `y` has its rows far apart, often by powers of two, where caches hold few of them.
 template <class N>
@@ -38,6 +57,7 @@ struct Part {
     N* sums;
     int64_t begin, end;  // groups
     int64_t row, tile;   // the first
+    bool far;            // as in Product
 
     N* waiting(int64_t r, int64_t t) const { return sums + ((t - tile) * NEAR_ROWS + r - row) * TILE; }
 
@@ -52,14 +72,19 @@ struct Part {
         if (!wide) return finish(r, t, sum.narrow());
         const int64_t there = w.rows - t * TILE;
         const int n = static_cast<int>(there < TILE ? there : TILE);
-        SW_ISA::store(bias ? sum + F64::wide(F::load(bias + t * TILE, n)) : sum, wide + r * w.rows + t * TILE, n);
+        const F64 whole = bias ? sum + F64::wide(F::load(bias + t * TILE, n)) : sum;
+        double* p = wide + r * w.rows + t * TILE;
+        if (n == TILE && far) store_far(whole, p);
+        else SW_ISA::store(whole, p, n);
     }
 
     void finish(int64_t r, int64_t t, const F& sum) const {
         float* p = y + r * w.rows + t * TILE;
         const int64_t there = w.rows - t * TILE;
         if (there >= TILE) {
-            (bias ? sum + F::load(bias + t * TILE) : sum).store(p);
+            const F whole = bias ? sum + F::load(bias + t * TILE) : sum;
+            if (far) store_far(whole, p);
+            else whole.store(p);
         } else {
             const int n = static_cast<int>(there);
             (bias ? sum + F::load(bias + t * TILE, n) : sum).store(p, n);
@@ -160,7 +185,7 @@ void product_of(const Product<N>& p, int64_t first, int64_t last) {
         const int64_t rows = row + NEAR_ROWS < x.rows ? row + NEAR_ROWS : x.rows;
         for (int64_t g = 0; g < w.groups; g += groups) {
             const int64_t end = g + groups < w.groups ? g + groups : w.groups;
-            const Part<N> part{x, w, p.bias, p.y, p.wide, p.sums, g, end, row, first};
+            const Part<N> part{x, w, p.bias, p.y, p.wide, p.sums, g, end, row, first, p.far};
             int64_t tile = first;
             for (; tile + TILES <= last; tile += TILES) multiply_rows<N, BITS, TILES>(part, row, rows, tile);
             for (; tile < last; tile++) multiply_rows<N, BITS, 1>(part, row, rows, tile);
@@ -184,11 +209,13 @@ void product(const Product<N>& p, int64_t first, int64_t last) {
     if (p.x.rows >= LEAST_ROWS) {
         if (p.w.group > 64) product_by_tiles<N, true>(p, first, last);
         else product_by_tiles<N, false>(p, first, last);
+        if (p.far) far_stored();
         return;
     }
 #endif
     if (p.w.bits == 8) product_of<N, 8>(p, first, last);
     else product_of<N, 4>(p, first, last);
+    if (p.far) far_stored();
 }
 
 // One group of up to 128 activations; those behind `count` are zeros.
@@ -214,13 +241,89 @@ inline void round_group(const float* x, int count, const Rounded& out, int64_t p
     out.eighths[place] = -8 * static_cast<int32_t>(sum(total));
 }
 
-void round_rows(const float* x, int64_t columns, const Rounded& out, int64_t first, int64_t last) {
-    for (int64_t row = first; row < last; row++)
-        for (int64_t g = 0; g < out.groups; g++) {
-            const int64_t start = g * out.group, rest = columns - start;
-            const int count = static_cast<int>(rest < out.group ? rest : out.group);
-            round_group(x + row * columns + start, count, out, g * out.rows + row, out.q + row * out.stride + start);
+// Sixteen groups of one row at a time, for what is computed of each of them. `SIZE` is the group's.
+template <int SIZE>
+struct Groups {
+    const float* x;
+    int64_t columns;
+    const Rounded& out;
+    int64_t row, first;  // group
+    int count;           // of groups
+
+    int rest(int i) const {
+        const int64_t there = columns - (first + i) * SIZE;
+        return static_cast<int>(there < SIZE ? there : SIZE);
+    }
+
+    // Calls f(lanes, where) for each sixteen of group i.
+    template <class Call>
+    void each(int i, const Call& f) const {
+        const float* from = x + (first + i) * SIZE;
+        const int there = rest(i);
+        for (int k = 0; k < SIZE; k += LANES) {
+            const int left = there - k;
+            f(left >= LANES ? F::load(from + k) : F::load(from + k, left > 0 ? left : 0), k);
         }
+    }
+
+    // False, and nothing is done, if there is a NaN or an infinity.
+    bool round_all() const {
+        float sizes[LANES] = {}, inverses[LANES], scales[LANES];
+        F poison = F::all(0.0f);
+        for (int i = 0; i < count; i++) {
+            F most = F::all(0.0f);
+            each(i, [&](F a, int) {
+                most = max(abs(a), most);
+                poison = fma(a, F::all(0.0f), poison);
+            });
+            sizes[i] = greatest(most);
+        }
+        if (!(sum(poison) == 0.0f)) return false;
+        const F size = max(F::load(sizes), F::all(1e-30f)), full = F::all(127.0f);
+        (full / size).store(inverses);
+        (size / full).store(scales);
+        for (int i = 0; i < count; i++) finish(i, sizes[i] >= 1e-30f, inverses[i], scales[i]);
+        return true;
+    }
+
+    void finish(int i, bool counts, float inverse, float scale) const {
+        const int64_t place = (first + i) * out.rows + row;
+        int8_t* q = out.q + row * out.stride + (first + i) * SIZE;
+        F total = F::all(0.0f);
+        const F by = F::all(counts ? inverse : 0.0f);
+        each(i, [&](F a, int k) {
+            const F whole = SW_ISA::round(a * by);
+            total = total + whole;
+            store_bytes(whole, q + k);
+        });
+        out.scale[place] = counts ? scale : 0.0f;
+        out.eighths[place] = -8 * static_cast<int32_t>(sum(total));
+    }
+};
+
+template <int SIZE>
+void round_row(const float* x, int64_t columns, const Rounded& out, int64_t row) {
+    for (int64_t g = 0; g < out.groups; g += LANES) {
+        const int count = static_cast<int>(out.groups - g < LANES ? out.groups - g : LANES);
+        const Groups<SIZE> some{x, columns, out, row, g, count};
+        if (some.round_all()) continue;
+        for (int i = 0; i < count; i++) {
+            const int64_t start = (g + i) * SIZE;
+            round_group(x + start, some.rest(i), out, (g + i) * out.rows + row, out.q + row * out.stride + start);
+        }
+    }
+}
+
+void round_rows(const float* x, int64_t columns, const Rounded& out, int64_t first, int64_t last) {
+    for (int64_t row = first; row < last; row++) {
+        const float* from = x + row * columns;
+        switch (out.group) {
+            case 16: round_row<16>(from, columns, out, row); break;
+            case 32: round_row<32>(from, columns, out, row); break;
+            case 64: round_row<64>(from, columns, out, row); break;
+            default: round_row<128>(from, columns, out, row);
+        }
+    }
 }
 
 extern const QuantisedKernels quantised_kernels = {round_rows, product<float>, product<double>, pack, unpack_row};

@@ -207,7 +207,7 @@ struct Strip {
     }
 
     void finish(const Job& job) const {
-        const Part<N> part{p.x, p.w, p.bias, p.y, p.wide, nullptr, 0, 0, 0, 0};
+        const Part<N> part{p.x, p.w, p.bias, p.y, p.wide, nullptr, 0, 0, 0, 0, p.far};
         const int64_t row = top(job.row), rows = end - row < R ? end - row : R;
         for (int64_t r = 0; r < rows; r++) part.finish(row + r, tile + job.t, V::load(job.waiting + r * TILE));
     }

@@ -68,6 +68,18 @@ def test_an_element_does_not_know_the_others(kind: str, group: int) -> None:
 
 
 @needs_compiled
+@pytest.mark.parametrize("rows", [1008, 1001])
+@pytest.mark.parametrize("sums", [Sums.NARROW, Sums.WIDE])
+@each_path
+def test_results_of_many_megabytes(sums: Sums, rows: int) -> None:
+    """They are stored past the caches, where lines of memory are whole: the same bits as those that are few."""
+    x, packed, bias = torch.randn(600, 100), some("int8", rows, 100, 64), torch.randn(rows)
+    kernel = NativeQuantised(Pool(2))
+    wanted = torch.cat([kernel.linear(part, packed, bias, sums) for part in x.split(40)])
+    assert torch.equal(kernel.linear(x, packed, bias, sums), wanted)
+
+
+@needs_compiled
 @pytest.mark.parametrize(("kind", "group"), [("int8", 64), ("int4", 32), ("int8", 16), ("int4", 128)])
 def test_sums_of_doubles_are_the_same_on_every_path(kind: str, group: int) -> None:
     """And for an element alone, and rounded once to floats."""
