@@ -310,12 +310,12 @@ inline void gather(const Under& u, const Block& block, const Packed& packed, con
     }
 }
 
-// The keys [low, high) of the tile that begins at position `tile`, into the sums of the split. The scores of a block are made while
-// those of the block before become weights.
+// The keys [low, high) of the tile that begins at position `tile`, into the sums of the split. While the scores of a block become
+// weights, the unit has the scores of the next to make, and values to gather by the weights of the block before.
 inline void read_by_tiles(const Under& u, int64_t tile, int64_t low, int64_t high, int64_t tile_rows) {
     const int64_t rows = rows_of(u.piece);
     alignas(64) float scores[2][LANES * TILE];
-    alignas(64) uint16_t parts[TILE / DEEP * CUTS * SIZE];
+    alignas(64) uint16_t parts[2][TILE / DEEP * CUTS * SIZE];
     const Packed packed(u, tile, low, high);
     const auto next = [&](int64_t row, float* to) {
         for (; row < rows; row += LANES) {
@@ -326,10 +326,13 @@ inline void read_by_tiles(const Under& u, int64_t tile, int64_t low, int64_t hig
         }
         return row;
     };
-    int64_t side = 0;
+    int64_t side = 0, before = -1;  // none yet
+    F fade = F::all(1.0f);
     for (int64_t row = next(0, scores[0]), after; row < rows; row = after, side = 1 - side) {
         after = next(row + LANES, scores[1 - side]);
-        const Block block(u, row, tile);
-        gather(u, block, packed, parts, weighed(u, block, scores[side], parts), tile_rows);
+        const F now = weighed(u, Block(u, row, tile), scores[side], parts[side]);
+        if (before >= 0) gather(u, Block(u, before, tile), packed, parts[1 - side], fade, tile_rows);
+        before = row, fade = now;
     }
+    if (before >= 0) gather(u, Block(u, before, tile), packed, parts[1 - side], fade, tile_rows);
 }
