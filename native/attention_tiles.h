@@ -127,12 +127,13 @@ struct Finite {
 };
 
 // The keys of a page as tiles [dim / 32][4 pages]. Those outside of [low, high) are never read: others stand for them.
-inline void tile_keys(const uint8_t* page, int64_t stride, int64_t low, int64_t high, int64_t dim, Finite& finite, uint16_t* to) {
+inline void tile_keys(const uint8_t* page, int64_t stride, int64_t low, int64_t high, int64_t dim, const Next& next, Finite& finite, uint16_t* to) {
     for (int64_t c = 0; c < dim / DEEP; c++) {
         __m512 a[LANES];
         for (int64_t i = 0; i < PAGE; i++) {
             a[i] = _mm512_loadu_ps(page + (i < low ? low : i < high ? i : high - 1) * stride + c * DEEP * 2);
             finite.see(_mm512_castps_si512(a[i]));
+            if (i >= low && i < high) __builtin_prefetch(next.keys + i * next.stride + c * 64, 0, 2);
         }
         turn_over(a);
         for (int64_t i = 0; i < LANES; i++) _mm512_storeu_ps(to + c * (TILE / PAGE) * SIZE + i * DEEP, a[i]);
@@ -140,7 +141,8 @@ inline void tile_keys(const uint8_t* page, int64_t stride, int64_t low, int64_t 
 }
 
 // The values of two pages as dim / 16 tiles: each pair is a token of the one and one of the other. A null row is one of zeros.
-inline void tile_values(const uint8_t* const (&rows)[DEEP], int64_t dim, Finite& finite, uint16_t* to) {
+// `ahead`: what is asked for meanwhile.
+inline void tile_values(const uint8_t* const (&rows)[DEEP], int64_t dim, const Next (&ahead)[2], Finite& finite, uint16_t* to) {
     alignas(64) static const uint16_t first[32] = {0, 32, 1, 33, 2,  34, 3,  35, 4,  36, 5,  37, 6,  38, 7,  39,
                                                    8, 40, 9, 41, 10, 42, 11, 43, 12, 44, 13, 45, 14, 46, 15, 47};
     const __m512i low = _mm512_load_si512(first), high = _mm512_add_epi16(low, _mm512_set1_epi16(16));
@@ -149,6 +151,8 @@ inline void tile_values(const uint8_t* const (&rows)[DEEP], int64_t dim, Finite&
         for (int64_t d = 0; d < dim; d += DEEP) {
             const __m512i a = one ? _mm512_loadu_si512(one + 2 * d) : _mm512_setzero_si512();
             const __m512i b = other ? _mm512_loadu_si512(other + 2 * d) : _mm512_setzero_si512();
+            if (one) __builtin_prefetch(ahead[0].values + i * ahead[0].stride + 2 * d, 0, 2);
+            if (other) __builtin_prefetch(ahead[1].values + i * ahead[1].stride + 2 * d, 0, 2);
             finite.see(a);
             finite.see(b);
             uint16_t* tile = to + d / LANES * SIZE + i * DEEP;
@@ -170,18 +174,17 @@ struct Packed {
         for (int64_t half = tile; half < high; half += DEEP) {
             if (half + DEEP <= low) continue;
             const uint8_t* rows[DEEP] = {};
+            Next ahead[2];
             for (int64_t at = within(half, low / PAGE * PAGE, high); at < high && at < half + DEEP; at += PAGE) {
                 const int64_t* page = u.table + (at - u.first) / PAGE;
                 const int64_t place = *page * PAGE * stride + head, begin = at < low ? low - at : 0, end = high - at < PAGE ? high - at : PAGE;
                 const int64_t next = at + TILE < u.start ? page[TILE / PAGE] * PAGE * stride + (u.all ? PAGE * head : head) : place;
-                const Next ahead{u.of.keys + next, u.of.values + next, u.all ? row : stride, row};
-                for (int64_t i = begin; i < end; i++) {
-                    ahead.fetch(i);
-                    rows[at - half + i] = u.of.values + place + i * stride;
-                }
-                tile_keys(u.of.keys + place, stride, begin, end, dim, of_keys, reinterpret_cast<uint16_t*>(u.keys) + (at - tile) / PAGE * SIZE);
+                ahead[(at - half) / PAGE] = {u.of.keys + next, u.of.values + next, u.all ? row : stride, row};
+                for (int64_t i = begin; i < end; i++) rows[at - half + i] = u.of.values + place + i * stride;
+                tile_keys(u.of.keys + place, stride, begin, end, dim, ahead[(at - half) / PAGE], of_keys,
+                          reinterpret_cast<uint16_t*>(u.keys) + (at - tile) / PAGE * SIZE);
             }
-            tile_values(rows, dim, of_values, reinterpret_cast<uint16_t*>(u.values) + (half - tile) / DEEP * (dim / LANES) * SIZE);
+            tile_values(rows, dim, ahead, of_values, reinterpret_cast<uint16_t*>(u.values) + (half - tile) / DEEP * (dim / LANES) * SIZE);
         }
     }
 };
@@ -307,12 +310,12 @@ inline void gather(const Under& u, const Block& block, const Packed& packed, con
     }
 }
 
-// The keys [low, high) of the tile that begins at position `tile`, into the sums of the split. The scores of a block are made while
-// those of the block before become weights.
+// The keys [low, high) of the tile that begins at position `tile`, into the sums of the split. While the scores of a block become
+// weights, the unit has the scores of the next to make, and values to gather by the weights of the block before.
 inline void read_by_tiles(const Under& u, int64_t tile, int64_t low, int64_t high, int64_t tile_rows) {
     const int64_t rows = rows_of(u.piece);
     alignas(64) float scores[2][LANES * TILE];
-    alignas(64) uint16_t parts[TILE / DEEP * CUTS * SIZE];
+    alignas(64) uint16_t parts[2][TILE / DEEP * CUTS * SIZE];
     const Packed packed(u, tile, low, high);
     const auto next = [&](int64_t row, float* to) {
         for (; row < rows; row += LANES) {
@@ -323,10 +326,13 @@ inline void read_by_tiles(const Under& u, int64_t tile, int64_t low, int64_t hig
         }
         return row;
     };
-    int64_t side = 0;
+    int64_t side = 0, before = -1;  // none yet
+    F fade = F::all(1.0f);
     for (int64_t row = next(0, scores[0]), after; row < rows; row = after, side = 1 - side) {
         after = next(row + LANES, scores[1 - side]);
-        const Block block(u, row, tile);
-        gather(u, block, packed, parts, weighed(u, block, scores[side], parts), tile_rows);
+        const F now = weighed(u, Block(u, row, tile), scores[side], parts[side]);
+        if (before >= 0) gather(u, Block(u, before, tile), packed, parts[1 - side], fade, tile_rows);
+        before = row, fade = now;
     }
+    if (before >= 0) gather(u, Block(u, before, tile), packed, parts[1 - side], fade, tile_rows);
 }

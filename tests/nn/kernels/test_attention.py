@@ -112,7 +112,7 @@ def cases(draw: st.DrawFn) -> Case:
     spans = draw(st.lists(st.tuples(starts, st.just(1) | st.integers(1, 70)), min_size=1, max_size=4))
     window = draw(st.none() | st.integers(1, 90) | st.integers(500, 600))
     return Case(
-        tuple(spans), tuple(readers), kv_heads, draw(st.sampled_from([16, 64]) | st.integers(1, 150)),
+        tuple(spans), tuple(readers), kv_heads, draw(st.sampled_from([16, 64, 96]) | st.integers(1, 150)),
         draw(st.sampled_from(KINDS)), window, window is not None and draw(st.booleans()),
         draw(st.none() | st.just(30.0)), draw(st.booleans()), draw(st.integers(0, 2**32)),
     )  # fmt: skip
@@ -207,6 +207,27 @@ def test_numbers_that_are_none_stay_in_their_sequence(kind: torch.dtype) -> None
     spoilt = torch.zeros(24, 3, dtype=torch.bool)
     spoilt[5, 1] = spoilt[21, 0] = True
     assert found[spoilt].isnan().all() and torch.equal(found[~spoilt], clean[~spoilt])
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@each_path
+def test_what_is_infinite_counts_as_in_torch(kind: torch.dtype) -> None:
+    """A key that some queries see nothing but, and others nothing of; a value that all take a part of."""
+    case = Case(((0, 90),), (0, 0, 1), 2, 64, kind)
+    (table,), (keys, values) = case.tables(), case.pages()
+    keys[table[0], 0, 0, 7], values[table[0], 0, 1, 40] = torch.inf, -torch.inf
+    attending, q = NativeAttending(Pool(1)), case.queries()
+    found = attending.read(q, (keys, values), case.batch(), case.heads)
+    keys, values = keys.nan_to_num(0, torch.inf, -torch.inf), values.nan_to_num(0, torch.inf, -torch.inf)
+    wanted = TorchAttending().read(q, (keys, values), case.batch(), case.heads)
+    assert wanted.isnan().any() and wanted.isinf().any()
+    # The first sees nothing else: what of nothing is kept, torch leaves to whoever computes it.
+    torch.testing.assert_close(found[1:], wanted[1:], rtol=1e-5, atol=1e-5, equal_nan=True)
+    # And by the bits that a query alone has.
+    batch, last = case.batch(), torch.tensor([[0, 1, 89, 0, 0]])
+    alone = replace(batch, tables=replace(batch.tables, sequences=last, tokens=1))
+    again = attending.read(q[89:], (keys, values), alone, case.heads)
+    torch.testing.assert_close(again[0], found[89], rtol=0, atol=0, equal_nan=True)
 
 
 @each_path
