@@ -1,4 +1,4 @@
-"""Where a step goes, of decode or of a prompt: every rank's step as a drawn timeline, and the shares of each kind of work.
+"""Where a step of decode or a prompt goes: every rank's step as a drawn timeline, and the shares of each kind of work.
 
     python bench/timeline.py [--tp 2] [--quantization int8] [--prompt 512] [--steps 24] [--svg FILE] [--json FILE]
 

@@ -48,7 +48,9 @@ static inline int64_t lanes(int64_t dim) { return (dim + 15) / 16 * 16; }
 static inline int64_t part_floats(int64_t rows, int64_t dim) { return rows * lanes(dim) + lanes(2 * rows); }
 // What reading takes: for a tile, and for each of the pieces that are read side by side.
 static inline int64_t tile_floats(int64_t rows, int64_t dim) { return 2 * TILE * lanes(dim) + rows * TILE + lanes(rows); }
-static inline int64_t own_floats(int64_t rows, int64_t dim) { return lanes(rows * dim) + 2 * part_floats(rows, dim); }
+// Queries: as floats, or in three bfloat16 parts of sixteen rows each.
+static inline int64_t query_floats(int64_t rows, int64_t dim) { return lanes((rows + 15) / 16 * 24 * dim); }
+static inline int64_t own_floats(int64_t rows, int64_t dim) { return query_floats(rows, dim) + 2 * part_floats(rows, dim); }
 static inline int64_t work_floats(int64_t rows, int64_t dim, int64_t pieces) {
     return tile_floats(rows, dim) + pieces * own_floats(rows, dim);
 }

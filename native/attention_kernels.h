@@ -89,9 +89,22 @@ struct Sums {
     }
 };
 
+// e^x for what is not above 0, or NaN, as `exp` has it; 0 below -87: there results are no longer normal, and take a CPU a hundred
+// times as long. Scores that are hidden lie there, and what nothing was seen of.
+inline F falling(F x) {
+    const F least = F::all(-87.0f), e = exp(max(least, x));
+#if SW_LEVEL >= 2
+    return {_mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x.v, least.v, _CMP_NLT_UQ), e.v)};
+#elif SW_LEVEL == 1
+    return {_mm256_and_ps(e.a, _mm256_cmp_ps(x.a, least.a, _CMP_NLT_UQ)), _mm256_and_ps(e.b, _mm256_cmp_ps(x.b, least.b, _CMP_NLT_UQ))};
+#else
+    return F::make([&](int i) { return x.v[i] < -87.0f ? 0.0f : e.v[i]; });
+#endif
+}
+
 inline float power(float x) {
     float all[LANES];
-    exp(F::all(x)).store(all);
+    falling(F::all(x)).store(all);
     return all[0];
 }
 
@@ -146,7 +159,7 @@ inline void raise(float* here, float* most, int64_t rows) {
             old[i] = before == now ? base[i] : before;  // e^0 is 1
             most[row + i] = now;
         }
-        exp(F::load(old) - F::load(base)).store(here + row, count);
+        falling(F::load(old) - F::load(base)).store(here + row, count);
     }
 }
 
@@ -155,7 +168,7 @@ inline float weigh(float* scores, float most) {
     const F base = F::all(finite_or_0(most));
     F x[TILE / LANES], all = F::all(0.0f);
     for (int i = 0; i < TILE / LANES; i++) {
-        x[i] = exp(F::load(scores + i * LANES) - base);
+        x[i] = falling(F::load(scores + i * LANES) - base);
         x[i].store(scores + i * LANES);
     }
     for (const F& one : x) all = all + one;
@@ -176,7 +189,7 @@ struct Under {
     Under(const Reading& of, const Piece* pieces, int64_t count, int64_t at, float* work)
         : of(of), piece(pieces[at]), keys(work), values(keys + TILE * lanes(of.dim)), scores(values + TILE * lanes(of.dim)),
           fade(scores + rows_of(pieces[0]) * TILE), q(work + tile_floats(rows_of(pieces[0]), of.dim) + at * own_floats(rows_of(pieces[0]), of.dim)),
-          split(q + lanes(rows_of(piece) * of.dim), rows_of(piece), of.dim),
+          split(q + query_floats(rows_of(piece), of.dim), rows_of(piece), of.dim),
           whole(split.values + part_floats(rows_of(piece), of.dim), rows_of(piece), of.dim), start(piece.sequence[2] + piece.first),
           first(piece.sequence[3]), table(of.pages + piece.sequence[4]), all(count == of.kv_heads) {}
 
@@ -186,6 +199,10 @@ struct Under {
 };
 
 inline int64_t within(int64_t x, int64_t low, int64_t high) { return x < low ? low : x > high ? high : x; }
+
+#if SW_LEVEL >= 4
+#include "attention_tiles.h"
+#endif
 
 template <class K>
 void pack(const Under& u, int64_t tile, int64_t low, int64_t high) {
@@ -242,6 +259,15 @@ inline void finish(const Under& u, const Sums& sums) {
     }
 }
 
+// The queries of a piece side by side, as its tiles are read with.
+inline void take_queries(const Under& u) {
+#if SW_LEVEL >= 4
+    if (by_tiles(u.of)) return cut_queries(u);
+#endif
+    for (int64_t r = 0; r < rows_of(u.piece); r++)
+        std::memcpy(u.q + r * u.of.dim, u.of.q + u.place_of(r), static_cast<size_t>(u.of.dim) * sizeof(float));
+}
+
 void read(const Reading& of, const Piece* pieces, int64_t count, float* work) {
     const auto each = [&](auto f) {
         for (int64_t i = 0; i < count; i++) {
@@ -249,10 +275,19 @@ void read(const Reading& of, const Piece* pieces, int64_t count, float* work) {
             f(u, rows_of(u.piece));
         }
     };
+    const auto one = [&](const Under& u, int64_t tile, int64_t low, int64_t high) {
+#if SW_LEVEL >= 4
+        if (by_tiles(of)) return read_by_tiles(u, tile, low, high, tile_rows(pieces[0]));
+#endif
+        read_tile(u, tile, low, high);
+    };
     each([&](const Under& u, int64_t rows) {
-        for (int64_t r = 0; r < rows; r++) std::memcpy(u.q + r * of.dim, of.q + u.place_of(r), static_cast<size_t>(of.dim) * sizeof(float));
+        take_queries(u);
         u.whole.clear(rows, of.dim);
     });
+#if SW_LEVEL >= 4
+    if (by_tiles(of)) configure(tile_rows(pieces[0]));
+#endif
     const Under first(of, pieces, count, 0, work);
     const int64_t end = first.start + first.piece.queries, low = first.low(first.start);
     for (int64_t split = first.piece.split; split < first.piece.split_end; split++) {
@@ -260,9 +295,12 @@ void read(const Reading& of, const Piece* pieces, int64_t count, float* work) {
         if (from >= to) continue;
         each([&](const Under& u, int64_t rows) { u.split.clear(rows, of.dim); });
         for (int64_t tile = from / TILE * TILE; tile < to; tile += TILE)
-            each([&](const Under& u, int64_t) { read_tile(u, tile, within(from, tile, tile + TILE), within(to, tile, tile + TILE)); });
+            each([&](const Under& u, int64_t) { one(u, tile, within(from, tile, tile + TILE), within(to, tile, tile + TILE)); });
         each([&](const Under& u, int64_t rows) { add(u.whole, u.split, rows, of.dim); });
     }
+#if SW_LEVEL >= 4
+    if (by_tiles(of)) _tile_release();
+#endif
     each([&](const Under& u, int64_t rows) {
         if (u.piece.part) std::memcpy(u.piece.part, u.whole.values, static_cast<size_t>(part_floats(rows, of.dim)) * sizeof(float));
         else finish(u, u.whole);

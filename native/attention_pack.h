@@ -17,6 +17,7 @@ using paged::Writing;
 using paged::lanes;
 using paged::own_floats;
 using paged::part_floats;
+using paged::query_floats;
 using paged::rows_of;
 using paged::seen_from;
 using paged::tile_floats;

@@ -17,6 +17,7 @@ from shardwise.bench.progress import Told, untold
 from shardwise.bench.report import Column, Report
 from shardwise.errors import UserError
 from shardwise.nn.kernels.pool import Pool
+from shardwise.runtime.memory import allocated
 
 STREAM_BYTES = 2**30
 """Read at once: many times what any cache holds."""
@@ -83,7 +84,8 @@ def limits(wanted: Wanted, told: Told = untold) -> Report:
 
 def stream(threads: int, size: int = SHARE_BYTES, rounds: int = 5) -> list[float]:
     """GB/s at which `threads` threads read `size` bytes, in each round."""
-    x = torch.ones(size // 4)
+    # In such memory as weights lie in: in small pages the limit would be lower than what a step reaches.
+    x = allocated(size // 4 * 4, torch.device("cpu")).view(torch.float32).fill_(1.0)
     if native.available():
         pool = Pool(threads)
         read = native.function("sw_stream", native.POINTER, native.POINTER, native.WHOLE, result=native.REAL)

@@ -7,10 +7,9 @@ quantised is so block by block on the way, and is never there as a whole in any 
 from __future__ import annotations
 
 import mmap
-import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from functools import partial
 from itertools import product
 from math import prod
@@ -20,6 +19,7 @@ import torch
 
 from shardwise.nn.kernels.packing import Packed, pack_into
 from shardwise.nn.mxfp4 import unpack_mxfp4
+from shardwise.runtime.memory import allocated
 from shardwise.spec.axes import Weight
 from shardwise.spec.binding import DTYPES, Place, Read, reads
 from shardwise.spec.boxes import Box
@@ -32,35 +32,8 @@ Progress = Callable[[int], None]
 
 def arena(layout: Layout, rank: int, device: torch.device) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """One allocation for all weights of `rank`, and the view of each by name. Its contents are not set."""
-    block = _room(layout.arena_bytes(rank), device)
+    block = allocated(layout.arena_bytes(rank), device)
     return block, {part.weight.name: _view(block, part) for part in layout.slices(rank)}
-
-
-HUGE_PAGE = 1 << 21
-
-
-def _room(size: int, device: torch.device) -> torch.Tensor:
-    """`size` bytes that are not set. On a CPU in huge pages, if enough are free: weights are read from end to end for each
-    token, and looking up where every 4 KiB of them lie costs about a twentieth of that. Where the kernel would have to move
-    other memory together first, a start would take seconds longer."""
-    # Other ranks may ask at the same time.
-    if device.type != "cpu" or sys.platform != "linux" or size < HUGE_PAGE or _free_in_huge_pages() < 4 * size:
-        return torch.empty(size, dtype=torch.uint8, device=device)
-    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    with suppress(OSError):  # a kernel that knows no huge pages
-        memory.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(memory, dtype=torch.uint8)
-
-
-def _free_in_huge_pages() -> int:
-    """Bytes of free memory that lie together by HUGE_PAGE or more, 0 where nobody says: proc_buddyinfo(5) counts blocks of
-    2^0, 2^1, ... pages."""
-    free = 0
-    with suppress(OSError), Path("/proc/buddyinfo").open() as lines:
-        for line in lines:
-            blocks = [int(count) << order for order, count in enumerate(line.partition("zone")[2].split()[1:])]
-            free += sum(blocks[(HUGE_PAGE // mmap.PAGESIZE).bit_length() - 1 :]) * mmap.PAGESIZE
-    return free
 
 
 def _view(block: torch.Tensor, part: Slice) -> torch.Tensor:
