@@ -129,7 +129,7 @@ def rank_main(rank: int, folder: Path, steps: int, shared: int, prompt: int) -> 
     import msgspec
     import torch
 
-    from shardwise.runtime import wire
+    from shardwise.runtime import heap, wire
     from shardwise.runtime.opening import join, open_runner
     from shardwise.sched.step import Draw, Item, Pages, Step
     from shardwise.spec.layout import PAGE_TOKENS
@@ -139,6 +139,7 @@ def rank_main(rank: int, folder: Path, steps: int, shared: int, prompt: int) -> 
     torch.set_num_threads(start.threads)
     watch = Watch()
     runner = open_runner(start, Timed(join(start, folder, shared), watch), lambda _: None)  # type: ignore[arg-type]
+    heap.keep()
     observe(runner.decoder, watch)
     draw = Draw(1, 0.0, 0)
     found = []

@@ -72,7 +72,8 @@ class Residual:
 
     def __call__(self, x: torch.Tensor, state: State) -> torch.Tensor:
         y = self.body(x, state)
-        return x + (y if self.scale == 1.0 else y * self.scale)
+        # What a body gives is nobody else's: no memory is taken anew.
+        return (y if self.scale == 1.0 else y * self.scale).add_(x)
 
 
 class Sum:

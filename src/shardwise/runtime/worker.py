@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 from shardwise import env
 from shardwise.errors import CommError, ShardwiseError, UserError
-from shardwise.runtime import wire
+from shardwise.runtime import heap, wire
 from shardwise.telemetry import log
 
 if TYPE_CHECKING:
@@ -142,7 +142,9 @@ def build(start: wire.Start, rendezvous: Path, shared: int, progress: Progress) 
     if start.memory and start.device == "cpu":
         # The kernel keeps what was planned: memory of this process's own, mapped files not counted.
         resource.setrlimit(resource.RLIMIT_DATA, (start.memory, resource.getrlimit(resource.RLIMIT_DATA)[1]))
-    return open_runner(start, join(start, rendezvous, shared), progress)
+    runner = open_runner(start, join(start, rendezvous, shared), progress)
+    heap.keep()  # not what loading has freed
+    return runner
 
 
 def keep_to(start: wire.Start) -> None:
