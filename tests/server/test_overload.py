@@ -20,7 +20,8 @@ from tests.server.storm import Answer, Pool, ask, asked
 QUEUE, AT_ONCE = 16, 8
 TOKENS = 8
 
-FLAGS = ("--max-queue", str(QUEUE), "--max-num-seqs", str(AT_ONCE))
+# More connections than ten times too many need where answers are slow: it is the queue that is to refuse.
+FLAGS = ("--max-queue", str(QUEUE), "--max-num-seqs", str(AT_ONCE), "--max-connections", "8192")
 
 
 @dataclass
