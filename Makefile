@@ -36,9 +36,8 @@ check: setup  ## style and types
 pure: setup  ## the pure floors' tests, where torch cannot be imported
 	$(BIN)/python -m pytest -q -n 2 -p tests.no_torch -r fE -m 'pure and not slow' tests/spec tests/sched
 
-# A third of these tests' time is waiting for other processes: three at once keep two cores busy.
 unit: setup  ## all tests but those `pure` has run
-	$(BIN)/python -m pytest -q -n 3 -m 'not pure and not slow and not gpu'
+	$(BIN)/python -m pytest -q -n 2 -m 'not pure and not slow and not gpu'
 
 slow: setup  ## minutes long: large models, real memory limits, many trials
 	$(BIN)/python -m pytest -q -m slow --timeout 1800
