@@ -137,6 +137,7 @@ class Desk:
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._wake, selectors.EVENT_READ, None)
         engine.turned = self._flush
+        engine.changed = self._notice
 
     # --- from any thread ----------------------------------------------------------------------------------------------
 
@@ -157,6 +158,15 @@ class Desk:
             busy |= line.flush()
         if busy:
             self._rouse()
+
+    def _notice(self) -> None:
+        """On the engine's thread: all fronts are told of the ranks that were lost."""
+        for line in self._lines:
+            line.send(self._noticed())
+        self._rouse()
+
+    def _noticed(self) -> bridge.Noticed:
+        return bridge.Noticed(self._engine.mending, self._engine.incidents)
 
     def _rouse(self) -> None:
         os.eventfd_write(self._wake, 1)
@@ -191,6 +201,8 @@ class Desk:
             line = Line(self._count, sock, self._most)
             self._selector.register(sock, selectors.EVENT_READ, line)
             self._lines = (*self._lines, line)
+            if self._engine.mending is not None or self._engine.incidents:
+                line.send(self._noticed())
         for line in self._lines:
             if line.cut:
                 self._drop(line)

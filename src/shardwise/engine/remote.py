@@ -17,6 +17,7 @@ from typing import Any, cast
 
 from shardwise.engine import bridge
 from shardwise.engine.admit import admit
+from shardwise.engine.incident import Incident
 from shardwise.engine.profile import Bounds, Traces
 from shardwise.engine.setup import Setup
 from shardwise.engine.status import Status
@@ -67,6 +68,8 @@ class RemoteEngine(asyncio.Protocol):
         self._full = False
         self._statuses: dict[int, asyncio.Future[Status]] = {}
         self._profiles: dict[int, asyncio.Future[Traces]] = {}
+        self.mending: Incident | None = None
+        self.incidents: tuple[Incident, ...] = ()
         self._lost: str | None = None
         self._gone: asyncio.Future[str] = self._loop.create_future()
         self._learning: asyncio.Task[None] | None = None
@@ -256,6 +259,8 @@ class RemoteEngine(asyncio.Protocol):
             tell(message.number, _error(message))
         elif isinstance(message, bridge.Answer | bridge.Profiled):
             self._take_told(message)
+        elif isinstance(message, bridge.Noticed):
+            self.mending, self.incidents = message.mending, message.incidents
         elif isinstance(message, bridge.Gone):
             self._end(message.reason)
         else:
