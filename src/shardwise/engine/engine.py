@@ -25,6 +25,7 @@ from shardwise.engine.grammar import Grammars
 from shardwise.engine.journal import Entry, Sink
 from shardwise.engine.profile import Bounds, Profiler, Told, Traces, recorded
 from shardwise.engine.ranks import ProcessRanks, Progress, Ranks
+from shardwise.engine.reshard import TellSetup, recut_by
 from shardwise.engine.setup import Setup
 from shardwise.engine.status import Status, awaited, gather, rank_statuses
 from shardwise.errors import Conflict, RequestError, ShardwiseError
@@ -194,6 +195,14 @@ class Engine:
     async def profile(self, bounds: Bounds | None) -> Traces:
         """As `record`: the files."""
         return await recorded(self, bounds)
+
+    def reshard(self, shares: tuple[float, ...], told: TellSetup) -> None:
+        """As `HostedEngine.reshard`."""
+        told(Conflict("these ranks cannot be cut anew while they run"))
+
+    async def recut(self, shares: tuple[float, ...]) -> None:
+        """As `ServingEngine.recut`."""
+        await recut_by(self, shares)
 
     def _later(self, seconds: float, call: Callable[[], None]) -> None:
         """Has `call` called on the engine's thread after so long."""
