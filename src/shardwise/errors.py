@@ -9,6 +9,9 @@ from __future__ import annotations
 TIME_UP = "its time was up before it was complete"
 """How a request fails that had a time limit: what its `Ended` says."""
 
+SHRUNK = "there is less room than when the request came"
+"""How the error of a request begins that fitted once, and does not where other ranks have taken over."""
+
 ALL_BARRED = (
     "no token may be drawn: every id is excluded, by what is barred, what is allowed, what the answer must look like, or an "
     "infinite bias"

@@ -15,7 +15,7 @@ import msgspec
 from shardwise.engine.incident import Incident
 from shardwise.engine.memory import Bound
 from shardwise.engine.profile import Bounds, Traces
-from shardwise.engine.setup import Setup
+from shardwise.engine.setup import Given, Setup
 from shardwise.engine.status import Status
 from shardwise.engine.supervise import FAIL_FAST, Policy
 from shardwise.errors import RequestError, ShardwiseError
@@ -31,6 +31,9 @@ from shardwise.spec.formats import Grouped
 from shardwise.spec.layout import Layout, Shares
 from shardwise.spec.mesh import Mesh
 from shardwise.spec.requantised import quantised_as
+
+MOST_RANKS = 4096
+"""The most ranks that may be asked for: a front is not to fill the engine's memory."""
 
 LIMIT_BYTES = 64 * 2**20
 """The longest frame that either side accepts: a million token ids take five."""
@@ -65,6 +68,7 @@ class Boot(msgspec.Struct, frozen=True, tag=True):
     memory: int | None
     quantization: tuple[str, int] | None = None
     cores: tuple[tuple[int, ...], ...] = ()
+    given: Given = Given()
     queue: int | None = None
     queue_tokens: int | None = None
     policy: Policy = FAIL_FAST
@@ -93,6 +97,7 @@ class Boot(msgspec.Struct, frozen=True, tag=True):
             memory=setup.memory,
             quantization=(setup.quantization.kind, setup.quantization.size) if setup.quantization else None,
             cores=setup.cores,
+            given=setup.given,
             queue=queue,
             queue_tokens=queue_tokens,
             policy=policy,
@@ -119,6 +124,7 @@ class Boot(msgspec.Struct, frozen=True, tag=True):
             memory=self.memory,
             quantization=form,
             cores=self.cores,
+            given=self.given,
         )
 
 
@@ -191,6 +197,13 @@ class Ask(msgspec.Struct, frozen=True, tag=True):
     number: Number
 
 
+class Reshard(msgspec.Struct, frozen=True, tag=True):
+    """The model is to be cut by other shares, one a rank. Answered by Resharded with the same number."""
+
+    number: Number
+    shares: Annotated[tuple[float, ...], msgspec.Meta(min_length=1, max_length=MOST_RANKS)]
+
+
 class Profile(msgspec.Struct, frozen=True, tag=True):
     """The ranks are to record what they do; without bounds, to end that. Answered by Profiled with the same number."""
 
@@ -251,6 +264,7 @@ class Ended(msgspec.Struct, frozen=True, array_like=True, tag=3):
     cached: int
     preempted: int
     asked: bool
+    unfit: bool = False
 
 
 class Pooled(msgspec.Struct, frozen=True, array_like=True, tag=4):
@@ -292,6 +306,20 @@ class Noticed(msgspec.Struct, frozen=True, tag=True):
     incidents: tuple[Incident, ...]
 
 
+class Resharded(msgspec.Struct, frozen=True, tag=True):
+    """Other ranks serve; or, in `refused`, why not, which is of a `kind`: something else is under way, or it cannot be."""
+
+    number: int
+    refused: str | None = None
+    kind: Literal["conflict", "user", "failed"] = "failed"
+
+
+class Recut(msgspec.Struct, frozen=True, tag=True):
+    """From now on requests are bound by another setup: ranks were lost, came back, or were resharded."""
+
+    boot: Boot
+
+
 class Gone(msgspec.Struct, frozen=True, tag=True):
     """The engine has ended, and every request with it. Nothing comes after it."""
 
@@ -319,8 +347,9 @@ class Failed(msgspec.Struct, frozen=True, tag=True):
     mendable: bool
 
 
-Asked = Submit | Knock | Abort | FinishChoice | Ask | Profile
-Message = Boot | Asked | Admitted | Refused | Events | Answer | Profiled | Noticed | Gone | Loading | Ready | Failed
+Asked = Submit | Knock | Abort | FinishChoice | Ask | Profile | Reshard
+Said = Admitted | Refused | Events | Answer | Profiled | Resharded | Recut | Noticed | Gone
+Message = Boot | Asked | Said | Loading | Ready | Failed
 
 _ENCODER = msgspec.msgpack.Encoder()
 _DECODER: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(Message)
@@ -367,7 +396,7 @@ def pack(event: told.Event, request: int) -> Packed:
             return Figured(request, event.choice, chosen, event.finish)
         return Token(request, event.choice, chosen.token, event.finish)
     if isinstance(event, told.Ended):
-        return Ended(request, event.error, event.prefilled, event.cached, event.preempted, event.asked)
+        return Ended(request, event.error, event.prefilled, event.cached, event.preempted, event.asked, event.unfit)
     if isinstance(event, told.Pooled):
         return Pooled(request, event.vector, event.count)
     return Scored(request, event.scores)
@@ -378,7 +407,7 @@ def unpack(event: Packed) -> told.Event:
     if isinstance(event, Token):
         return told.Emitted(event.request, event.choice, Chosen(event.token), event.finish)
     if isinstance(event, Ended):
-        return told.Ended(event.request, event.error, event.prefilled, event.cached, event.preempted, event.asked)
+        return told.Ended(event.request, event.error, event.prefilled, event.cached, event.preempted, event.asked, event.unfit)
     if isinstance(event, Figured):
         return told.Emitted(event.request, event.choice, event.chosen, event.finish)
     if isinstance(event, Pooled):

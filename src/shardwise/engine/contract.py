@@ -7,6 +7,7 @@ from typing import Protocol
 
 from shardwise.engine.incident import Incident
 from shardwise.engine.profile import Bounds, Told, Traces
+from shardwise.engine.reshard import TellSetup
 from shardwise.engine.setup import Setup
 from shardwise.engine.status import Status
 from shardwise.sched.events import Event
@@ -75,6 +76,12 @@ class HostedEngine(TokenEngine, Protocol):
         """Has what the ranks do recorded from now on; without bounds, ends that and has `told` called with the files."""
         ...
 
+    def reshard(self, shares: tuple[float, ...], told: TellSetup) -> None:
+        """Has the model cut by other shares, one a rank; `told` is called on the engine's thread once it is served so, and
+        `setup` is that. With a Conflict while the ranks are being formed already; with a UserError, which says what would
+        work, where it cannot be; with the cause where the engine has ended. Open requests go on."""
+        ...
+
 
 class ServingEngine(TokenEngine, Protocol):
     """What a server asks: an engine that may be elsewhere, may be full, and may be lost. Its coroutines run on any event loop,
@@ -93,6 +100,12 @@ class ServingEngine(TokenEngine, Protocol):
 
     async def status(self) -> Status:
         """What it is doing. Unavailable where it is gone."""
+        ...
+
+    async def recut(self, shares: tuple[float, ...]) -> None:
+        """Has the model cut by other shares, one a rank: returns once it is served so, and `setup` is that. Conflict while the
+        ranks are being formed already; UserError, which says what would work, where it cannot be; Unavailable where the engine
+        is gone."""
         ...
 
     async def profile(self, bounds: Bounds | None) -> Traces:

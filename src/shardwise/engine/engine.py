@@ -27,6 +27,7 @@ from shardwise.engine.journal import Entry, Sink
 from shardwise.engine.process_ranks import ProcessRanks
 from shardwise.engine.profile import Bounds, Profiler, Told, Traces, recorded
 from shardwise.engine.ranks import Formed, Progress, Ranks
+from shardwise.engine.reshard import TellSetup, recut_by
 from shardwise.engine.setup import Setup, recut
 from shardwise.engine.status import Status, awaited, gather, rank_statuses
 from shardwise.errors import Conflict, RequestError, ShardwiseError
@@ -74,7 +75,7 @@ class Engine:
         self._compiler = ThreadPoolExecutor(1, "grammars")  # which starts its thread when it has something to do
         self._alarm = Alarm()
         self._profiler = self._new_profiler()
-        self._resharded: list[Callable[[Setup | ShardwiseError], None]] = []
+        self._resharded: list[TellSetup] = []
         self._noticed: tuple[Incident | None, tuple[Incident, ...]] = (None, ())
         self._statuses = rank_statuses(setup, self.ranks.ready)
         self._numbers = count(1)
@@ -198,6 +199,10 @@ class Engine:
         """As `record`: the files."""
         return await recorded(self, bounds)
 
+    async def recut(self, shares: tuple[float, ...]) -> None:
+        """As `ServingEngine.recut`."""
+        await recut_by(self, shares)
+
     def _later(self, seconds: float, call: Callable[[], None]) -> None:
         """Has `call` called on the engine's thread after so long."""
         self._alarm.at(time.monotonic() + seconds, lambda: self._order(call, late=True))
@@ -217,15 +222,15 @@ class Engine:
         """The last losses that were mended, in order."""
         return tuple(self.ranks.incidents) if isinstance(self.ranks, ProcessRanks) else ()
 
-    def reshard(self, shares: tuple[float, ...], told: Callable[[Setup | ShardwiseError], None]) -> None:
+    def reshard(self, shares: tuple[float, ...], told: TellSetup) -> None:
         """Has the model cut anew, into so many shares, and has `told` called on the engine's thread with what runs then, or
-        with why it is not. Open requests go on."""
+        with why it does not. Open requests go on."""
         try:
             self._order(lambda: self._recut(shares, told))
         except ShardwiseError as error:
             told(error)
 
-    def _recut(self, shares: tuple[float, ...], told: Callable[[Setup | ShardwiseError], None]) -> None:
+    def _recut(self, shares: tuple[float, ...], told: TellSetup) -> None:
         if not isinstance(self.ranks, ProcessRanks):
             told(Conflict("only ranks that are processes can be cut anew; these are none"))
         elif not self.ranks.whole or self._resharded:
