@@ -9,6 +9,7 @@ import torch
 
 from shardwise import env, native
 from shardwise.comm.protocol import Comm
+from shardwise.comm.ticking import Silent, Ticking, Ticks
 from shardwise.errors import UserError
 from shardwise.nn.batch import Rank
 from shardwise.nn.kernels.kernels import Kernels
@@ -41,17 +42,26 @@ def kernels_of(layout: Layout, device: torch.device, threads: int, *, crowded: b
     return Kernels.of(device, threads, crowded) if layout.compute_dtype == "float32" else Kernels.reference()
 
 
-def open_runner(start: wire.Start, comm: Comm, progress: Progress) -> Runner:
-    """Loads this rank's part and allocates its cache; returns when every rank of the group has."""
+def open_runner(start: wire.Start, comm: Comm, progress: Progress, pulse: Ticks | None = None) -> Runner:
+    """Loads this rank's part and allocates its cache; returns when every rank of the group has. `pulse` hears of it."""
     layout, device = layout_of(start), device_of(start)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     bound = bind(layout.model, open_checkpoint(Path(start.folder))) if start.folder else None
     dtypes = getattr(torch, layout.compute_dtype), getattr(torch, layout.kv_dtype)
     kernels = kernels_of(layout, device, start.threads, crowded=start.crowded)
-    rank = Rank(layout, start.rank, comm, device, *dtypes, kernels)
-    runner = Runner(rank, start.pages, start.limits, bound, progress)
+    pulse = pulse or Silent()
+    comm = comm if isinstance(pulse, Silent) else Ticking(comm, pulse)
+    pulse.loading()
+
+    def loaded(count: int) -> None:
+        pulse.loading()
+        progress(count)
+
+    rank = Rank(layout, start.rank, comm, device, *dtypes, kernels, pulse)
+    runner = Runner(rank, start.pages, start.limits, bound, loaded)
     comm.barrier(site="loaded")
+    pulse.idle()
     return runner
 
 

@@ -136,13 +136,15 @@ def build(start: wire.Start, rendezvous: Path, shared: int, progress: Progress) 
     import torch
 
     from shardwise.runtime.opening import join, open_runner
+    from shardwise.runtime.pulse import open_pulse
 
     keep_to(start)
     torch.set_num_threads(start.threads)
     if start.memory and start.device == "cpu":
         # The kernel keeps what was planned: memory of this process's own, mapped files not counted.
         resource.setrlimit(resource.RLIMIT_DATA, (start.memory, resource.getrlimit(resource.RLIMIT_DATA)[1]))
-    runner = open_runner(start, join(start, rendezvous, shared), progress)
+    pulse = open_pulse(shared, start.rank, start.epoch)
+    runner = open_runner(start, join(start, rendezvous, shared), progress, pulse)
     heap.keep()  # not what loading has freed
     return runner
 
