@@ -70,7 +70,7 @@ class Ticks(Protocol):
     def aside(self) -> None:
         """What comes now is no step, and may take long: a recording is written."""
 
-    def failed(self) -> None:
+    def left(self) -> None:
         """The rank takes no further part in this group."""
 
 
@@ -84,14 +84,14 @@ class Silent:
     def leave(self) -> None: ...
     def idle(self) -> None: ...
     def aside(self) -> None: ...
-    def failed(self) -> None: ...
+    def left(self) -> None: ...
 
 
 class Ticking:
     """Any backend, with ticks around each call. A call that raises is never left: where it happened stays to be read."""
 
     def __init__(self, inner: Comm, ticks: Ticks) -> None:
-        self.inner = inner
+        self.inner, self.ticks = inner, ticks
         self.rank, self.size, self.epoch = inner.rank, inner.size, inner.epoch
         # Bound once: this stands in every layer.
         self._enter, self._leave, self._all_reduce = ticks.enter, ticks.leave, inner.all_reduce
@@ -169,3 +169,4 @@ class Ticking:
     def close(self) -> None:
         """See `Comm.close`."""
         self.inner.close()
+        self.ticks.left()

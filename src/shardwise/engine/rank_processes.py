@@ -32,14 +32,12 @@ class RankProcesses:
 
     def reach(self, size: int) -> None:
         """Starts what is missing to `size` of them. OSError where the system has no room for one."""
-        if self._folder is None:
-            self._folder = tempfile.mkdtemp(prefix=f"shardwise-{os.getpid()}-")  # 0700, as mkdtemp makes it
         if self._shared < 0:
             self._shared = anonymous()
         while len(self.processes) < size:
             ours, theirs = socket.socketpair()
             with theirs:
-                own = ["--fd", str(theirs.fileno()), "--shared", str(self._shared), "--rendezvous", self._folder]
+                own = ["--fd", str(theirs.fileno()), "--shared", str(self._shared)]
                 command = [sys.executable, "-m", "shardwise.runtime.worker", *own]
                 # Its own process group: a Ctrl-C at the terminal is for this process alone to act on.
                 started = subprocess.Popen(
@@ -52,10 +50,22 @@ class RankProcesses:
             self.processes.append(started)
             self.sockets.append(ours)
 
+    @property
+    def shared(self) -> int:
+        """The descriptor of the memory that they share; -1 before the first was started, and after the last has ended."""
+        return self._shared
+
+    def meeting(self) -> str:
+        """A new folder for a group to meet in, instead of an earlier one."""
+        self.met()
+        self._folder = tempfile.mkdtemp(prefix=f"shardwise-{os.getpid()}-")  # 0700, as mkdtemp makes it
+        return self._folder
+
     def met(self) -> None:
         """No name of the group is left on the file system: all have met, or none will any more."""
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder = None
 
     def death(self, rank: int) -> str:
         """How a process whose stream has ended came to its end."""

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 from shardwise.comm.protocol import DEADLINE_S
+from shardwise.comm.way import way_of
 from shardwise.engine.rank_processes import RankProcesses
 from shardwise.engine.setup import Setup
 from shardwise.errors import RankLost, ShardwiseError, UserError
@@ -72,8 +73,8 @@ def first_readable(*descriptors: int) -> int:
     return next(descriptor for descriptor in descriptors if descriptor in ready)
 
 
-def start_message(setup: Setup, rank: int) -> wire.Start:
-    """Everything that rank `rank` of `setup` needs to know."""
+def start_message(setup: Setup, rank: int, epoch: int = 0, rendezvous: str = "") -> wire.Start:
+    """Everything that rank `rank` of `setup` needs to know of the group of `epoch`."""
     layout = setup.layout
     shares = (layout.shares.attention, layout.shares.mlp, layout.shares.vocab)
     return wire.Start(
@@ -90,12 +91,13 @@ def start_message(setup: Setup, rank: int) -> wire.Start:
         pages=setup.pages,
         limits=Limits(setup.limits.tokens, setup.limits.sequences, setup.sequence_pages),
         threads=setup.threads,
-        epoch=0,
+        epoch=epoch,
         deadline_s=DEADLINE_S,
         memory=setup.memory,
         quantization=(setup.quantization.kind, setup.quantization.size) if setup.quantization else None,
         cores=setup.cores,
         crowded=setup.crowded is not None,
+        rendezvous=rendezvous,
     )
 
 
@@ -115,9 +117,12 @@ class ProcessRanks:
         try:
             self._started.reach(setup.layout.mesh.size)
             self._channels = [wire.Channel(each) for each in self._started.sockets]
+            # Who talks through shared memory needs no place to meet: nothing then has a name that could be left behind.
+            way = way_of(setup.device, setup.layout.mesh.tp)
+            rendezvous = self._started.meeting() if way.meets else ""
             for rank, channel in enumerate(self._channels):
                 self._selector.register(channel, selectors.EVENT_READ, rank)
-                self._send(rank, channel, start_message(setup, rank))
+                self._send(rank, channel, start_message(setup, rank, 0, rendezvous))
             self.ready: Sequence[wire.Ready] = self._all_ready(progress)
         except BaseException:
             self.close()

@@ -131,7 +131,7 @@ class Watch:
         return known.first if known and known.first >= 0 else where.step
 
     def _ranked(self, look: _Look, wheres: Sequence[Where]) -> _Look:
-        come = {seat: self._come(where) for seat, where in enumerate(wheres) if where.state != State.FAILED}
+        come = {seat: self._come(where) for seat, where in enumerate(wheres) if where.state != State.LEFT}
         if not come:
             return look
         least, most = min(come.values()), max(come.values())
@@ -165,7 +165,7 @@ class Watch:
         if where.epoch != self.epoch:
             return True
         match where.state:
-            case State.FAILED:
+            case State.LEFT:
                 return False
             case State.JOINING:  # with a deadline of its own, until the others are there
                 return seat in look.behind
@@ -218,7 +218,7 @@ class Watch:
     @staticmethod
     def _holds_up(account: _Account) -> bool:
         """Whether it may be what one that has come further waits for: its own time will be over soon, or it moves on."""
-        return not account.moved and account.where.state != State.FAILED
+        return not account.moved and account.where.state != State.LEFT
 
     @staticmethod
     def _halted_s(account: _Account, look: _Look) -> float:

@@ -13,11 +13,9 @@ from dataclasses import dataclass
 from enum import IntEnum
 from time import monotonic_ns
 
+from shardwise.comm.memory import CONTROL_BYTES, PULSE_AT
 from shardwise.comm.ticking import CHOOSING, HEAD, Silent, Ticks, place_name
 
-CONTROL_BYTES = 1 << 16
-"""What is before all groups in the shared file; the second half of it is for pulses."""
-PULSE_AT = CONTROL_BYTES // 2
 PULSE_BYTES = 64
 RANKS = (CONTROL_BYTES - PULSE_AT) // PULSE_BYTES
 """How many ranks have room; others are silent."""
@@ -27,7 +25,8 @@ _EPOCH, _STEP, _LAYER, _PLACE, _CALLS, _STATE, _TICK, _TOKENS = range(8)
 
 
 class State(IntEnum):
-    """What a rank is about. ASIDE: something that is no step, such as writing a recording."""
+    """What a rank is about. ASIDE: something that is no step, such as writing a recording. LEFT: it is of no group, or of a
+    later one, whose place is another."""
 
     NONE = 0
     JOINING = 1
@@ -36,11 +35,11 @@ class State(IntEnum):
     COMPUTING = 4
     IN_COLLECTIVE = 5
     ASIDE = 6
-    FAILED = 7
+    LEFT = 7
 
 
 # As plain numbers: an attribute of an enum costs as much as a tick.
-_LOADING, _IDLE, _COMPUTING, _INSIDE, _ASIDE, _FAILED = map(int, list(State)[2:])
+_LOADING, _IDLE, _COMPUTING, _INSIDE, _ASIDE, _LEFT = map(int, list(State)[2:])
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,11 +104,11 @@ class Pulse:
         words = self._words
         words[_STATE], words[_TICK] = _ASIDE, monotonic_ns()
 
-    def failed(self) -> None:
+    def left(self) -> None:
         """Not where the place is another rank's by now: of a later group."""
         words = self._words
         if words[_EPOCH] == self._epoch:
-            words[_STATE], words[_TICK] = _FAILED, monotonic_ns()
+            words[_STATE], words[_TICK] = _LEFT, monotonic_ns()
 
 
 def open_pulse(fd: int, rank: int, epoch: int) -> Ticks:
@@ -150,8 +149,8 @@ def describe(where: Where) -> str:
             return "idle" if where.step < 0 else f"idle after {step}"
         case State.ASIDE:
             return f"writing a recording after {step}"
-        case State.FAILED:
-            return f"failed in {step}"
+        case State.LEFT:
+            return f"left its group in {step}" if where.step >= 0 else "left its group"
     said = [step]
     if where.step >= 0 and where.layer >= 0:
         said += ["after the layers" if where.layer == HEAD else "choosing tokens" if where.layer == CHOOSING else ""]
