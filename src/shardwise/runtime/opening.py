@@ -9,11 +9,13 @@ import torch
 
 from shardwise.comm import memory
 from shardwise.comm.protocol import Comm
+from shardwise.comm.ticking import Silent, Ticking
 from shardwise.comm.way import Way, way_of
 from shardwise.nn.batch import Rank
 from shardwise.nn.kernels.kernels import Kernels
 from shardwise.runtime import wire
 from shardwise.runtime.load import Progress
+from shardwise.runtime.pulse import open_pulse
 from shardwise.runtime.runner import Runner
 from shardwise.spec.binding import bind
 from shardwise.spec.checkpoint import open_checkpoint
@@ -49,13 +51,31 @@ def open_runner(start: wire.Start, comm: Comm, progress: Progress) -> Runner:
     bound = bind(layout.model, open_checkpoint(Path(start.folder))) if start.folder else None
     dtypes = getattr(torch, layout.compute_dtype), getattr(torch, layout.kv_dtype)
     kernels = kernels_of(layout, device, start.threads, crowded=start.crowded)
-    rank = Rank(layout, start.rank, comm, device, *dtypes, kernels)
-    runner = Runner(rank, start.pages, start.limits, bound, progress)
+    pulse = comm.ticks if isinstance(comm, Ticking) else Silent()
+    pulse.loading()
+
+    def loaded(count: int) -> None:
+        pulse.loading()
+        progress(count)
+
+    rank = Rank(layout, start.rank, comm, device, *dtypes, kernels, pulse)
+    runner = Runner(rank, start.pages, start.limits, bound, loaded)
     comm.barrier(site="loaded")
+    pulse.idle()
     return runner
 
 
 def join(start: wire.Start, shared: int) -> Comm:
+    """This rank's end of its group, from now on with a pulse in the memory behind the descriptor `shared`: see `_joined`."""
+    pulse = open_pulse(shared, start.rank, start.epoch)
+    try:
+        return Ticking(_joined(start, shared), pulse)
+    except BaseException:
+        pulse.left()
+        raise
+
+
+def _joined(start: wire.Start, shared: int) -> Comm:
     """This process's end of its group: itself alone at degree 1; on CPUs in the memory behind the descriptor `shared`, or over
     TCP (`way_of`); on GPUs over NCCL. Those two meet in the folder that the message names. CommError as soon as a later epoch
     is wanted of the ranks that share this memory."""
