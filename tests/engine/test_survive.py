@@ -1,4 +1,4 @@
-"""Ranks are lost while requests run: real processes, real signals. Requests go on token for token, and it is said who was lost."""
+"""Ranks are lost while requests run: real processes, real signals. Requests go on token for token; who was lost is said."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 
@@ -142,7 +141,9 @@ def test_it_is_cut_anew_while_requests_run(setup: Setup, oracle: list[list[int]]
     with engine_of(setup, Policy("restart")) as engine:
         told: list[object] = []
         steps = {10: (1.0, 1.0), 25: (3.0, 1.0), 40: (1.0, 1.0, 1.0)}
-        found = _tokens(engine, 0, {at: lambda shares=shares: engine.reshard(shares, told.append) for at, shares in steps.items()})
+        found = _tokens(
+            engine, 0, {at: lambda shares=shares: engine.reshard(shares, told.append) for at, shares in steps.items()}
+        )
         assert found == oracle[0]
         _until(lambda: len(told) == 3)
         assert [each.layout.mesh.size for each in told if isinstance(each, Setup)] == [2, 2, 3]
@@ -168,13 +169,13 @@ def test_more_losses_than_the_budget_end_it(setup: Setup) -> None:
 
 
 def test_nothing_is_mended_where_that_is_asked_for(setup: Setup) -> None:
-    with engine_of(setup, Policy("exit", spares=1)) as engine:
-        with pytest.raises(RankLost, match="rank 0 was lost during generate"):
-            _tokens(engine, 0, {5: lambda: _kill(engine, 0)})
+    lost = pytest.raises(RankLost, match="rank 0 was lost during generate")
+    with engine_of(setup, Policy("exit", spares=1)) as engine, lost:
+        _tokens(engine, 0, {5: lambda: _kill(engine, 0)})
 
 
 @pytest.mark.parametrize("rank", [0, 2])
-def test_a_rank_killed_while_the_first_group_is_formed(setup: Setup, oracle: list[list[int]], rank: int, tmp_path: Path) -> None:
+def test_a_rank_killed_while_the_first_group_is_formed(setup: Setup, oracle: list[list[int]], rank: int) -> None:
     killed = []
 
     def kill(_rank: int, _count: int) -> None:
