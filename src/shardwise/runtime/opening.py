@@ -9,12 +9,14 @@ import torch
 
 from shardwise.comm import memory
 from shardwise.comm.protocol import Comm
+from shardwise.comm.ticking import Silent, Ticking
 from shardwise.comm.way import Way, way_of
 from shardwise.nn.batch import Rank
 from shardwise.nn.kernels.kernels import Kernels
 from shardwise.runtime import wire
 from shardwise.runtime.cache import PagedCache
 from shardwise.runtime.load import Progress
+from shardwise.runtime.pulse import open_pulse
 from shardwise.runtime.runner import Runner
 from shardwise.runtime.weights import Weights, origin_of
 from shardwise.spec.config import read_model
@@ -88,20 +90,38 @@ def open_runner(start: wire.Start, comm: Comm, progress: Progress, kept: Kept | 
     layout, device = layout_of(start), device_of(start)
     if device.type == "cuda":
         torch.cuda.set_device(device)
+    pulse = comm.ticks if isinstance(comm, Ticking) else Silent()
+    pulse.loading()
+
+    def loaded(count: int) -> None:
+        pulse.loading()
+        progress(count)
+
     kept = kept or Kept()
     # The old cache goes before other weights come.
     room = kept.room(layout.kv_bytes(start.rank, start.pages), device)
-    weights = kept.weights(start, layout, device, progress)
+    weights = kept.weights(start, layout, device, loaded)
     dtypes = getattr(torch, layout.compute_dtype), getattr(torch, layout.kv_dtype)
     kernels = kernels_of(layout, device, start.threads, crowded=start.crowded)
-    rank = Rank(layout, start.rank, comm, device, *dtypes, kernels)
+    rank = Rank(layout, start.rank, comm, device, *dtypes, kernels, pulse)
     runner = Runner(rank, weights, start.pages, start.limits, room=room)
     kept.keep(runner.cache)
     comm.barrier(site="loaded")
+    pulse.idle()
     return runner
 
 
 def join(start: wire.Start, shared: int) -> Comm:
+    """This rank's end of its group, from now on with a pulse in the memory behind the descriptor `shared`: see `_joined`."""
+    pulse = open_pulse(shared, start.rank, start.epoch)
+    try:
+        return Ticking(_joined(start, shared), pulse)
+    except BaseException:
+        pulse.left()
+        raise
+
+
+def _joined(start: wire.Start, shared: int) -> Comm:
     """This process's end of its group: itself alone at degree 1; on CPUs in the memory behind the descriptor `shared`, or over
     TCP (`way_of`); on GPUs over NCCL. Those two meet in the folder that the message names. CommError as soon as a later epoch
     is wanted of the ranks that share this memory."""
