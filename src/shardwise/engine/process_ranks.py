@@ -16,7 +16,8 @@ from contextlib import suppress
 from dataclasses import replace
 
 from shardwise.comm import memory
-from shardwise.comm.way import way_of
+from shardwise.comm.shared import end_group
+from shardwise.comm.way import Way, way_of
 from shardwise.engine.incident import Incident
 from shardwise.engine.lookout import Lookout
 from shardwise.engine.rank_lines import Gone, RankLines, Said, Woken
@@ -233,12 +234,16 @@ class ProcessRanks:
 
     def _form(self, form: Form) -> None:
         """Tells every process its seat in the next group."""
+        before = self.setup
         try:
             self.setup = self._setup_of(form.places)
         except UserError as error:
             self._do(self._supervisor.refused(str(error), time.monotonic()))
             return
         memory.want(self._started.shared, form.epoch)
+        if form.epoch and way_of(before.device, before.layout.mesh.size) is Way.SHARED:
+            # Who waits for the lost one would notice by itself only when it next looks.
+            end_group(self._started.shared, form.epoch - 1, before.layout.mesh.size)
         # Who talks through shared memory needs no place to meet: nothing then has a name that could be left behind.
         way = way_of(self.setup.device, len(form.seats))
         meeting = self._started.meeting() if way.meets else ""
