@@ -23,6 +23,7 @@ from shardwise.sched.limits import Limits
 from shardwise.sched.pooling import PoolingParams
 from shardwise.sched.request import MOST, SamplingParams
 from shardwise.sched.step import Chosen
+from shardwise.sched.written import Written
 from shardwise.spec.config import read_model
 from shardwise.spec.formats import Grouped
 from shardwise.spec.layout import Layout, Shares
@@ -136,7 +137,8 @@ def unpack_setup(body: bytes) -> Setup:
 class Submit(msgspec.Struct, frozen=True, tag=True):
     """A request, by a number that the front chose. Answered by Admitted or Refused; its events may come before Admitted.
 
-    One of `sampling` and `pooling` is given.
+    One of `sampling` and `pooling` is given. `again`: an engine that is gone had taken it in, and given it what `written`,
+    `finished` and `scored` say, as in `Written`.
     """
 
     number: Number
@@ -149,6 +151,15 @@ class Submit(msgspec.Struct, frozen=True, tag=True):
     tenant: str = ""
     timeout_s: Annotated[float, msgspec.Meta(ge=0)] | None = None
     key: str = ""
+    again: bool = False
+    written: Words = ()
+    finished: tuple[Id, ...] = ()
+    scored: Number = 0
+
+    @property
+    def before(self) -> Written | None:
+        """What an engine that is gone has given it; None where there was none."""
+        return Written(self.written, self.finished, self.scored) if self.again else None
 
     @property
     def params(self) -> SamplingParams | PoolingParams:

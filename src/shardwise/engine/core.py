@@ -89,7 +89,7 @@ class Core:
         assert (entry.grammar is None) == (entry.structured is None), "a grammar is compiled before it is needed"
         if isinstance(entry.params, SamplingParams):
             self._draws[entry.number] = Draws(entry, entry.params)
-        self._note(self.scheduler.add(self.request(entry)))
+        self._note(self.scheduler.add(self.request(entry), entry.written))
 
     def expire(self, request: int) -> None:
         """Ends a request whose time is up and that is expected still; of those that have begun the scheduler knows it."""

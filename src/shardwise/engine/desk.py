@@ -262,6 +262,7 @@ class Desk:
                 tenant=asked.tenant,
                 timeout_s=asked.timeout_s,
                 key=asked.key,
+                written=asked.before,
             )
         except ShardwiseError as error:
             line.open.pop(asked.number, None)

@@ -31,6 +31,7 @@ from shardwise.errors import Conflict, RequestError, ShardwiseError
 from shardwise.sched.events import Emitted, Ended, Event
 from shardwise.sched.pooling import PoolingParams
 from shardwise.sched.request import SEEDS, SamplingParams
+from shardwise.sched.written import NEW, Written
 from shardwise.telemetry import log
 
 CLOSED = "the engine was closed"
@@ -102,13 +103,14 @@ class Engine:
         tenant: str = "",
         timeout_s: float | None = None,
         key: str = "",
+        written: Written | None = None,
     ) -> int:
         """The number of a request that now runs, or waits to. `ends` are the ids that end it (none with `ignore_eos`), `bad`
         the sequences of ids that it must not write; `tenant` keeps its cache apart. `timeout_s` from now it fails with TIME_UP.
         `key` is what it is known by when it comes again after QueueFull. With PoolingParams nothing is drawn: the prompt's
         hidden states are wanted. Structured outputs are compiled on a thread of their own, in limits of their own, and what
         does not compile fails the request; to have strangers' grammars refused, and tried where they do no harm, is the front's
-        part (`Front.check`).
+        part (`Front.check`). `written`: an engine that is gone had taken it in, and given it that; so it is not too many.
 
         `sink` gets its events on the engine's thread and must not wait. RequestError where the request can never run;
         QueueFull where too many wait; ShardwiseError, the cause, where the engine has ended.
@@ -122,21 +124,28 @@ class Engine:
         words = tuple(tuple(word) for word in bad if word and all(0 <= i < vocab for i in word))
         now, given = time.monotonic(), tuple(prompt)
         until = None if timeout_s is None else now + timeout_s
-        entry = Entry(next(self._numbers), given, params, seed, limit, sink, kept, words, priority, tenant, now, until)
-        self.core.scheduler.check(self.core.request(entry))
+        before = NEW if written is None else written
+        number = next(self._numbers)
+        entry = Entry(number, given, params, seed, limit, sink, kept, words, priority, tenant, now, until, written=before)
+        request = self.core.request(entry)
+        self.core.scheduler.check(request)
+        before.check(request, vocab)
         take = self.core.add if entry.structured is None else self.core.expect
         with self._lock:
             if self._ended is not None:
                 raise self._ended
-            self.gate.enter(entry.number, len(given), key or (tenant, hash(given)))
+            if written is None:
+                self.gate.enter(number, len(given), key or (tenant, hash(given)))
+            else:
+                self.gate.let_in(number, len(given))
             self._orders.append(lambda: take(entry))
             os.eventfd_write(self._wake, 1)
         if entry.structured is not None:
             if until is not None:  # which passes while its grammar, or another's, is compiled
-                self._alarm.at(until, partial(self._expire, entry.number))
+                self._alarm.at(until, partial(self._expire, number))
             with suppress(RuntimeError):  # closed meanwhile, which ends what is expected
                 self._compiler.submit(self._compile, entry)
-        return entry.number
+        return number
 
     def _expire(self, request: int) -> None:
         self._order(lambda: self.core.expire(request), late=True)
@@ -203,6 +212,11 @@ class Engine:
     def lost(self) -> str | None:
         """Why it takes no requests any more; None while it does."""
         return None if self._ended is None else str(self._ended)
+
+    @property
+    def away(self) -> str | None:
+        """It is here, or lost."""
+        return None
 
     def abort(self, request: int) -> None:
         """Ends a request wherever it is; one that has ended is ignored."""

@@ -21,6 +21,7 @@ from shardwise.sched.pages import Node
 from shardwise.sched.roster import Roster
 from shardwise.sched.sequence import Order, Request, Sequence
 from shardwise.sched.step import Chosen, Item, Result, Step
+from shardwise.sched.written import NEW, Written
 
 Guess = Callable[[Many[int], int], Many[int]]
 """guess(tokens, most): up to `most` tokens that may come next. Wrong ones cost time and nothing else."""
@@ -99,18 +100,29 @@ class Scheduler:
             raise RequestError(f"n is {request.n}, but at most {self.limits.sequences} sequences run at once (--max-num-seqs)")
         self.cache.check(request)
 
-    def add(self, request: Request) -> tuple[Event, ...]:
-        """Takes a request in. RequestError if it can never run."""
+    def add(self, request: Request, written: Written = NEW) -> tuple[Event, ...]:
+        """Takes a request in, with what it was given elsewhere (`Written.check`). RequestError if it can never run."""
         if request.number in self._requests:
             raise RequestError(f"request {request.number} is here already")
         self.check(request)
         if request.limit == 0 and request.cached == 0:
             return (Ended(request.number),)
-        lead = self._sequence(request, (request.priority, next(self._arrivals), 0), list(request.prompt), len(request.prompt))
-        self._requests[request.number] = [lead]
+        arrival, own = next(self._arrivals), []
+        for choice in range(request.n if written.begun else 1):
+            tokens = [*request.prompt, *written.tokens(choice)]
+            sequence = self._sequence(request, (request.priority, arrival, choice), tokens, len(request.prompt))
+            sequence.forked |= written.begun
+            own.append(sequence)
+            if choice in written.finished:
+                self._owners.pop(sequence.number)
+                sequence.finished = True
+            else:
+                self._roster.wait(sequence)
+        if request.scored:
+            own[0].scored = own[0].scoring = 1 + written.scored
+        self._requests[request.number] = own
         if request.deadline is not None:
-            self._deadlines.add(request.deadline, request.number, lead.order[1])
-        self._roster.wait(lead)
+            self._deadlines.add(request.deadline, request.number, arrival)
         return ()
 
     def _sequence(self, request: Request, order: Order, tokens: list[int], known: int) -> Sequence:

@@ -31,9 +31,12 @@ class Version(msgspec.Struct):
 
 
 async def health(service: Service, _call: Call, _body: Any) -> Reply:
-    """200 while the engine lives, also before it is ready and while it drains."""
+    """200 while the engine lives, also before it is ready and while it drains; 503 with the reason while another one takes the
+    place of one that is gone: requests wait for it."""
     if (reason := service.engine.lost) is not None:
         raise Refusal(503, f"the engine is lost: {reason}", code="engine_lost")
+    if (reason := service.engine.away) is not None:
+        raise Refusal(503, reason, code="engine_away", retry_after_s=RETRY_S)
     return Json(Health())
 
 
