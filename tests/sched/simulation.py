@@ -143,6 +143,9 @@ class Day:
         elif what < 0.37:
             self._lost += sum(sequence.issued for sequence in world.scheduler.running)
             world.forget()
+        elif what < 0.38:
+            self._lost += sum(sequence.issued for sequence in world.scheduler.running)
+            world.replace()
 
     def _guess(self, tokens: Sequence[int], most: int) -> list[int]:
         """What comes next, now and then with a mistake."""

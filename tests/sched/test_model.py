@@ -143,6 +143,10 @@ class Machine(RuleBasedStateMachine):
     def forget(self) -> None:
         self.world.forget()
 
+    @rule()
+    def another(self) -> None:
+        self.world.replace()
+
     @rule(seconds=st.sampled_from([-5, 1, 20]))
     def clock(self, seconds: int) -> None:
         self.world.now += seconds

@@ -138,7 +138,7 @@ class Submit(msgspec.Struct, frozen=True, tag=True):
     """A request, by a number that the front chose. Answered by Admitted or Refused; its events may come before Admitted.
 
     One of `sampling` and `pooling` is given. `again`: an engine that is gone had taken it in, and given it what `written`,
-    `finished` and `scored` say, as in `Written`.
+    `finished`, `scored` and `began` say, as in `Written`.
     """
 
     number: Number
@@ -155,11 +155,12 @@ class Submit(msgspec.Struct, frozen=True, tag=True):
     written: Words = ()
     finished: tuple[Id, ...] = ()
     scored: Number = 0
+    began: tuple[Number, Number] | None = None
 
     @property
     def before(self) -> Written | None:
         """What an engine that is gone has given it; None where there was none."""
-        return Written(self.written, self.finished, self.scored) if self.again else None
+        return Written(self.written, self.finished, self.scored, self.began) if self.again else None
 
     @property
     def params(self) -> SamplingParams | PoolingParams:
@@ -267,7 +268,15 @@ class Pooled(msgspec.Struct, frozen=True, array_like=True, tag=4):
     count: int
 
 
-Packed = Token | Figured | Scored | Ended | Pooled
+class Began(msgspec.Struct, frozen=True, array_like=True, tag=5, gc=False):
+    """It runs: what its `Ended` will say of its prompt. For the front alone, which needs it where the engine is lost."""
+
+    request: int
+    prefilled: int
+    cached: int
+
+
+Packed = Token | Figured | Scored | Ended | Pooled | Began
 
 
 class Events(msgspec.Struct, frozen=True, tag=True):
@@ -372,7 +381,7 @@ def pack(event: told.Event, request: int) -> Packed:
     return Scored(request, event.scores)
 
 
-def unpack(event: Packed) -> told.Event:
+def unpack(event: Token | Figured | Scored | Ended | Pooled) -> told.Event:
     """The event that a front is told."""
     if isinstance(event, Token):
         return told.Emitted(event.request, event.choice, Chosen(event.token), event.finish)

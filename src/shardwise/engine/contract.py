@@ -64,8 +64,10 @@ class HostedEngine(TokenEngine, Protocol):
         timeout_s: float | None = None,
         key: str = "",
         written: Written | None = None,
+        began: Callable[[int, int], None] | None = None,
     ) -> int:
-        """As `TokenEngine.submit`; a request that an engine before this one had taken in goes on after what is `written`."""
+        """As `TokenEngine.submit`; a request that an engine before this one had taken in goes on after what is `written`.
+        `began` is called, as the sink is, with what `Ended` will say of its `prefilled` and `cached` once it runs."""
         ...
 
     def knock(self, key: str, tokens: int) -> None:

@@ -23,7 +23,6 @@ from shardwise.engine.intensity import Intensity, Losses
 from shardwise.engine.remote import SETTLE_S
 from shardwise.errors import ShardwiseError, Unavailable, UserError
 
-
 Start = Callable[[HostProcess], CoreProcess]
 """An engine like the first one, in a process that has started."""
 

@@ -104,13 +104,14 @@ class Engine:
         timeout_s: float | None = None,
         key: str = "",
         written: Written | None = None,
+        began: Callable[[int, int], None] | None = None,
     ) -> int:
         """The number of a request that now runs, or waits to. `ends` are the ids that end it (none with `ignore_eos`), `bad`
         the sequences of ids that it must not write; `tenant` keeps its cache apart. `timeout_s` from now it fails with TIME_UP.
         `key` is what it is known by when it comes again after QueueFull. With PoolingParams nothing is drawn: the prompt's
         hidden states are wanted. Structured outputs are compiled on a thread of their own, in limits of their own, and what
         does not compile fails the request; to have strangers' grammars refused, and tried where they do no harm, is the front's
-        part (`Front.check`). `written`: an engine that is gone had taken it in, and given it that; so it is not too many.
+        part (`Front.check`). `written`: an engine that is gone had taken it in, and given it that; so it is not too many. `began` is as in `Entry`.
 
         `sink` gets its events on the engine's thread and must not wait. RequestError where the request can never run;
         QueueFull where too many wait; ShardwiseError, the cause, where the engine has ended.
@@ -126,7 +127,7 @@ class Engine:
         until = None if timeout_s is None else now + timeout_s
         before = NEW if written is None else written
         number = next(self._numbers)
-        entry = Entry(number, given, params, seed, limit, sink, kept, words, priority, tenant, now, until, written=before)
+        entry = Entry(number, given, params, seed, limit, sink, kept, words, priority, tenant, now, until, None, before, began)
         request = self.core.request(entry)
         self.core.scheduler.check(request)
         before.check(request, vocab)
@@ -136,7 +137,7 @@ class Engine:
                 raise self._ended
             if written is None:
                 self.gate.enter(number, len(given), key or (tenant, hash(given)))
-            else:
+            elif before.began is None:
                 self.gate.let_in(number, len(given))
             self._orders.append(lambda: take(entry))
             os.eventfd_write(self._wake, 1)
@@ -256,6 +257,8 @@ class Engine:
                 os.eventfd_write(self._wake, 1)
 
     def _begun(self, request: int) -> None:
+        if (began := self.core.journal.entries[request].began) is not None:
+            began(*self.core.scheduler.began(request))
         with self._lock:
             self.gate.start(request)
 

@@ -107,6 +107,7 @@ class FakeEngine:
         timeout_s: float | None = None,
         key: str = "",
         written: Written | None = None,
+        began: Callable[[int, int], None] | None = None,
     ) -> int:
         limit = admit(self.setup, prompt, params)
         with self._lock:
@@ -115,8 +116,10 @@ class FakeEngine:
             number = len(self.submitted) + 1
             if written is None:
                 self.gate.enter(number, len(prompt), key or (tenant, tuple(prompt)))
-            else:
+            elif written.began is None:
                 self.gate.let_in(number, len(prompt))
+            if began is not None and (written is None or written.began is None):
+                began(len(prompt), 0)
             self.submitted.append((tuple(prompt), params))
             now, n = time.monotonic(), choices_of(params)
             until = math.inf if timeout_s is None else now + timeout_s

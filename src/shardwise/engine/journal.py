@@ -39,7 +39,8 @@ def choices_of(params: SamplingParams | PoolingParams) -> int:
 class Entry:
     """One open request. `ends` are the ids that end it, `bad` the sequences of ids that it must not write; `grammar` is what
     its answers must follow, compiled of what its `params` say of that. It came at `since`, and is given until `deadline`, on
-    the engine's clock. `written` is what an engine before this one had given it."""
+    the engine's clock. `written` is what an engine before this one had given it. `began` is called with what `Ended` will say
+    of its prompt once that is known, as `sink` is."""
 
     number: int
     prompt: tuple[int, ...]
@@ -55,6 +56,7 @@ class Entry:
     deadline: float | None = None
     grammar: Grammar | None = None
     written: Written = NEW
+    began: Callable[[int, int], None] | None = None
     choices: list[Continuation] = field(default_factory=list)
     ended: bool = False
 

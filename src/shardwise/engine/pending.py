@@ -19,7 +19,7 @@ from shardwise.sched.events import Emitted, Ended, Event, Pooled
 @dataclass(eq=False, slots=True)
 class Pending:
     """A request that has not ended, asked at `since` on the front's clock. `taken`: an engine has taken it in; `answer` is what
-    `admitted` waits for until then. `over`: all came that is wanted of it, but for its end."""
+    `admitted` waits for until then. `over`: all came that is wanted of it, but for its end. `began` is as in `Written`."""
 
     asked: bridge.Submit
     sink: Callable[[Event], None]
@@ -27,6 +27,7 @@ class Pending:
     taken: bool = False
     answer: asyncio.Future[None] | None = None
     over: bool = False
+    began: tuple[int, int] | None = None
     _written: list[list[int]] = field(default_factory=list)
     _finished: set[int] = field(default_factory=set)
     _scored: int = 0
@@ -57,6 +58,10 @@ class Pending:
         if self.answer is not None and not self.answer.done():
             self.answer.set_result(None)
 
+    def end(self, number: int) -> Ended:
+        """The end of one that is over, where no engine is there to say it."""
+        return Ended(number, None, *(self.began or (0, 0)))
+
     def again(self, now: float) -> bridge.Submit:
         """How to ask another engine to go on with it. Not where it is `over`."""
         asked = self.asked
@@ -66,4 +71,5 @@ class Pending:
             return asked
         written = tuple(map(tuple, self._written)) if any(self._written) else ()
         finished = tuple(sorted(self._finished))
-        return msgspec.structs.replace(asked, again=True, written=written, finished=finished, scored=self._scored)
+        told = {"written": written, "finished": finished, "scored": self._scored, "began": self.began}
+        return msgspec.structs.replace(asked, again=True, **told)

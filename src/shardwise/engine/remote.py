@@ -240,7 +240,7 @@ class RemoteEngine(asyncio.Protocol):
         if self._away is None:
             self._send(bridge.frame(bridge.Abort(number)))
         else:
-            self._tell(number, found, Ended(number))
+            self._tell(number, found, found.end(number))
 
     def _finish(self, number: int, choice: int) -> None:
         if (found := self._open.get(number)) is None:
@@ -249,7 +249,7 @@ class RemoteEngine(asyncio.Protocol):
         if self._away is None:
             self._send(bridge.frame(bridge.FinishChoice(number, choice)))
         elif found.over:
-            self._tell(number, found, Ended(number))
+            self._tell(number, found, found.end(number))
 
     def _begin(self, number: int, data: bytes) -> None:
         if self._lost is None:
@@ -309,7 +309,7 @@ class RemoteEngine(asyncio.Protocol):
                 answer.set_exception(Unavailable(reason))
         for number, found in list(self._open.items()):
             if found.over:
-                self._tell(number, found, Ended(number))
+                self._tell(number, found, found.end(number))
 
     def _resume(self) -> None:
         """Those that were taken in first: the others have to find a place beside them."""
@@ -331,7 +331,10 @@ class RemoteEngine(asyncio.Protocol):
                 if (found := self._open.get(packed.request)) is not None:
                     if not found.taken:
                         found.admit()
-                    self._tell(packed.request, found, bridge.unpack(packed))
+                    if isinstance(packed, bridge.Began):
+                        found.began = packed.prefilled, packed.cached
+                    else:
+                        self._tell(packed.request, found, bridge.unpack(packed))
         elif isinstance(message, bridge.Admitted):
             self._full = False
             if (found := self._open.get(message.number)) is not None:

@@ -86,6 +86,10 @@ class Scheduler:
         """Requests that have not ended."""
         return len(self._requests)
 
+    def began(self, request: int) -> tuple[int, int]:
+        """How many tokens of the prompt of a request that runs, or ran before, were computed first, and how many found."""
+        return self._began[request]
+
     def sequences(self, request: int) -> tuple[Sequence, ...]:
         """The continuations of a request that has not ended; none of another."""
         return tuple(self._requests.get(request, ()))
@@ -118,6 +122,8 @@ class Scheduler:
                 sequence.finished = True
             else:
                 self._roster.wait(sequence)
+        if written.began is not None:
+            self._began[request.number] = written.began
         if request.scored:
             own[0].scored = own[0].scoring = 1 + written.scored
         self._requests[request.number] = own

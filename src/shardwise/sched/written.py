@@ -11,11 +11,13 @@ from shardwise.sched.sequence import Request
 @dataclass(frozen=True, slots=True)
 class Written:
     """`choices`: the tokens of each choice, or nothing where none has one; `finished`: the choices that came to their end.
-    `scored` log-probabilities of the prompt's tokens were told."""
+    `scored` log-probabilities of the prompt's tokens were told. `began`: what `Ended` is to say of its `prefilled` and `cached`;
+    None where it never ran, and so was given nothing."""
 
     choices: tuple[tuple[int, ...], ...] = ()
     finished: tuple[int, ...] = ()
     scored: int = 0
+    began: tuple[int, int] | None = None
 
     @property
     def begun(self) -> bool:
@@ -38,6 +40,8 @@ class Written:
                 raise RequestError(f"choice {choice} has a token that the model does not; its ids are below {vocab}")
         if any(not 0 <= choice < request.n for choice in self.finished):
             raise RequestError(f"choices {list(self.finished)} are finished of a request with {request.n}")
+        if self.began is None and (any(self.choices) or self.scored):
+            raise RequestError("tokens were written of a request that never ran")
         if not 0 <= self.scored < len(request.prompt):
             raise RequestError(f"{self.scored} tokens of a prompt of {len(request.prompt)} were scored; the first never is")
         if len(set(self.finished)) == request.n:
