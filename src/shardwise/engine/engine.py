@@ -111,7 +111,8 @@ class Engine:
         `key` is what it is known by when it comes again after QueueFull. With PoolingParams nothing is drawn: the prompt's
         hidden states are wanted. Structured outputs are compiled on a thread of their own, in limits of their own, and what
         does not compile fails the request; to have strangers' grammars refused, and tried where they do no harm, is the front's
-        part (`Front.check`). `written`: an engine that is gone had taken it in, and given it that; so it is not too many. `began` is as in `Entry`.
+        part (`Front.check`). `written`: an engine that is gone had taken it in, and given it that; so it is not too many.
+        `began` is as in `Entry`.
 
         `sink` gets its events on the engine's thread and must not wait. RequestError where the request can never run;
         QueueFull where too many wait; ShardwiseError, the cause, where the engine has ended.

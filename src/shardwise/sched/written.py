@@ -11,8 +11,8 @@ from shardwise.sched.sequence import Request
 @dataclass(frozen=True, slots=True)
 class Written:
     """`choices`: the tokens of each choice, or nothing where none has one; `finished`: the choices that came to their end.
-    `scored` log-probabilities of the prompt's tokens were told. `began`: what `Ended` is to say of its `prefilled` and `cached`;
-    None where it never ran, and so was given nothing."""
+    `scored` log-probabilities of the prompt's tokens were told. `began`: what `Ended` is to say of its `prefilled` and
+    `cached`; None where it never ran, and so was given nothing."""
 
     choices: tuple[tuple[int, ...], ...] = ()
     finished: tuple[int, ...] = ()

@@ -76,7 +76,7 @@ def received(control: socket.socket) -> tuple[Begin, socket.socket, socket.socke
 
 
 class Parent:
-    """The process that started this one, at the other end of `control`: this one ends with it, whatever its other threads do."""
+    """The process that started this one, at the other end of `control`: its end is this one's, whatever other threads do."""
 
     def __init__(self, control: socket.socket) -> None:
         self._control = control
