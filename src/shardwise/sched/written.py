@@ -26,7 +26,7 @@ class Written:
 
     def tokens(self, choice: int) -> tuple[int, ...]:
         """Those of one choice."""
-        return self.choices[choice] if self.choices else ()
+        return self.choices[choice] if choice < len(self.choices) else ()
 
     def check(self, request: Request, vocab: int) -> None:
         """RequestError where the request cannot have been given that."""
