@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
@@ -136,7 +137,6 @@ class Engines:
         self._stack = ExitStack()
         self._there = asyncio.Event()
         self.gone: str | None = None
-        self.losses = 0
         self.bring()
 
     def bring(self, queue: int | None = None) -> None:
@@ -149,7 +149,8 @@ class Engines:
     def lose(self) -> None:
         """As a kill: nobody is told why."""
         self._there.clear()
-        self.losses += 1
+        while not self.desk._lines:  # it has not taken the front in yet
+            time.sleep(0.001)
         for line in self.desk._lines:
             line.sock.shutdown(socket.SHUT_RDWR)
 
