@@ -136,7 +136,7 @@ class World:
     def replace(self) -> None:
         """Another scheduler and other ranks, which go on with what the clients were told."""
         self.ranks = Ranks(self.ranks.pages, self.ranks.windows, self.limits, self.ranks.checked)
-        began, self.scheduler = self.scheduler._began, self._build()
+        began, self.scheduler = self.scheduler.began, self._build()
         self.flight.clear()
         for client in self.clients.values():
             told = tuple(tuple(s.told[0][:count]) for s, count in zip(client.stories, client.told, strict=True))

@@ -15,15 +15,17 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from itertools import count
-from typing import Any, cast
+from typing import cast
 
 from shardwise.engine import bridge
 from shardwise.engine.admit import admit
+from shardwise.engine.asked import Asked
+from shardwise.engine.incident import Incident
 from shardwise.engine.pending import Pending
 from shardwise.engine.profile import Bounds, Traces
 from shardwise.engine.setup import Setup
 from shardwise.engine.status import Status
-from shardwise.errors import Conflict, QueueFull, RequestError, ShardwiseError, Unavailable
+from shardwise.errors import QueueFull, RequestError, ShardwiseError, Unavailable
 from shardwise.sched.events import Ended, Event
 from shardwise.sched.pooling import PoolingParams
 from shardwise.sched.request import SEEDS, SamplingParams
@@ -53,6 +55,7 @@ WAITING = 4
 WHY_S = 5.0
 """How long requests wait for a reason once the connection is gone. The process may well live: it cuts off who does not read."""
 
+
 KEPT = 1024
 """How many refusals are kept for those who ask for them later: whoever does not ask leaves them behind."""
 
@@ -62,27 +65,26 @@ class RemoteEngine(asyncio.Protocol):
 
     def __init__(self, setup: Setup, why: Why | None = None, again: Again | None = None) -> None:
         """To be made by `open`."""
-        self.setup = setup
+        self.setup = self._first = setup
         self._why, self._again = why, again
         self._loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
         self._transport: asyncio.Transport | None = None
         self._frames = bridge.Frames()
-        self._numbers, self._asks = count(1), count(1)
+        self._numbers = count(1)
         self._open: dict[int, Pending] = {}
         self._refused: OrderedDict[int, ShardwiseError] = OrderedDict()
         self._knocks: dict[int, asyncio.Future[None]] = {}
         self._knocking = bytearray()
         self._full = False
-        self._statuses: dict[int, asyncio.Future[Status]] = {}
-        self._profiles: dict[int, asyncio.Future[Traces]] = {}
+        self._asked = Asked(self._loop, self._send)
+        self.mending: Incident | None = None
+        self.incidents: tuple[Incident, ...] = ()
         self._lost: str | None = None
         self._away: str | None = None
         self._gone: asyncio.Future[str] = self._loop.create_future()
         self._learning: asyncio.Task[None] | None = None
-        # Asked for its check alone: whether a request could ever run is the same here as there.
-        windows = [group.window for group in setup.layout.cache]
-        self._scheduler = Scheduler(setup.pages, windows, setup.limits, lambda: 0.0)
+        self._scheduler = _check_of(setup)
 
     @staticmethod
     async def open(sock: socket.socket, setup: Setup, why: Why | None = None, again: Again | None = None) -> RemoteEngine:
@@ -204,26 +206,17 @@ class RemoteEngine(asyncio.Protocol):
     async def status(self) -> Status:
         """What the engine is doing. Unavailable where it is gone, or away."""
         self._reachable()
-        number = next(self._asks)
-        answer: asyncio.Future[Status] = self._loop.create_future()
-        self._statuses[number] = answer
-        self._send(bridge.frame(bridge.Ask(number)))
-        try:
-            return await answer
-        finally:
-            self._statuses.pop(number, None)
+        return cast(Status, await self._asked.ask(bridge.Ask))
 
     async def profile(self, bounds: Bounds | None) -> Traces:
         """As `ServingEngine.profile`."""
         self._reachable()
-        number = next(self._asks)
-        answer: asyncio.Future[Traces] = self._loop.create_future()
-        self._profiles[number] = answer
-        self._send(bridge.frame(bridge.Profile(number, bounds)))
-        try:
-            return await answer
-        finally:
-            self._profiles.pop(number, None)
+        return cast(Traces, await self._asked.ask(lambda number: bridge.Profile(number, bounds)))
+
+    async def recut(self, shares: tuple[float, ...]) -> None:
+        """As `ServingEngine.recut`."""
+        self._reachable()
+        await self._asked.ask(lambda number: bridge.Reshard(number, shares))
 
     async def gone(self) -> str:
         """Waits until the engine is lost, or closed: why."""
@@ -298,15 +291,13 @@ class RemoteEngine(asyncio.Protocol):
 
     def _leave(self, reason: str) -> None:
         """Nothing is computed for a while. What is over has ended; what was asked of the engine itself is not answered."""
-        self._away, self._full = reason, False
+        self._away, self._full, self.mending = reason, False, None
         self._frames = bridge.Frames()
+        self.setup, self._scheduler = self._first, _check_of(self._first)  # with which every engine begins
         for answer in self._knocks.values():
             if not answer.done():
                 answer.set_result(None)
-        waiting: list[asyncio.Future[Any]] = [*self._statuses.values(), *self._profiles.values()]
-        for answer in waiting:
-            if not answer.done():
-                answer.set_exception(Unavailable(reason))
+        self._asked.fail(Unavailable(reason))
         for number, found in list(self._open.items()):
             if found.over:
                 self._tell(number, found, found.end(number))
@@ -329,12 +320,7 @@ class RemoteEngine(asyncio.Protocol):
         if isinstance(message, bridge.Events):
             for packed in message.events:
                 if (found := self._open.get(packed.request)) is not None:
-                    if not found.taken:
-                        found.admit()
-                    if isinstance(packed, bridge.Began):
-                        found.began = packed.prefilled, packed.cached
-                    else:
-                        self._tell(packed.request, found, bridge.unpack(packed))
+                    self._happened(found, packed)
         elif isinstance(message, bridge.Admitted):
             self._full = False
             if (found := self._open.get(message.number)) is not None:
@@ -345,22 +331,25 @@ class RemoteEngine(asyncio.Protocol):
             self._full = self._full or message.kind == "full"
             tell = self._answer_knock if message.number in self._knocks else self._refuse
             tell(message.number, _error(message))
-        elif isinstance(message, bridge.Answer | bridge.Profiled):
-            self._take_told(message)
+        elif isinstance(message, bridge.Answer | bridge.Profiled | bridge.Resharded):
+            self._asked.take(message)
+        elif isinstance(message, bridge.Noticed):
+            self.mending, self.incidents = message.mending, message.incidents
+        elif isinstance(message, bridge.Recut):
+            self.setup = message.boot.setup()
+            self._scheduler = _check_of(self.setup)
         elif isinstance(message, bridge.Gone):
             self._end(message.reason)
         else:
             raise bridge.BridgeError(f"an engine does not send {type(message).__name__}")
 
-    def _take_told(self, message: bridge.Answer | bridge.Profiled) -> None:
-        if isinstance(message, bridge.Answer):
-            if (answer := self._statuses.get(message.number)) is not None and not answer.done():
-                answer.set_result(message.status)
-        elif (traces := self._profiles.get(message.number)) is not None and not traces.done():
-            if message.conflict is None:
-                traces.set_result(message.traces)
-            else:
-                traces.set_exception(Conflict(message.conflict))
+    def _happened(self, found: Pending, packed: bridge.Packed) -> None:
+        if not found.taken:
+            found.admit()
+        if isinstance(packed, bridge.Began):
+            found.began = packed.prefilled, packed.cached
+        else:
+            self._tell(packed.request, found, bridge.unpack(packed))
 
     def _answer_knock(self, number: int, error: ShardwiseError | None) -> None:
         answer = self._knocks[number]
@@ -410,14 +399,20 @@ class RemoteEngine(asyncio.Protocol):
                 self._tell(number, found, Ended(number, reason))
             else:
                 self._refuse(number, Unavailable(reason))
-        waiting: list[asyncio.Future[Any]] = [*self._statuses.values(), *self._knocks.values(), *self._profiles.values()]
-        for answer in waiting:
+        self._asked.fail(Unavailable(reason))
+        for answer in self._knocks.values():
             if not answer.done():
                 answer.set_exception(Unavailable(reason))
         if not self._gone.done():
             self._gone.set_result(reason)
         if self._transport is not None:
             self._transport.close()
+
+
+def _check_of(setup: Setup) -> Scheduler:
+    """To be asked for its check alone: whether a request could ever run is the same here as there."""
+    windows = [group.window for group in setup.layout.cache]
+    return Scheduler(setup.pages, windows, setup.limits, lambda: 0.0)
 
 
 def _error(refused: bridge.Refused) -> ShardwiseError:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from collections.abc import Sequence as Many
 from dataclasses import dataclass
 
 from shardwise.errors import RequestError
-from shardwise.sched.sequence import Request
+from shardwise.sched.sequence import Request, Sequence
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +29,20 @@ class Written:
     def tokens(self, choice: int) -> tuple[int, ...]:
         """Those of one choice."""
         return self.choices[choice] if choice < len(self.choices) else ()
+
+    def texts(self, request: Request) -> Iterator[tuple[int, list[int]]]:
+        """The choices that go on each by itself, and all tokens of each; before that, the first alone."""
+        for choice in range(request.n if self.begun else 1):
+            yield choice, [*request.prompt, *self.tokens(choice)]
+
+    def given_to(self, own: Many[Sequence]) -> list[Sequence]:
+        """Has the sequences of a request, in order, stand where they stood; those that are not finished."""
+        for sequence in own:
+            sequence.forked |= self.begun
+            sequence.finished = sequence.choice in self.finished
+        if own[0].request.scored:
+            own[0].scored = own[0].scoring = 1 + self.scored
+        return [sequence for sequence in own if not sequence.finished]
 
     def check(self, request: Request, vocab: int) -> None:
         """RequestError where the request cannot have been given that."""
