@@ -53,8 +53,8 @@ class Call:
                 sock.shutdown(socket.SHUT_RDWR)
 
     def _run(self) -> None:
-        sent, status, end, why = time.monotonic(), None, "closed", ""
-        connected = False
+        sent, status, why, connected = time.monotonic(), None, "", False
+        end: End = "closed"
         try:
             self._connection.connect()
             connected = True
@@ -73,11 +73,8 @@ class Call:
             end, why = ("cut" if connected else "unreachable"), type(error).__name__
         finally:
             self._connection.close()
-        self._heard = Heard(sent, status, tuple(self._pieces), _end("late" if self._late else end), time.monotonic(), why)
-
-
-def _end(name: str) -> End:
-    return {"closed": "closed", "cut": "cut", "late": "late"}.get(name, "unreachable")  # type: ignore[return-value]
+        ended: End = "late" if self._late else end
+        self._heard = Heard(sent, status, tuple(self._pieces), ended, time.monotonic(), why)
 
 
 def get(url: str, path: str, timeout_s: float = 2.0, key: str | None = None) -> tuple[int, bytes] | None:

@@ -34,21 +34,16 @@ def leftovers(before: Before, herd: Herd) -> list[str]:
     fresh = [name for name in _names(SHARED) if name not in before.shared]
     held = _held({process.pid for process in living}) if fresh else set()
     found += [f"/dev/shm/{name}" for name in fresh if str(SHARED / name) not in held]
-    found += [f"in the temporary folder: {path}" for path in _files(before.folder)]
+    found += [f"in the temporary folder: {name}" for name in _names(before.folder)]
     found += [f"unix socket {name}" for name in _sockets() if name not in before.sockets and str(before.folder) in name]
     return found
 
 
 def _names(folder: Path) -> list[str]:
     try:
-        return sorted(os.listdir(folder))
+        return sorted(entry.name for entry in folder.iterdir())
     except OSError:
         return []
-
-
-def _files(folder: Path) -> list[str]:
-    """Relative paths of the topmost entries."""
-    return _names(folder)
 
 
 def _sockets() -> list[str]:
@@ -73,5 +68,5 @@ def _held(mine: set[int]) -> set[str]:
             }
             for link in os.scandir(f"{entry.path}/fd"):
                 with suppress(OSError):
-                    found.add(os.readlink(link.path))
+                    found.add(str(Path(link.path).readlink()))
     return found

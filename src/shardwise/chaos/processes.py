@@ -112,7 +112,7 @@ def send(pid: int, number: int) -> bool:
 def descriptors(pid: int) -> int | None:
     """How many files it has open; None where it has ended."""
     try:
-        return len(os.listdir(PROC / str(pid) / "fd"))
+        return sum(1 for _ in (PROC / str(pid) / "fd").iterdir())
     except OSError:
         return None
 
@@ -137,9 +137,8 @@ def holder(port: int, pids: Iterator[int] | list[int]) -> int | None:
                     inodes.add(f"socket:[{fields[9]}]")
     for pid in pids:
         with suppress(OSError):
-            folder = PROC / str(pid) / "fd"
-            for entry in os.listdir(folder):
+            for entry in (PROC / str(pid) / "fd").iterdir():
                 with suppress(OSError):
-                    if os.readlink(folder / entry) in inodes:
+                    if str(entry.readlink()) in inodes:
                         return pid
     return None
