@@ -47,6 +47,11 @@ class Course:
         """The requests of a trial, one a client."""
         return [self.requests[(trial.turn + n) % len(self.requests)] for n in range(self.clients)]
 
+    def answered(self, server: Server) -> bool:
+        """Whether the server answers a request to its end, as every client's patience has it."""
+        call = self.call(server, self.requests[0], "afterwards")
+        return call.wait(time.monotonic() + self.patience_s).end == "closed"
+
     def call(self, server: Server, asked: Asked, salt: str) -> Call:
         """A client with that request. `salt` keeps its prompt from being known already."""
         assert server.url is not None
@@ -69,7 +74,6 @@ def on_live(trial: Trial, server: Server, course: Course) -> Row:
         calls = [course.call(server, asked, salt) for asked in turn]
     until = strike.at_s + course.patience_s
     heard = [call.wait(until) for call in calls]
-    strike.undo()
     fatal = FAULTS[trial.fault].fatal and row.undone is None
     for number, (asked, each) in enumerate(zip(turn, heard, strict=True)):
         found = told(each)
@@ -78,13 +82,13 @@ def on_live(trial: Trial, server: Server, course: Course) -> Row:
             row.excused += 1
             continue
         row.counts[verdict.kind] += 1
-        if verdict.kind != "fine":
-            row.why.append(f"request {asked.number} is {verdict.kind}: {verdict.why}")
         if verdict.kind == "corrupt":
             row.corrupt.append(asked.number)
-        if (silent := pause(found.times, each.sent_s, strike.at_s, each.ended_s)) is not None:
+        if verdict.kind != "fine":
+            row.why.append(f"request {asked.number} is {verdict.kind}: {verdict.why}")
+        elif (silent := pause(found.times, each.sent_s, strike.at_s, each.ended_s)) is not None:
             row.pauses.append(silent)
-    _aftermath(row, server, watch, strike, max(until, time.monotonic() + 2.0))
+    _aftermath(row, server, watch, strike, course, max(until, time.monotonic() + 2.0))
     return row
 
 
@@ -102,12 +106,11 @@ def on_start(trial: Trial, command: Command, course: Course) -> tuple[Row, Serve
         strike = _Strike(trial, server, ranks, [], row)
         watch = Watch(server, strike.at_s)
         if FAULTS[trial.fault].fatal:
-            _aftermath(row, server, watch, strike, time.monotonic())
+            _aftermath(row, server, watch, strike, course, time.monotonic())
         else:
             row.start_s = server.up()
-            strike.undo()
             _started(row, trial, server, course)
-            _aftermath(row, server, watch, strike, time.monotonic() + 2.0)
+            _aftermath(row, server, watch, strike, course, time.monotonic() + 2.0)
     except BaseException:
         server.close()
         raise
@@ -132,11 +135,14 @@ def _started(row: Row, trial: Trial, server: Server, course: Course) -> None:
             row.why.append(f"request {asked.number} is {verdict.kind}: {verdict.why}")
 
 
-def _aftermath(row: Row, server: Server, watch: Watch, strike: _Strike, until: float) -> None:
+def _aftermath(row: Row, server: Server, watch: Watch, strike: _Strike, course: Course, until: float) -> None:
     """What the server is after it, whom it named, what is left where it has ended."""
     fatal = FAULTS[row.fault].fatal and row.undone is None
     if not fatal:
         row.whole_s = watch.until_whole(until)
+        strike.undo()  # a process that was left standing goes on only now, and has to be nobody's by then
+        if row.whole_s is not None and not course.answered(server):
+            row.whole_s = None
         if row.whole_s is None:
             with suppress(Exception):
                 server.process.wait(END_S)
