@@ -108,7 +108,7 @@ PLANTS = [
         "states of a found prefix are left out of a mean", "holdings", 'request.pooled == "mean"', 'request.pooled == "means"'
     ),
     Plant("a sum goes on when its prompt starts over", "pooling", "if item.start == 0 or item", "if not self.count or item"),
-    Plant("the last state is another one", "scheduler", "or stop == sequence.goal else", "or part.start == 0 else"),
+    Plant("the last state is another one", "flight", "or stop == sequence.goal else", "or self.start == 0 else"),
     Plant(
         "pages of a dropped step leak",
         "holdings",
@@ -152,12 +152,12 @@ PLANTS = [
     ),
     Plant(
         "the oldest gives way",
-        "scheduler",
-        "        for other in reversed(self._roster.running):\n            if not other.pledged",
-        "        for other in self._roster.running:\n            if not other.pledged",
+        "roster",
+        "        for other in reversed(self.running):\n            if not other.pledged",
+        "        for other in self.running:\n            if not other.pledged",
     ),
-    Plant("an older one gives way", "scheduler", "(sequence.pledged or other.order > sequence.order)", "True"),
-    Plant("the pledged give way", "scheduler", "if not other.pledged and other is not sequence", "if other is not sequence"),
+    Plant("an older one gives way", "roster", "(sequence.pledged or other.order > sequence.order)", "True"),
+    Plant("the pledged give way", "roster", "if not other.pledged and other is not sequence", "if other is not sequence"),
     Plant(
         "nobody is ever pledged",
         "scheduler",
@@ -173,25 +173,25 @@ PLANTS = [
     Plant("a pledge is never taken back", "scheduler", "        self.cache.unpledge(sequence)\n", ""),
     Plant("places are not given back", "roster", "        self._slots -= sequence.slots\n", ""),
     Plant(
-        "the places of a fork are not kept", "roster", "self._slots + sequence.slots <= self._most", "self._slots < self._most"
+        "the places of a fork are not kept", "roster", "self._slots + sequence.slots <= self.most", "self._slots < self.most"
     ),
     Plant(
         "a dropped fork takes no places again", "roster", "            self._slots += lead.slots - 1\n", "            pass\n"
     ),
     Plant(
         "one token more than the limit",
-        "scheduler",
+        "sequence",
         "if drawn == request.limit else None",
         "if drawn == request.limit + 1 else None",
     ),
-    Plant("ends are ignored", "scheduler", "if chosen.token in request.ends and drawn > request.least:", "if False:"),
-    Plant("least is ignored", "scheduler", "request.ends and drawn > request.least:", "request.ends:"),
-    Plant("least is one more", "scheduler", "drawn > request.least:", "drawn > request.least + 1:"),
+    Plant("ends are ignored", "sequence", "if chosen.token in request.ends and drawn > request.least:", "if False:"),
+    Plant("least is ignored", "sequence", "request.ends and drawn > request.least:", "request.ends:"),
+    Plant("least is one more", "sequence", "drawn > request.least:", "drawn > request.least + 1:"),
     Plant(
         "tokens after the end are told",
-        "scheduler",
-        "                events += self._finish(sequence)\n                return\n",
-        "                events += self._finish(sequence)\n",
+        "sequence",
+        "            if finish:\n                break\n",
+        "",
     ),
     Plant("a wrong guess is kept", "scheduler", "part.count - part.guesses + max(0, len(results[0].tokens) - 1)", "part.count"),
     Plant("guesses go on at the limit", "scheduler", "sequence.request.limit - sequence.drawn - 1, ", ""),
@@ -231,7 +231,7 @@ PLANTS = [
     Plant(
         "deadlines of a number that was taken again",
         "scheduler",
-        "if number in self._requests and self._requests[number][0].order[1] == arrival:",
+        "if self._arrived(number) == arrival:",
         "if number in self._requests:",
     ),
     Plant(
@@ -249,8 +249,8 @@ PLANTS = [
     Plant(
         "one that lacks its draws is admitted",
         "scheduler",
-        "(sequence := self._roster.waiting[0]).sources:",
-        "not (sequence := self._roster.waiting[0]):",
+        "(sequence := self._next()) is None or sequence.sources:",
+        "(sequence := self._next()) is None:",
     ),
     Plant(
         "more steps in flight",
@@ -279,8 +279,8 @@ PLANTS = [
     Plant(
         "forgotten ones keep their pages",
         "scheduler",
-        "            self._leave(sequence)\n            self._roster.wait(sequence)\n        self.cache.forget()",
-        "            self._roster.stop(sequence)\n            self._roster.wait(sequence)\n        self.cache.forget()",
+        "            self._leave(sequence)\n            self._roster.wait(sequence)\n        for number",
+        "            self._roster.stop(sequence)\n            self._roster.wait(sequence)\n        for number",
     ),
 ]
 

@@ -7,13 +7,15 @@ from pathlib import Path
 
 import torch
 
-from shardwise import env, native
+from shardwise.comm import memory
 from shardwise.comm.protocol import Comm
-from shardwise.errors import UserError
+from shardwise.comm.ticking import Silent, Ticking
+from shardwise.comm.way import Way, way_of
 from shardwise.nn.batch import Rank
 from shardwise.nn.kernels.kernels import Kernels
 from shardwise.runtime import wire
 from shardwise.runtime.load import Progress
+from shardwise.runtime.pulse import open_pulse
 from shardwise.runtime.runner import Runner
 from shardwise.spec.binding import bind
 from shardwise.spec.checkpoint import open_checkpoint
@@ -49,36 +51,50 @@ def open_runner(start: wire.Start, comm: Comm, progress: Progress) -> Runner:
     bound = bind(layout.model, open_checkpoint(Path(start.folder))) if start.folder else None
     dtypes = getattr(torch, layout.compute_dtype), getattr(torch, layout.kv_dtype)
     kernels = kernels_of(layout, device, start.threads, crowded=start.crowded)
-    rank = Rank(layout, start.rank, comm, device, *dtypes, kernels)
-    runner = Runner(rank, start.pages, start.limits, bound, progress)
+    pulse = comm.ticks if isinstance(comm, Ticking) else Silent()
+    pulse.loading()
+
+    def loaded(count: int) -> None:
+        pulse.loading()
+        progress(count)
+
+    rank = Rank(layout, start.rank, comm, device, *dtypes, kernels, pulse)
+    runner = Runner(rank, start.pages, start.limits, bound, loaded)
     comm.barrier(site="loaded")
+    pulse.idle()
     return runner
 
 
-def join(start: wire.Start, rendezvous: Path, shared: int) -> Comm:
-    """This process's end of its group: itself alone at degree 1; on CPUs in the memory behind the descriptor `shared`, or,
-    where that is not compiled or gloo is asked for, over TCP; on GPUs over NCCL. Those two meet in the folder `rendezvous`."""
-    if start.tp == 1:
+def join(start: wire.Start, shared: int) -> Comm:
+    """This rank's end of its group, from now on with a pulse in the memory behind the descriptor `shared`: see `_joined`."""
+    pulse = open_pulse(shared, start.rank, start.epoch)
+    try:
+        return Ticking(_joined(start, shared), pulse)
+    except BaseException:
+        pulse.left()
+        raise
+
+
+def _joined(start: wire.Start, shared: int) -> Comm:
+    """This process's end of its group: itself alone at degree 1; on CPUs in the memory behind the descriptor `shared`, or over
+    TCP (`way_of`); on GPUs over NCCL. Those two meet in the folder that the message names. CommError as soon as a later epoch
+    is wanted of the ranks that share this memory."""
+    way = way_of(start.device, start.tp)
+    if way is Way.ALONE:
         from shardwise.comm.solo import Solo
 
         return Solo(epoch=start.epoch)
-    if start.device != "cuda" and _share():
+    if way is Way.SHARED:
         from shardwise.comm.shm import shm
 
         return shm(shared, start.rank, start.tp, deadline_s=start.deadline_s, epoch=start.epoch, crowded=start.crowded)
     from shardwise.comm import torch as backend
 
-    store = backend.file_store(rendezvous, start.tp, start.epoch)
-    if start.device == "cuda":
+    store = backend.file_store(Path(start.rendezvous), start.tp, start.epoch)
+    given_up = lambda: memory.wanted(shared) > start.epoch  # noqa: E731
+    if way is Way.NCCL:
+        device = device_of(start)
         return backend.nccl(
-            store, start.rank, start.tp, deadline_s=start.deadline_s, epoch=start.epoch, device=device_of(start)
+            store, start.rank, start.tp, deadline_s=start.deadline_s, epoch=start.epoch, device=device, given_up=given_up
         )
-    return backend.gloo(store, start.rank, start.tp, deadline_s=start.deadline_s, epoch=start.epoch)
-
-
-def _share() -> bool:
-    """Whether CPU ranks talk through shared memory: equal on all of them, for they are of one installation and environment."""
-    asked = env.collectives()
-    if asked == "shm" and not native.available():
-        raise UserError(f"{env.COLLECTIVES}=shm: there is no compiled library; add a C++ compiler, and install anew")
-    return native.available() if asked is None else asked == "shm"
+    return backend.gloo(store, start.rank, start.tp, deadline_s=start.deadline_s, epoch=start.epoch, given_up=given_up)

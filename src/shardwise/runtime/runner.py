@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 
+from shardwise.comm.ticking import CHOOSING, HEAD
 from shardwise.nn.batch import Batch, Rank
 from shardwise.nn.build import Decoder
 from shardwise.runtime import load
@@ -56,13 +57,16 @@ class Runner:
         """Runs the step's tokens into the cache, and keeps what `sample` needs until then. Nothing waits for the device."""
         hidden, batch = self._hidden(step)
         self.sampler.take(step, hidden, batch)
+        self.rank.pulse.idle()
 
     @torch.inference_mode()
     def sample(self, number: int, draws: Sequence[Draw]) -> tuple[Result, ...]:
         """The results of step `number`, the last that went forward: `draws` has one for each sequence in the `drawn` of its
         items, in order. Every rank takes part; the lead rank answers, the others with ()."""
         told, self._early = (*self._early, *draws), ()
+        self.rank.pulse.layer(CHOOSING)
         results = self.sampler.sample(number, told)
+        self.rank.pulse.idle()
         return results if self.rank.at.tp == 0 else ()
 
     def early(self, draws: Sequence[Draw]) -> None:
@@ -86,12 +90,18 @@ class Runner:
             rows += scored[: len(item.targets)] + drawn[:count]
             scored, drawn = scored[len(item.targets) :], drawn[count:]
         for piece in pieces(len(rows), most):
-            yield self.parts.whole(self.decoder.logits(hidden[rows[piece.start : piece.stop]]), "logits")
+            self.rank.pulse.layer(HEAD)
+            whole = self.parts.whole(self.decoder.logits(hidden[rows[piece.start : piece.stop]]), "logits")
+            self.rank.pulse.idle()  # who takes them may be slow
+            yield whole
 
     def _hidden(self, step: Step) -> tuple[torch.Tensor, Batch]:
         """Hidden states [T, hidden] of a step, and its batch."""
+        self.rank.pulse.step(step.number, step.tokens)
         for group, pairs in enumerate(step.copies):
             if pairs:
                 self.cache.copy(group, [source for source, _ in pairs], [target for _, target in pairs])
         tokens, batch = self.inputs.batch(step)
-        return self.decoder(tokens, batch, self.cache), batch
+        hidden = self.decoder(tokens, batch, self.cache)
+        self.rank.pulse.layer(HEAD)
+        return hidden, batch
