@@ -55,12 +55,9 @@ def judge(heard: Heard, told: Told, truth: Told, *, exact: bool = True) -> Verdi
 
 def _loss(heard: Heard, told: Told) -> str:
     where = "before its headers" if heard.status is None else f"after {len(told.times)} events with tokens"
-    how = {
-        "cut": f"the connection broke {where}",
-        "late": f"no end in time, {where}",
-        "closed": f"it ends without an end, {where}",
-    }
-    return how.get(heard.end, heard.why) + (f" ({heard.why})" if heard.why else "")
+    if heard.end == "late":
+        return f"no end in time, {where}, {heard.ended_s - max([heard.sent_s, *told.times]):.1f} s after the last"
+    return f"the connection broke {where} ({heard.why})" if heard.end == "cut" else f"it ends without an end, {where}"
 
 
 def _strays(told: Told, truth: Told) -> list[str]:

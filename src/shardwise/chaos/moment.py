@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from shardwise.chaos.client import Call
 from shardwise.chaos.plan import Trial
 from shardwise.chaos.processes import sleeps
+from shardwise.chaos.standing import standing
+from shardwise.runtime.pulse import State
 
 PREFILL_S = 0.1
 """From the last request on; shorter where a token comes."""
@@ -20,20 +22,27 @@ COLLECTIVE_S = 0.3
 STEP_S = 0.0005
 
 
-def reached(trial: Trial, calls: Sequence[Call], pid: int | None) -> bool:
-    """Waits for the moment; whether it came. `pid` is the rank whose wait for others is aimed at."""
+def reached(trial: Trial, calls: Sequence[Call], victim: tuple[int, int] | None) -> bool:
+    """Waits for the moment; whether it came. `victim` is the (rank, process) whose wait for others is aimed at."""
     if trial.phase == "prefill":
         return _prefill(trial, calls)
     if not _decoding(trial, calls):
         return False
     if trial.phase == "collective":
-        until = time.monotonic() + COLLECTIVE_S
-        while pid is not None and time.monotonic() < until:
-            if sleeps(pid):
-                return True
-            time.sleep(STEP_S / 5)
-        return False
+        return victim is not None and _in_collective(*victim)
     return True
+
+
+def _in_collective(rank: int, pid: int) -> bool:
+    """By its pulse; where it has none, by what it waits for."""
+    until = time.monotonic() + COLLECTIVE_S
+    with standing(pid, rank) as where:
+        while time.monotonic() < until:
+            found = where()
+            if (found.state is State.IN_COLLECTIVE) if found is not None else sleeps(pid):
+                return True
+            time.sleep(STEP_S / 10)
+    return False
 
 
 def _prefill(trial: Trial, calls: Sequence[Call]) -> bool:

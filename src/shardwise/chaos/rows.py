@@ -14,10 +14,12 @@ from shardwise.chaos.plan import FAULTS, PHASES
 @dataclass(slots=True)
 class Row:
     """One trial. Counts are of streams, and of starts that failed; `excused` are streams that the fault itself cut, with the
-    process that it took. Seconds count from the fault, and `start_s` from a start. `named_s`: when the log first named a rank,
-    `named`: which, where it should have been one of `wanted`; `unwell_s`: when /health first said so; `whole_s`: when all ranks
-    ran again; `gone_s`: when no process was left; `stuck`: neither became true; `files` are open ones, of all processes of a
-    quiet server; `corrupt` are the requests that were. `undone`: why the fault was not done."""
+    process that it took. Seconds count from the fault, and `start_s` from a start.
+
+    `stood`: where the victim was, by its pulse. `named_s`: when the log first named a rank, `named`: which, where it should have
+    been one of `wanted`. `unwell_s`: when /health first said so; `whole_s`: when all ranks ran again; `gone_s`: when no process
+    was left; `stuck`: neither became true. `files` are open ones, of all processes of a quiet server; `corrupt` are the requests
+    that were. `undone`: why the fault was not done."""
 
     number: int
     fault: str
@@ -27,6 +29,7 @@ class Row:
     counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(KINDS, 0))
     excused: int = 0
     pauses: list[float] = field(default_factory=list)
+    stood: str | None = None
     wanted: list[str] = field(default_factory=list)
     named: str | None = None
     named_s: float | None = None
@@ -121,5 +124,7 @@ def notes(rows: Sequence[Row], seed: int) -> list[str]:
         found.append(
             f"nothing wrong in {len(faults)} trials: with 95 % certainty it goes wrong in at most {3 / len(faults):.1%}"
         )
+    if len(files := [row.files for row in rows if row.files]) > 1:
+        found.append(f"open files of the quiet server: {files[0]} at first, {max(files)} at most, {files[-1]} at last")
     found.append(f"seed {seed}")
     return found

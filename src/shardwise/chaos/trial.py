@@ -19,6 +19,7 @@ from shardwise.chaos.plan import FAULTS, STALL_S, Trial
 from shardwise.chaos.processes import holder, send
 from shardwise.chaos.rows import Row
 from shardwise.chaos.server import Command, Server
+from shardwise.chaos.standing import standing
 from shardwise.chaos.strike import spin, starved, state
 from shardwise.chaos.watch import Watch, named
 from shardwise.errors import ShardwiseError
@@ -66,7 +67,8 @@ def on_live(trial: Trial, server: Server, course: Course) -> Row:
     idle = trial.phase == "idle"
     calls = [] if idle else [course.call(server, asked, salt) for asked in turn]
     if not idle:
-        row.aimed = reached(trial, calls, ranks[trial.victim % len(ranks)] if ranks else None)
+        place = trial.victim % max(1, len(ranks))
+        row.aimed = reached(trial, calls, (place, ranks[place]) if ranks else None)
     strike = _Strike(trial, server, ranks, calls, row)
     watch = Watch(server, strike.at_s)
     if idle:
@@ -145,7 +147,7 @@ def _aftermath(row: Row, server: Server, watch: Watch, strike: _Strike, course: 
             row.whole_s = None
         if row.whole_s is None:
             with suppress(Exception):
-                server.process.wait(END_S)
+                server.process.wait(min(END_S, course.patience_s))
     ended = fatal or server.ended
     since = strike.at_s if fatal else time.monotonic()
     if ended:
@@ -233,6 +235,9 @@ class _Strike:
         pid = pids[number % len(pids)]
         name = f"rank {self.pids[pid]}" if pid in self.pids else "a new rank"
         self._row.victims.append(f"{what} {name} ({pid})")
+        if pid in self.pids and not self._server.command.foreign:
+            with standing(pid, self.pids[pid]) as where:
+                self._row.stood = self._row.stood or str(where() or "") or None
         if pid in self.pids and self._trial.phase != "start":
             self._row.wanted.append(name)
         return pid
