@@ -16,8 +16,10 @@ from contextlib import suppress
 from dataclasses import replace
 
 from shardwise.comm import memory
-from shardwise.comm.way import way_of
+from shardwise.comm.shared import end_group
+from shardwise.comm.way import Way, way_of
 from shardwise.engine.incident import Incident
+from shardwise.engine.lookout import Lookout
 from shardwise.engine.rank_lines import Gone, RankLines, Said, Woken
 from shardwise.engine.rank_processes import RankProcesses
 from shardwise.engine.ranks import Done, Formed, Progress, start_message
@@ -53,6 +55,8 @@ class ProcessRanks:
         """Called within `wait` with what a rank has recorded, since `record`."""
         self._progress, self._phase = progress, "start"
         self._started = started or RankProcesses()
+        self._started.reach(setup.layout.mesh.size)
+        self._lookout = Lookout(self._started.shared)
         self._lines = RankLines()
         self._supervisor = Supervisor(policy, setup.layout.mesh.size)
         self._pids: dict[int, int] = {}
@@ -64,6 +68,7 @@ class ProcessRanks:
         self._failed: str | None = None
         self._lost_s: float | None = None
         self._news = False
+        self._asked = 0
         try:
             self._do(self._supervisor.start())
             while not self._supervisor.serving:
@@ -99,6 +104,7 @@ class ProcessRanks:
         """See `Ranks.sample`."""
         for body in wire.encode_sample(number, tuple(draws)):
             self._tell(body)
+        self._asked += 1
 
     def wait(self, wake: int) -> Done | Formed | None:
         """See `Ranks.wait`."""
@@ -136,8 +142,9 @@ class ProcessRanks:
     def _turn(self, wake: int | None) -> bool:
         """Hears what there is to hear, waiting for something. Whether somebody wants this thread."""
         due, now = self._supervisor.next_due, time.monotonic()
+        left_s = self._lookout.left_s(now, self._busy)
         woken = False
-        for news in self._lines.news(None if due is None else max(0.0, due - now), wake):
+        for news in self._lines.news(left_s if due is None else max(0.0, min(left_s, due - now)), wake):
             if isinstance(news, Woken):
                 woken = True
             elif isinstance(news, Said):
@@ -145,7 +152,15 @@ class ProcessRanks:
             else:
                 self._bury(news)
         self._do(self._supervisor.due(time.monotonic()))
+        now = time.monotonic()
+        if finding := self._lookout.look(now, self._busy):
+            self._do(self._supervisor.stuck(self._supervisor.seats[finding.seat], finding.reason, now))
         return woken
+
+    @property
+    def _busy(self) -> bool:
+        """Whether ranks were told all that they need to answer, and have not."""
+        return self._asked > 0 or not self._supervisor.serving
 
     def _hear(self, number: int, message: wire.Message) -> None:
         """What a process says, if it is of the group that is."""
@@ -174,6 +189,7 @@ class ProcessRanks:
         elif isinstance(message, wire.Done) and seat == 0:
             # What the others computed is the same; theirs only say that they are alive.
             self.busy_s += message.busy_s
+            self._asked -= 1
             early, self._early = self._early, ()
             self._out.append((message.number, early + message.results))
 
@@ -218,20 +234,26 @@ class ProcessRanks:
 
     def _form(self, form: Form) -> None:
         """Tells every process its seat in the next group."""
+        before = self.setup
         try:
             self.setup = self._setup_of(form.places)
         except UserError as error:
             self._do(self._supervisor.refused(str(error), time.monotonic()))
             return
         memory.want(self._started.shared, form.epoch)
+        if form.epoch and way_of(before.device, before.layout.mesh.size) is Way.SHARED:
+            # Who waits for the lost one would notice by itself only when it next looks.
+            end_group(self._started.shared, form.epoch - 1, before.layout.mesh.size)
         # Who talks through shared memory needs no place to meet: nothing then has a name that could be left behind.
         way = way_of(self.setup.device, len(form.seats))
         meeting = self._started.meeting() if way.meets else ""
         self._reports = {}
         self._early = ()
+        self._asked = 0
         self._rows.clear()
         # Nothing that the group of before has said is taken any more.
         self._out = deque(found for found in self._out if isinstance(found, Formed))
+        self._lookout.begin(form.epoch, [self._pids[number] for number in form.seats], time.monotonic())
         for seat, number in enumerate(form.seats):
             if self._supervisor.epoch == form.epoch:  # none of those before was found stuck
                 self._send(number, wire.encode(start_message(self.setup, seat, form.epoch, meeting)))
@@ -269,7 +291,8 @@ class ProcessRanks:
         done = "it was formed anew" if not loss.gone else "a new process took its place"
         if len(self._supervisor.seats) < before:
             done = "the others took its part over"
-        incident = Incident(time.time(), loss.epoch, loss.seat, pid, host, loss.reason, "", before, done)
+        where = self._lookout.where(loss.seat)
+        incident = Incident(time.time(), loss.epoch, loss.seat, pid, host, loss.reason, where, before, done)
         self._failed = loss.reason if loss.lone else None
         if self._incident is None:
             self._incident = incident
@@ -287,6 +310,7 @@ class ProcessRanks:
         """See `Ranks.close`. Twice is once."""
         self._lines.close()
         self._started.close()
+        self._lookout.close()
 
 
 def _say(text: str) -> None:

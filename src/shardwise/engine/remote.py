@@ -273,15 +273,19 @@ class RemoteEngine(asyncio.Protocol):
             tell(message.number, _error(message))
         elif isinstance(message, bridge.Answer | bridge.Profiled | bridge.Resharded):
             self._take_told(message)
-        elif isinstance(message, bridge.Noticed):
-            self.mending, self.incidents = message.mending, message.incidents
-        elif isinstance(message, bridge.Recut):
-            self.setup = message.boot.setup()
-            self._scheduler = _asked(self.setup)
+        elif isinstance(message, bridge.Noticed | bridge.Recut):
+            self._take_changed(message)
         elif isinstance(message, bridge.Gone):
             self._end(message.reason)
         else:
             raise bridge.BridgeError(f"an engine does not send {type(message).__name__}")
+
+    def _take_changed(self, message: bridge.Noticed | bridge.Recut) -> None:
+        if isinstance(message, bridge.Noticed):
+            self.mending, self.incidents = message.mending, message.incidents
+        else:
+            self.setup = message.boot.setup()
+            self._scheduler = _asked(self.setup)
 
     def _take_told(self, message: bridge.Answer | bridge.Profiled | bridge.Resharded) -> None:
         if isinstance(message, bridge.Answer):
