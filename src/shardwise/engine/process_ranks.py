@@ -34,7 +34,8 @@ KEPT = 16
 
 class ProcessRanks:
     """One process a rank, on this host. They end with this process, whatever ends it. `started` are those that run already;
-    `policy` says what a loss leads to. `busy_s` is how long the lead rank has worked on steps so far.
+    `policy` says what a loss leads to. `busy_s` is how long the lead rank has worked on steps so far. By `lines` they are heard,
+    `clock` tells the seconds, and `cut` is how a setup is cut for other shares.
 
     `setup` is what runs, or is to run next; `incidents` are the last losses, in order."""
 
@@ -44,6 +45,9 @@ class ProcessRanks:
         progress: Progress | None = None,
         started: RankProcesses | None = None,
         policy: Policy = FAIL_FAST,
+        lines: RankLines | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        cut: Callable[[Setup, Sequence[float]], Setup] = recut,
     ) -> None:
         self.setup, self._target = setup, setup
         self.busy_s = 0.0
@@ -53,7 +57,8 @@ class ProcessRanks:
         """Called within `wait` with what a rank has recorded, since `record`."""
         self._progress, self._phase = progress, "start"
         self._started = started or RankProcesses()
-        self._lines = RankLines()
+        self._lines = lines or RankLines()
+        self._clock, self._cut = clock, cut
         self._supervisor = Supervisor(policy, setup.layout.mesh.size)
         self._pids: dict[int, int] = {}
         self._reports: dict[int, wire.Ready] = {}
@@ -128,14 +133,14 @@ class ProcessRanks:
     def reform(self, setup: Setup) -> None:
         """Has them run another cut of the same model: `wait` gives a Formed when they do. They are to be whole."""
         self._target = setup
-        self._lost_s = time.monotonic()
-        self._do(self._supervisor.resize(setup.layout.mesh.size, time.monotonic()))
+        self._lost_s = self._clock()
+        self._do(self._supervisor.resize(setup.layout.mesh.size, self._clock()))
 
     # --- what is heard ------------------------------------------------------------------------------------------------
 
     def _turn(self, wake: int | None) -> bool:
         """Hears what there is to hear, waiting for something. Whether somebody wants this thread."""
-        due, now = self._supervisor.next_due, time.monotonic()
+        due, now = self._supervisor.next_due, self._clock()
         woken = False
         for news in self._lines.news(None if due is None else max(0.0, due - now), wake):
             if isinstance(news, Woken):
@@ -144,7 +149,7 @@ class ProcessRanks:
                 self._hear(news.process, news.message)
             else:
                 self._bury(news)
-        self._do(self._supervisor.due(time.monotonic()))
+        self._do(self._supervisor.due(self._clock()))
         return woken
 
     def _hear(self, number: int, message: wire.Message) -> None:
@@ -155,10 +160,10 @@ class ProcessRanks:
         seat = supervisor.seats.index(number)
         if isinstance(message, wire.Failed):
             fault = Fault("left" if message.secondary else "failed", message.message, message.mendable, message.culprit)
-            self._do(supervisor.failed(number, message.epoch, fault, time.monotonic()))
+            self._do(supervisor.failed(number, message.epoch, fault, self._clock()))
         elif isinstance(message, wire.Ready):
             self._reports[number] = message
-            self._do(supervisor.ready(number, message.epoch, time.monotonic()))
+            self._do(supervisor.ready(number, message.epoch, self._clock()))
             if supervisor.serving:
                 self._serve()
         elif isinstance(message, wire.Loading):
@@ -183,7 +188,7 @@ class ProcessRanks:
         reason = process.death()
         self._lines.remove(news.process)
         self._started.remove(news.process)
-        self._do(self._supervisor.ended(news.process, reason, time.monotonic()))
+        self._do(self._supervisor.ended(news.process, reason, self._clock()))
 
     def _tell(self, body: bytes) -> None:
         """Sends all ranks a message, if they are whole: what those of a broken group are told is of no use."""
@@ -195,7 +200,7 @@ class ProcessRanks:
         try:
             self._lines.send(number, body)
         except BlockingIOError:
-            self._do(self._supervisor.stuck(number, "it takes nothing of what it is sent", time.monotonic()))
+            self._do(self._supervisor.stuck(number, "it takes nothing of what it is sent", self._clock()))
         except OSError:
             pass  # it has ended, which is heard next
 
@@ -221,7 +226,7 @@ class ProcessRanks:
         try:
             self.setup = self._setup_of(form.places)
         except UserError as error:
-            self._do(self._supervisor.refused(str(error), time.monotonic()))
+            self._do(self._supervisor.refused(str(error), self._clock()))
             return
         memory.want(self._started.shared, form.epoch)
         # Who talks through shared memory needs no place to meet: nothing then has a name that could be left behind.
@@ -242,7 +247,7 @@ class ProcessRanks:
         if len(places) == target.layout.mesh.size:
             return target
         shares = target.layout.shares.attention
-        return recut(target, tuple(shares[place] for place in places))
+        return self._cut(target, tuple(shares[place] for place in places))
 
     def _serve(self) -> None:
         """The group is formed."""
@@ -251,7 +256,7 @@ class ProcessRanks:
         self._phase = "generate"
         self.ready = [self._reports[number] for number in self._supervisor.seats]
         if self._incident is not None and self._lost_s is not None:
-            pause = time.monotonic() - self._lost_s
+            pause = self._clock() - self._lost_s
             incident = replace(self._incident, ranks=len(self.ready), pause_s=pause)
             self.incidents.append(incident)
             _say(str(incident))
@@ -274,7 +279,7 @@ class ProcessRanks:
         if self._incident is None:
             self._incident = incident
         if self._lost_s is None:
-            self._lost_s = time.monotonic()
+            self._lost_s = self._clock()
         self._news = True
         _say(str(incident))
 
