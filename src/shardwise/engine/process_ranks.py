@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 
-from shardwise.comm import memory
 from shardwise.comm.way import way_of
 from shardwise.engine.incident import Incident
 from shardwise.engine.rank_lines import Gone, RankLines, Said, Woken
@@ -228,7 +227,7 @@ class ProcessRanks:
         except UserError as error:
             self._do(self._supervisor.refused(str(error), self._clock()))
             return
-        memory.want(self._started.shared, form.epoch)
+        self._started.want(form.epoch)
         # Who talks through shared memory needs no place to meet: nothing then has a name that could be left behind.
         way = way_of(self.setup.device, len(form.seats))
         meeting = self._started.meeting() if way.meets else ""
@@ -252,7 +251,7 @@ class ProcessRanks:
     def _serve(self) -> None:
         """The group is formed."""
         self._started.met()
-        memory.give_back(self._started.shared, self._supervisor.epoch)
+        self._started.give_back(self._supervisor.epoch)
         self._phase = "generate"
         self.ready = [self._reports[number] for number in self._supervisor.seats]
         if self._incident is not None and self._lost_s is not None:

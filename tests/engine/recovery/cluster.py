@@ -169,13 +169,12 @@ class Cluster:
         if self._decoded is None or self._decoded[0] is not body:
             self._decoded = body, wire.decode(body)
         message = self._decoded[1]
-        if isinstance(message, wire.Start) and message.epoch > self.wanted:
-            self._want(message.epoch)
         life.last_in = max(life.last_in, self.now + self.some(2e-4))
         self.after(life.last_in - self.now, lambda: life.worker.take(message))
 
-    def _want(self, epoch: int) -> None:
+    def want(self, epoch: int) -> None:
         """Older groups are of no use from now on."""
+        need(epoch > self.wanted, "epoch", epoch, "is wanted after", self.wanted)
         self.wanted = epoch
         for group in self._groups.values():
             if group.epoch < epoch:
@@ -231,6 +230,12 @@ class Cluster:
     def meeting(self) -> str:
         self.meetings += 1
         return ""
+
+    def give_back(self, epoch: int) -> None:
+        """The memory of older groups: a process that is in one still would lose what it reads there."""
+        need(epoch == self.wanted, "memory is given back of epochs before", epoch, "while", self.wanted, "is wanted")
+        late = [life.number for life in self.lives if life.worker.alive and life.worker.group and life.worker.epoch < epoch]
+        need(not late, "processes", late, "are in an older group than", epoch)
 
     def met(self) -> None:
         self.meetings = 0
