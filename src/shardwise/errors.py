@@ -9,6 +9,9 @@ from __future__ import annotations
 TIME_UP = "its time was up before it was complete"
 """How a request fails that had a time limit: what its `Ended` says."""
 
+SHRUNK = "there is less room than when the request came"
+"""How the error of a request begins that fitted once, and does not where other ranks have taken over."""
+
 ALL_BARRED = (
     "no token may be drawn: every id is excluded, by what is barred, what is allowed, what the answer must look like, or an "
     "infinite bias"
@@ -83,3 +86,7 @@ class RankLost(ShardwiseError):
         self.rank = rank
         self.phase = phase
         self.reason = reason
+
+
+class LossesSpent(RankLost):
+    """More ranks were lost than may be in so long a time: to start anew would not help. Exit code 70."""

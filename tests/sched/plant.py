@@ -17,7 +17,7 @@ from shardwise.sched import scheduler
 from shardwise.sched.scheduler import Scheduler
 
 FOLDER = Path(scheduler.__file__).parent
-COPIED = ("limits", "pages", "pooling", "sequence", "flight", "holdings", "roster", "scheduler")
+COPIED = ("limits", "pages", "pooling", "sequence", "flight", "holdings", "roster", "suspects", "scheduler")
 """Each imports only those before it. Steps and events are values that tests share with the copy."""
 
 

@@ -108,7 +108,7 @@ PLANTS = [
         "states of a found prefix are left out of a mean", "holdings", 'request.pooled == "mean"', 'request.pooled == "means"'
     ),
     Plant("a sum goes on when its prompt starts over", "pooling", "if item.start == 0 or item", "if not self.count or item"),
-    Plant("the last state is another one", "scheduler", "or stop == sequence.goal else", "or part.start == 0 else"),
+    Plant("the last state is another one", "flight", "or stop == sequence.goal else", "or self.start == 0 else"),
     Plant(
         "pages of a dropped step leak",
         "holdings",
@@ -152,12 +152,12 @@ PLANTS = [
     ),
     Plant(
         "the oldest gives way",
-        "scheduler",
-        "        for other in reversed(self._roster.running):\n            if not other.pledged",
-        "        for other in self._roster.running:\n            if not other.pledged",
+        "roster",
+        "        for other in reversed(self.running):\n            if not other.pledged",
+        "        for other in self.running:\n            if not other.pledged",
     ),
-    Plant("an older one gives way", "scheduler", "(sequence.pledged or other.order > sequence.order)", "True"),
-    Plant("the pledged give way", "scheduler", "if not other.pledged and other is not sequence", "if other is not sequence"),
+    Plant("an older one gives way", "roster", "(sequence.pledged or other.order > sequence.order)", "True"),
+    Plant("the pledged give way", "roster", "if not other.pledged and other is not sequence", "if other is not sequence"),
     Plant(
         "nobody is ever pledged",
         "scheduler",
@@ -173,25 +173,25 @@ PLANTS = [
     Plant("a pledge is never taken back", "scheduler", "        self.cache.unpledge(sequence)\n", ""),
     Plant("places are not given back", "roster", "        self._slots -= sequence.slots\n", ""),
     Plant(
-        "the places of a fork are not kept", "roster", "self._slots + sequence.slots <= self._most", "self._slots < self._most"
+        "the places of a fork are not kept", "roster", "self._slots + sequence.slots <= self.most", "self._slots < self.most"
     ),
     Plant(
         "a dropped fork takes no places again", "roster", "            self._slots += lead.slots - 1\n", "            pass\n"
     ),
     Plant(
         "one token more than the limit",
-        "scheduler",
+        "sequence",
         "if drawn == request.limit else None",
         "if drawn == request.limit + 1 else None",
     ),
-    Plant("ends are ignored", "scheduler", "if chosen.token in request.ends and drawn > request.least:", "if False:"),
-    Plant("least is ignored", "scheduler", "request.ends and drawn > request.least:", "request.ends:"),
-    Plant("least is one more", "scheduler", "drawn > request.least:", "drawn > request.least + 1:"),
+    Plant("ends are ignored", "sequence", "if chosen.token in request.ends and drawn > request.least:", "if False:"),
+    Plant("least is ignored", "sequence", "request.ends and drawn > request.least:", "request.ends:"),
+    Plant("least is one more", "sequence", "drawn > request.least:", "drawn > request.least + 1:"),
     Plant(
         "tokens after the end are told",
-        "scheduler",
-        "                events += self._finish(sequence)\n                return\n",
-        "                events += self._finish(sequence)\n",
+        "sequence",
+        "            if finish:\n                break\n",
+        "",
     ),
     Plant("a wrong guess is kept", "scheduler", "part.count - part.guesses + max(0, len(results[0].tokens) - 1)", "part.count"),
     Plant("guesses go on at the limit", "scheduler", "sequence.request.limit - sequence.drawn - 1, ", ""),
@@ -231,7 +231,7 @@ PLANTS = [
     Plant(
         "deadlines of a number that was taken again",
         "scheduler",
-        "if number in self._requests and self._requests[number][0].order[1] == arrival:",
+        "if self._arrived(number) == arrival:",
         "if number in self._requests:",
     ),
     Plant(
@@ -249,8 +249,8 @@ PLANTS = [
     Plant(
         "one that lacks its draws is admitted",
         "scheduler",
-        "(sequence := self._roster.waiting[0]).sources:",
-        "not (sequence := self._roster.waiting[0]):",
+        "(sequence := self._next()) is None or sequence.sources:",
+        "(sequence := self._next()) is None:",
     ),
     Plant(
         "more steps in flight",
@@ -279,8 +279,58 @@ PLANTS = [
     Plant(
         "forgotten ones keep their pages",
         "scheduler",
-        "            self._leave(sequence)\n            self._roster.wait(sequence)\n        self.cache.forget()",
-        "            self._roster.stop(sequence)\n            self._roster.wait(sequence)\n        self.cache.forget()",
+        "            self._leave(sequence)\n            self._roster.wait(sequence)\n        for number",
+        "            self._roster.stop(sequence)\n            self._roster.wait(sequence)\n        for number",
+    ),
+    Plant("only one is a suspect", "scheduler", "for number in suspects:", "for number in suspects[:1]:"),
+    Plant(
+        "others run beside a suspect",
+        "scheduler",
+        "        if (alone := self.alone) is None:\n",
+        "        if (alone := self.alone) is None or len(self._roster.running) > 1:\n",
+    ),
+    Plant(
+        "a suspect begins while another one is in flight",
+        "scheduler",
+        "return None if others(alone, self._flight) else next(own, None)",
+        "return next(own, None)",
+    ),
+    Plant("a suspect passes with its first step", "suspects", ">= wanted.get(sequence.choice, 0)", "> 0"),
+    Plant("one choice clears all", "suspects", "done.issuperset(wanted)", "not done.isdisjoint(wanted)"),
+    Plant(
+        "what it had issued counts less after another loss",
+        "suspects",
+        "max(found.get(choice, 0), before.get(choice, 0))",
+        "found.get(choice, 0)",
+    ),
+    Plant(
+        "who passed keeps its pages",
+        "scheduler",
+        "[s for s in own if s.running and self.alone is not None]",
+        "[s for s in own if s.running and self.alone is None]",
+    ),
+    Plant("an ended request is a suspect still", "scheduler", "        self._suspects.clear(number)\n", ""),
+    Plant(
+        "who has ended is not in doubt",
+        "scheduler",
+        "tuple(number if self._arrived(number) == arrival else None for arrival, number in leads.items())",
+        "tuple(number for arrival, number in leads.items() if self._arrived(number) == arrival)",
+    ),
+    Plant(
+        "a number that was taken again is in doubt",
+        "scheduler",
+        "tuple(number if self._arrived(number) == arrival else None for",
+        "tuple(number if self._arrived(number) is not None else None for",
+    ),
+    Plant("who does not fit stays", "scheduler", "                self.check(own[0].request)\n", "                pass\n"),
+    Plant("places of the ranks before", "scheduler", "        self._roster.most = self.limits.sequences\n", ""),
+    Plant("steps of the ranks before", "scheduler", "self.limits = limits or self.limits", "limits = limits or self.limits"),
+    Plant("pages of the ranks before", "scheduler", "Holdings(pages or [pool", "Holdings([pool"),
+    Plant(
+        "only the first choice has a lower limit",
+        "scheduler",
+        "for sequence in self._requests.get(number, ()):\n                sequence.request",
+        "for sequence in self._requests.get(number, ())[:1]:\n                sequence.request",
     ),
 ]
 

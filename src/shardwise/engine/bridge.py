@@ -12,11 +12,14 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from shardwise.engine.incident import Incident
 from shardwise.engine.memory import Bound
 from shardwise.engine.profile import Bounds, Traces
-from shardwise.engine.setup import Setup
+from shardwise.engine.setup import Given, Setup
 from shardwise.engine.status import Status
+from shardwise.engine.supervise import FAIL_FAST, Policy
 from shardwise.errors import RequestError, ShardwiseError
+from shardwise.runtime import wire
 from shardwise.sched import events as told
 from shardwise.sched.events import Finish
 from shardwise.sched.limits import Limits
@@ -29,6 +32,9 @@ from shardwise.spec.layout import Layout, Shares
 from shardwise.spec.mesh import Mesh
 from shardwise.spec.requantised import quantised_as
 
+MOST_RANKS = 4096
+"""The most ranks that may be asked for: a front is not to fill the engine's memory."""
+
 LIMIT_BYTES = 64 * 2**20
 """The longest frame that either side accepts: a million token ids take five."""
 
@@ -40,8 +46,8 @@ Words = tuple[tuple[Id, ...], ...]
 
 
 class Boot(msgspec.Struct, frozen=True, tag=True):
-    """A `Setup` as plain values, and the bounds of the queue. `config` is the model's config.json as JSON text: msgpack has no
-    whole numbers beyond 64 bits. The layout is made again from the same numbers."""
+    """A `Setup` as plain values, the bounds of the queue, and what a loss leads to. `config` is the model's config.json as JSON
+    text: msgpack has no whole numbers beyond 64 bits. The layout is made again from the same numbers."""
 
     name: str
     folder: str
@@ -62,11 +68,13 @@ class Boot(msgspec.Struct, frozen=True, tag=True):
     memory: int | None
     quantization: tuple[str, int] | None = None
     cores: tuple[tuple[int, ...], ...] = ()
+    given: Given = Given()
     queue: int | None = None
     queue_tokens: int | None = None
+    policy: Policy = FAIL_FAST
 
     @staticmethod
-    def of(setup: Setup, queue: int | None = None, queue_tokens: int | None = None) -> Boot:
+    def of(setup: Setup, queue: int | None = None, queue_tokens: int | None = None, policy: Policy = FAIL_FAST) -> Boot:
         """Everything that it takes to have the same setup elsewhere."""
         layout = setup.layout
         return Boot(
@@ -89,8 +97,10 @@ class Boot(msgspec.Struct, frozen=True, tag=True):
             memory=setup.memory,
             quantization=(setup.quantization.kind, setup.quantization.size) if setup.quantization else None,
             cores=setup.cores,
+            given=setup.given,
             queue=queue,
             queue_tokens=queue_tokens,
+            policy=policy,
         )
 
     def setup(self) -> Setup:
@@ -114,6 +124,7 @@ class Boot(msgspec.Struct, frozen=True, tag=True):
             memory=self.memory,
             quantization=form,
             cores=self.cores,
+            given=self.given,
         )
 
 
@@ -186,6 +197,13 @@ class Ask(msgspec.Struct, frozen=True, tag=True):
     number: Number
 
 
+class Reshard(msgspec.Struct, frozen=True, tag=True):
+    """The model is to be cut by other shares, one a rank. Answered by Resharded with the same number."""
+
+    number: Number
+    shares: Annotated[tuple[float, ...], msgspec.Meta(min_length=1, max_length=MOST_RANKS)]
+
+
 class Profile(msgspec.Struct, frozen=True, tag=True):
     """The ranks are to record what they do; without bounds, to end that. Answered by Profiled with the same number."""
 
@@ -246,6 +264,7 @@ class Ended(msgspec.Struct, frozen=True, array_like=True, tag=3):
     cached: int
     preempted: int
     asked: bool
+    unfit: bool = False
 
 
 class Pooled(msgspec.Struct, frozen=True, array_like=True, tag=4):
@@ -280,6 +299,27 @@ class Profiled(msgspec.Struct, frozen=True, tag=True):
     conflict: str | None = None
 
 
+class Noticed(msgspec.Struct, frozen=True, tag=True):
+    """Ranks were lost, for `mending`, or go on: then that is None. `incidents` are the last losses that were mended."""
+
+    mending: Incident | None
+    incidents: tuple[Incident, ...]
+
+
+class Resharded(msgspec.Struct, frozen=True, tag=True):
+    """Other ranks serve; or, in `refused`, why not, which is of a `kind`: something else is under way, or it cannot be."""
+
+    number: int
+    refused: str | None = None
+    kind: Literal["conflict", "user", "failed"] = "failed"
+
+
+class Recut(msgspec.Struct, frozen=True, tag=True):
+    """From now on requests are bound by another setup: ranks were lost, came back, or were resharded."""
+
+    boot: Boot
+
+
 class Gone(msgspec.Struct, frozen=True, tag=True):
     """The engine has ended, and every request with it. Nothing comes after it."""
 
@@ -307,8 +347,9 @@ class Failed(msgspec.Struct, frozen=True, tag=True):
     mendable: bool
 
 
-Asked = Submit | Knock | Abort | FinishChoice | Ask | Profile
-Message = Boot | Asked | Admitted | Refused | Events | Answer | Profiled | Gone | Loading | Ready | Failed
+Asked = Submit | Knock | Abort | FinishChoice | Ask | Profile | Reshard
+Said = Admitted | Refused | Events | Answer | Profiled | Resharded | Recut | Noticed | Gone
+Message = Boot | Asked | Said | Loading | Ready | Failed
 
 _ENCODER = msgspec.msgpack.Encoder()
 _DECODER: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(Message)
@@ -355,7 +396,7 @@ def pack(event: told.Event, request: int) -> Packed:
             return Figured(request, event.choice, chosen, event.finish)
         return Token(request, event.choice, chosen.token, event.finish)
     if isinstance(event, told.Ended):
-        return Ended(request, event.error, event.prefilled, event.cached, event.preempted, event.asked)
+        return Ended(request, event.error, event.prefilled, event.cached, event.preempted, event.asked, event.unfit)
     if isinstance(event, told.Pooled):
         return Pooled(request, event.vector, event.count)
     return Scored(request, event.scores)
@@ -366,7 +407,7 @@ def unpack(event: Packed) -> told.Event:
     if isinstance(event, Token):
         return told.Emitted(event.request, event.choice, Chosen(event.token), event.finish)
     if isinstance(event, Ended):
-        return told.Ended(event.request, event.error, event.prefilled, event.cached, event.preempted, event.asked)
+        return told.Ended(event.request, event.error, event.prefilled, event.cached, event.preempted, event.asked, event.unfit)
     if isinstance(event, Figured):
         return told.Emitted(event.request, event.choice, event.chosen, event.finish)
     if isinstance(event, Pooled):
@@ -374,30 +415,8 @@ def unpack(event: Packed) -> told.Event:
     return told.Scored(event.request, event.scores)
 
 
-class Frames:
-    """A stream of bytes cut into messages, however it arrives."""
+class Frames(wire.Frames[Message]):
+    """A stream of bytes cut into messages, however it arrives. BridgeError for what is none."""
 
     def __init__(self) -> None:
-        self._bytes = bytearray()
-        self._wanted = 4
-
-    def feed(self, data: bytes | bytearray | memoryview) -> list[Message]:
-        """The messages that are complete now. BridgeError for what is none; the stream is of no use any more then."""
-        self._bytes += data
-        found: list[Message] = []
-        if len(self._bytes) < self._wanted:
-            return found
-        at, end = 0, len(self._bytes)
-        self._wanted = 4
-        with memoryview(bytes(self._bytes)) as view:
-            while end - at >= 4:
-                size = int.from_bytes(view[at : at + 4], "little")
-                if size > LIMIT_BYTES:
-                    raise BridgeError(f"a message of {size} bytes is announced; the limit is {LIMIT_BYTES}")
-                if end - at - 4 < size:
-                    self._wanted = 4 + size
-                    break
-                found.append(decode(view[at + 4 : at + 4 + size]))
-                at += 4 + size
-        del self._bytes[:at]
-        return found
+        super().__init__(decode, BridgeError)

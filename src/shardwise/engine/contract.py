@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from shardwise.engine.incident import Incident
 from shardwise.engine.profile import Bounds, Told, Traces
+from shardwise.engine.reshard import TellSetup
 from shardwise.engine.setup import Setup
 from shardwise.engine.status import Status
 from shardwise.sched.events import Event
@@ -40,15 +42,27 @@ class TokenEngine(Protocol):
     def close(self) -> None: ...
 
     @property
+    def mending(self) -> Incident | None:
+        """The loss for which nothing is computed now; None while the ranks are whole."""
+        ...
+
+    @property
+    def incidents(self) -> tuple[Incident, ...]:
+        """The last losses that were mended, in order."""
+        ...
+
+    @property
     def lost(self) -> str | None:
         """Why it takes no requests any more; None while it does."""
         ...
 
 
 class HostedEngine(TokenEngine, Protocol):
-    """What a desk serves to fronts in other processes. `turned` is called after all events of a step."""
+    """What a desk serves to fronts in other processes. `turned` is called after all events of a step, `changed` when ranks were
+    lost or go on."""
 
     turned: Callable[[], None]
+    changed: Callable[[], None]
 
     def knock(self, key: str, tokens: int) -> None:
         """QueueFull where a request of about so many prompt tokens, which is known by `key`, would not be taken in now."""
@@ -60,6 +74,12 @@ class HostedEngine(TokenEngine, Protocol):
 
     def record(self, bounds: Bounds | None, told: Told) -> None:
         """Has what the ranks do recorded from now on; without bounds, ends that and has `told` called with the files."""
+        ...
+
+    def reshard(self, shares: tuple[float, ...], told: TellSetup) -> None:
+        """Has the model cut by other shares, one a rank; `told` is called on the engine's thread once it is served so, and
+        `setup` is that. With a Conflict while the ranks are being formed already; with a UserError, which says what would
+        work, where it cannot be; with the cause where the engine has ended. Open requests go on."""
         ...
 
 
@@ -80,6 +100,12 @@ class ServingEngine(TokenEngine, Protocol):
 
     async def status(self) -> Status:
         """What it is doing. Unavailable where it is gone."""
+        ...
+
+    async def recut(self, shares: tuple[float, ...]) -> None:
+        """Has the model cut by other shares, one a rank: returns once it is served so, and `setup` is that. Conflict while the
+        ranks are being formed already; UserError, which says what would work, where it cannot be; Unavailable where the engine
+        is gone."""
         ...
 
     async def profile(self, bounds: Bounds | None) -> Traces:

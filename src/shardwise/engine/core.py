@@ -13,7 +13,7 @@ from shardwise.engine.draws import Draws
 from shardwise.engine.journal import Entry, Journal
 from shardwise.engine.ranks import Ranks
 from shardwise.engine.setup import Setup
-from shardwise.errors import ALL_BARRED, TIME_UP
+from shardwise.errors import ALL_BARRED, SHRUNK, TIME_UP, RequestError
 from shardwise.sched.events import Emitted, Ended, Event
 from shardwise.sched.pooling import PoolingParams
 from shardwise.sched.request import SamplingParams
@@ -40,6 +40,7 @@ class Core:
         self._ranks = ranks
         self._draws: dict[int, Draws] = {}
         self._unsampled: Step | None = None
+        self._context = setup.context
         self._begun, self._ended = begun, ended
         self.steps = 0
 
@@ -87,9 +88,16 @@ class Core:
         if entry.number not in self.journal.entries:
             return
         assert (entry.grammar is None) == (entry.structured is None), "a grammar is compiled before it is needed"
+        if not self._fit(entry):
+            self._note((self._unfit(entry),))
+            return
+        try:
+            events = self.scheduler.add(self.request(entry))
+        except RequestError as error:  # it fitted when it was checked, and other ranks have taken over since
+            events = (Ended(entry.number, f"{SHRUNK}: {error}", unfit=True),)
         if isinstance(entry.params, SamplingParams):
             self._draws[entry.number] = Draws(entry, entry.params)
-        self._note(self.scheduler.add(self.request(entry)))
+        self._note(events)
 
     def expire(self, request: int) -> None:
         """Ends a request whose time is up and that is expected still; of those that have begun the scheduler knows it."""
@@ -137,11 +145,51 @@ class Core:
         self._note(self.scheduler.apply(number, results))
         self._sample()
 
-    def resume(self, ranks: Ranks) -> None:
-        """Goes on with another group of ranks, whose caches are empty: what was in flight is done again."""
+    def resume(self, ranks: Ranks, setup: Setup | None = None, failed: str | None = None) -> None:
+        """Goes on with another group of ranks, whose caches are empty: what was in flight is done again.
+
+        `setup`: theirs, where it is another one. Requests that do not fit it end as `unfit`; one that has no limit of its own
+        ends where the context does. `failed`: what an exception in a rank said, whose process lives on. If a step was in
+        flight for one request alone, that ends with it; if it was for several, each is tried by itself."""
+        doubted = self.scheduler.in_doubt if failed is not None else ()
+        guilty = doubted[0] if len(doubted) == 1 else None
+        suspects = [] if guilty is not None else [number for number in doubted if number is not None]
         self._ranks = ranks
         self._unsampled = None
-        self.scheduler.forget()
+        if setup is None:
+            events = self.scheduler.forget(suspects=suspects)
+        else:
+            self._context = setup.context
+            known = [entry for entry in self.journal.entries.values() if self.scheduler.sequences(entry.number)]
+            limits = {entry.number: entry.limit for entry in known}
+            fit = [entry for entry in known if self._fit(entry)]
+            most = {entry.number: entry.limit for entry in fit if entry.limit < limits[entry.number]}
+            events = self.scheduler.forget(setup.pages, suspects, setup.limits, most)
+            for number in limits.keys() - {entry.number for entry in fit}:
+                events += self.scheduler.abort(number, self._unfit(self.journal.entries[number]).error, unfit=True)
+        self._note(events)
+        if guilty is not None:
+            self._note(self.scheduler.abort(guilty, failed))
+
+    def _fit(self, entry: Entry) -> bool:
+        """Whether a request fits the context, which may have become shorter since it came. One without a limit of its own gets
+        a lower one, if it has not come to that yet."""
+        room = self._context - len(entry.prompt)
+        if entry.limit <= room:
+            return True
+        longest = max((len(choice.tokens) for choice in entry.choices), default=0)
+        if not isinstance(entry.params, SamplingParams) or entry.params.max_tokens is not None or longest >= room:
+            return False
+        entry.limit = room
+        return True
+
+    def _unfit(self, entry: Entry) -> Ended:
+        return Ended(
+            entry.number,
+            f"{SHRUNK}: the prompt has {len(entry.prompt)} tokens and up to {entry.limit} may follow, and the context has "
+            f"become {self._context}; shorten the prompt, or lower max_tokens",
+            unfit=True,
+        )
 
     def _sample(self) -> None:
         """Says how to draw the tokens of the last step sent, once that is known."""

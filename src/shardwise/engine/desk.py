@@ -15,12 +15,14 @@ from collections import deque
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
+from typing import Literal
 
 from shardwise.engine import bridge
 from shardwise.engine.contract import HostedEngine
 from shardwise.engine.profile import Traces
+from shardwise.engine.setup import Setup
 from shardwise.engine.status import Status
-from shardwise.errors import Conflict, QueueFull, RequestError, ShardwiseError
+from shardwise.errors import Conflict, QueueFull, RequestError, ShardwiseError, UserError
 from shardwise.sched.events import Ended, Event
 
 BUFFER_BYTES = 64 * 2**20
@@ -136,7 +138,11 @@ class Desk:
         self._buffer = bytearray(READ_BYTES)
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._wake, selectors.EVENT_READ, None)
+        self._setup = engine.setup
+        """What all lines know: what they were started with, or were told since."""
+        self._begun = engine.setup
         engine.turned = self._flush
+        engine.changed = self._notice
 
     # --- from any thread ----------------------------------------------------------------------------------------------
 
@@ -153,10 +159,25 @@ class Desk:
     def _flush(self) -> None:
         """On the engine's thread."""
         busy = self._engine.lost is not None
+        if self._setup is not self._engine.setup:
+            self._setup = self._engine.setup
+            recut = bridge.Recut(bridge.Boot.of(self._setup))
+            for line in self._lines:
+                line.send(recut)
+                busy |= line.backlog or line.cut
         for line in self._lines:
             busy |= line.flush()
         if busy:
             self._rouse()
+
+    def _notice(self) -> None:
+        """On the engine's thread: all fronts are told of the ranks that were lost."""
+        for line in self._lines:
+            line.send(self._noticed())
+        self._rouse()
+
+    def _noticed(self) -> bridge.Noticed:
+        return bridge.Noticed(self._engine.mending, self._engine.incidents)
 
     def _rouse(self) -> None:
         os.eventfd_write(self._wake, 1)
@@ -191,6 +212,10 @@ class Desk:
             line = Line(self._count, sock, self._most)
             self._selector.register(sock, selectors.EVENT_READ, line)
             self._lines = (*self._lines, line)
+            if self._engine.mending is not None or self._engine.incidents:
+                line.send(self._noticed())
+            if self._engine.setup is not self._begun:  # which is what a front begins with
+                line.send(bridge.Recut(bridge.Boot.of(self._engine.setup)))
         for line in self._lines:
             if line.cut:
                 self._drop(line)
@@ -241,6 +266,8 @@ class Desk:
             self._engine.gather(partial(self._answer, line, message.number))
         elif isinstance(message, bridge.Profile):
             self._engine.record(message.bounds, partial(self._recorded, line, message.number))
+        elif isinstance(message, bridge.Reshard):
+            self._engine.reshard(message.shares, partial(self._resharded, line, message.number))
         else:
             raise bridge.BridgeError(f"a front does not send {type(message).__name__}")
         return None
@@ -295,6 +322,19 @@ class Desk:
             line.send(bridge.Profiled(number, conflict=str(said)))
         elif not isinstance(said, ShardwiseError):
             line.send(bridge.Profiled(number, said))
+        if line.backlog or line.cut:
+            self._rouse()
+
+    def _resharded(self, line: Line, number: int, said: Setup | ShardwiseError) -> None:
+        """On the engine's thread, but where it has ended."""
+        if isinstance(said, ShardwiseError):
+            kind: Literal["conflict", "user", "failed"] = "failed"
+            if isinstance(said, Conflict | UserError):
+                kind = "conflict" if isinstance(said, Conflict) else "user"
+            line.send(bridge.Resharded(number, str(said), kind))
+        else:
+            self._flush()  # so that its front knows the setup before the answer
+            line.send(bridge.Resharded(number))
         if line.backlog or line.cut:
             self._rouse()
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from shardwise.engine.complete import Prompt
 from shardwise.engine.contract import TokenEngine
 from shardwise.engine.outputs import EmbeddingOutput, EmbeddingRequestOutput
-from shardwise.errors import ShardwiseError
+from shardwise.errors import ShardwiseError, Unavailable
 from shardwise.sched.checks import whole
 from shardwise.sched.events import Ended, Event, Pooled
 from shardwise.sched.pooling import PoolingParams, floats, packed
@@ -44,11 +44,13 @@ class Pooling:
         return self._end is not None
 
     def check(self, name: str | None = None) -> None:
-        """ShardwiseError where it has failed, or was aborted; `name` says which it was."""
+        """ShardwiseError where it has failed, or was aborted, Unavailable where there is no room for it any more; `name` says
+        which it was."""
         if self._end is None or (self._end.error is None and self._pooled is not None):
             return
         reason = self._end.error or "it was aborted"
-        raise ShardwiseError(reason if name is None else f"{name} failed: {reason}")
+        kind = Unavailable if self._end.unfit else ShardwiseError
+        raise kind(reason if name is None else f"{name} failed: {reason}")
 
     def abort(self) -> None:
         """Ends it in the engine, if it has not ended; any thread, any time."""

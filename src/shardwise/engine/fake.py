@@ -15,11 +15,13 @@ from typing import Self
 
 from shardwise.engine.admit import admit
 from shardwise.engine.gate import Gate
+from shardwise.engine.incident import Incident
 from shardwise.engine.journal import choices_of
 from shardwise.engine.profile import Bounds, Profiler, Told, Traces, recorded
-from shardwise.engine.setup import Setup
+from shardwise.engine.reshard import TellSetup, recut_by
+from shardwise.engine.setup import Setup, recut
 from shardwise.engine.status import PagesStatus, Slot, Status, awaited
-from shardwise.errors import TIME_UP, Unavailable
+from shardwise.errors import TIME_UP, Conflict, ShardwiseError, Unavailable, UserError
 from shardwise.runtime import wire
 from shardwise.sched.events import Emitted, Ended, Event, Finish, Pooled, Scored
 from shardwise.sched.pooling import PoolingParams, packed
@@ -59,6 +61,9 @@ class FakeEngine:
         self.turned: Callable[[], None] = lambda: None
         self.gate = Gate(queue, None, time.monotonic)
         self.ticked = self.tokens = self.ended = self.failed = 0
+        self.mending: Incident | None = None
+        self.incidents: tuple[Incident, ...] = ()
+        self.changed: Callable[[], None] = lambda: None
         self._lost: str | None = None
         self.submitted: list[tuple[tuple[int, ...], SamplingParams | PoolingParams]] = []
         self.aborted: list[int] = []
@@ -67,6 +72,11 @@ class FakeEngine:
         self._open: dict[int, _Request] = {}
         self._profiler = Profiler(1, self._told, lambda _seconds, _call: None)
         self._recorded, self._since = wire.Record("", "", 0), 0
+        self.unfit: str | None = None
+        """How all requests end, as if other ranks had no room for them."""
+        self.slow_to_form = False
+        """Whether `reshard` waits for `form`."""
+        self._forming: tuple[Setup, TellSetup] | None = None
         self._ticks = 0
         self._held = held
         # Taken as such and not by way of the condition: a Ctrl-C within that one's `__enter__` would leave it locked for good.
@@ -148,6 +158,42 @@ class FakeEngine:
 
     async def profile(self, bounds: Bounds | None) -> Traces:
         return await recorded(self, bounds)
+
+    def reshard(self, shares: tuple[float, ...], told: TellSetup) -> None:
+        said: Setup | ShardwiseError
+        with self._lock:
+            if self._lost is not None:
+                said = Unavailable(self._lost)
+            elif self._forming is not None:
+                said = Conflict("the ranks are being formed already; ask again when that is done")
+            else:
+                try:
+                    said = recut(self.setup, shares)
+                except UserError as error:
+                    said = error
+            if isinstance(said, Setup):
+                self._forming = said, told
+        if not isinstance(said, Setup):
+            told(said)
+        elif not self.slow_to_form:
+            self.form()
+
+    @property
+    def forming(self) -> bool:
+        """Whether `reshard` waits."""
+        with self._lock:
+            return self._forming is not None
+
+    def form(self) -> None:
+        """Its ranks are as they were last asked to be."""
+        with self._lock:
+            assert self._forming is not None, "nobody asked for other ranks"
+            (self.setup, told), self._forming = self._forming, None
+            self.turned()
+            told(self.setup)
+
+    async def recut(self, shares: tuple[float, ...]) -> None:
+        await recut_by(self, shares)
 
     def _told(self, order: wire.Record | wire.EndRecord) -> None:
         """What its one rank does that is told to record: the ticks since then, in a file of no bytes that is not there."""
@@ -264,6 +310,9 @@ class FakeEngine:
     def _tick(self, number: int, request: _Request) -> None:
         """One more token for every open choice, before the first the scores of the prompt; or its hidden states."""
         params = request.params
+        if self.unfit is not None:
+            self._end(number, Ended(number, self.unfit, unfit=True))
+            return
         if isinstance(params, PoolingParams):
             request.sink(self._pooled(number, request.prompt, params))
             self._end_if_done(number, request)

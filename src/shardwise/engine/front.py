@@ -20,7 +20,7 @@ from shardwise.engine.hub import bundled
 from shardwise.engine.outputs import RequestOutput
 from shardwise.engine.prompts import read_chat, read_prompt
 from shardwise.engine.text import Tokenizer, open_tokenizer, read_json
-from shardwise.errors import CheckpointError, RequestError, ShardwiseError
+from shardwise.errors import CheckpointError, RequestError, ShardwiseError, Unavailable
 from shardwise.sched.events import Event
 from shardwise.sched.request import SEEDS, RequestOutputKind, SamplingParams
 
@@ -53,9 +53,11 @@ class Running:
         return self.transcript.tokens
 
     def check(self, name: str | None = None) -> None:
-        """ShardwiseError where it has failed, RequestError where it had to; `name` says which it was."""
+        """ShardwiseError where it has failed, RequestError where it had to, Unavailable where there is no room for it any more;
+        `name` says which it was."""
         if self.transcript.ended is not None and (reason := self.transcript.ended.error) is not None:
-            kind = RequestError if self.transcript.ended.asked else ShardwiseError
+            ended = self.transcript.ended
+            kind = RequestError if ended.asked else Unavailable if ended.unfit else ShardwiseError
             raise kind(reason if name is None else f"{name} failed: {reason}")
 
     def abort(self) -> None:

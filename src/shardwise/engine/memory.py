@@ -69,11 +69,14 @@ class Demand:
     cache: int | None
     tokens: int
     sequences: int
+    free: int | None = None
+    """Bytes that each rank may take where `memory` does not say; None asks the machine."""
 
     @property
     def budget(self) -> int:
         """Bytes that each rank may take."""
-        return self.memory or available_bytes(self.device, self.layout.mesh.tp)
+        free = self.free if self.free is not None else available_bytes(self.device, self.layout.mesh.tp)
+        return self.memory or free
 
     def pages(self, context: int, kept: int) -> tuple[int, ...]:
         """Pages of each group for `kept` tokens of several sequences, one of `context` tokens at the least."""
@@ -128,12 +131,13 @@ class Demand:
         return max(rows * own * (item + 4) + chosen, min(PIECE, self.tokens, kept) * own * (item + 24))
 
 
-def room(demand: Demand, asked: int | None, *, fewer: bool) -> Room:
+def room(demand: Demand, asked: int | None, *, fewer: bool, most: int | None = None) -> Room:
     """How long sequences may be, as `asked` if that fits, else as the model or the memory allows; and how many are kept at
-    once. `fewer`: fewer sequences than the demand says are as good, where more do not fit. CapacityError says what would fit.
+    once. `fewer`: fewer sequences than the demand says are as good, where more do not fit. `most`: no longer than that, though
+    the model could. CapacityError says what would fit.
     """
     layout = demand.layout
-    most = layout.model.context
+    most = min(layout.model.context, most or layout.model.context)
     if asked is not None and not 1 <= asked <= most:
         raise UserError(f"--max-model-len {asked} is out of range; this model takes 1 to {most} tokens")
     least = asked or min(LEAST_CONTEXT, most)

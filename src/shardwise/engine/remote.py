@@ -17,10 +17,11 @@ from typing import Any, cast
 
 from shardwise.engine import bridge
 from shardwise.engine.admit import admit
+from shardwise.engine.incident import Incident
 from shardwise.engine.profile import Bounds, Traces
 from shardwise.engine.setup import Setup
 from shardwise.engine.status import Status
-from shardwise.errors import Conflict, QueueFull, RequestError, ShardwiseError, Unavailable
+from shardwise.errors import Conflict, QueueFull, RequestError, ShardwiseError, Unavailable, UserError
 from shardwise.sched.events import Ended, Event
 from shardwise.sched.pooling import PoolingParams
 from shardwise.sched.request import SamplingParams
@@ -34,6 +35,9 @@ Why = Callable[[float], str | None]
 
 WHY_S = 5.0
 """How long requests wait for a reason once the connection is gone. The process may well live: it cuts off who does not read."""
+
+RESHARD_ERRORS: dict[str, type[ShardwiseError]] = {"conflict": Conflict, "user": UserError, "failed": ShardwiseError}
+"""What those raise who asked for other shares, by the kind of the refusal."""
 
 KEPT = 1024
 """How many refusals are kept for those who ask for them later: whoever does not ask leaves them behind."""
@@ -67,12 +71,13 @@ class RemoteEngine(asyncio.Protocol):
         self._full = False
         self._statuses: dict[int, asyncio.Future[Status]] = {}
         self._profiles: dict[int, asyncio.Future[Traces]] = {}
+        self.mending: Incident | None = None
+        self.incidents: tuple[Incident, ...] = ()
+        self._reshards: dict[int, asyncio.Future[None]] = {}
         self._lost: str | None = None
         self._gone: asyncio.Future[str] = self._loop.create_future()
         self._learning: asyncio.Task[None] | None = None
-        # Asked for its check alone: whether a request could ever run is the same here as there.
-        windows = [group.window for group in setup.layout.cache]
-        self._scheduler = Scheduler(setup.pages, windows, setup.limits, lambda: 0.0)
+        self._scheduler = _asked(setup)
 
     @staticmethod
     async def open(sock: socket.socket, setup: Setup, why: Why | None = None) -> RemoteEngine:
@@ -204,6 +209,18 @@ class RemoteEngine(asyncio.Protocol):
         finally:
             self._profiles.pop(number, None)
 
+    async def recut(self, shares: tuple[float, ...]) -> None:
+        """As `ServingEngine.recut`."""
+        if self._lost is not None:
+            raise Unavailable(self._lost)
+        number, answer = next(self._asks), self._loop.create_future()
+        self._reshards[number] = answer
+        self._send(bridge.frame(bridge.Reshard(number, shares)))
+        try:
+            await answer
+        finally:
+            self._reshards.pop(number, None)
+
     async def gone(self) -> str:
         """Waits until the engine is lost, or closed: why."""
         return await asyncio.shield(self._gone)
@@ -254,17 +271,32 @@ class RemoteEngine(asyncio.Protocol):
             self._full = self._full or message.kind == "full"
             tell = self._answer_knock if message.number in self._knocks else self._refuse
             tell(message.number, _error(message))
-        elif isinstance(message, bridge.Answer | bridge.Profiled):
+        elif isinstance(message, bridge.Answer | bridge.Profiled | bridge.Resharded):
             self._take_told(message)
+        elif isinstance(message, bridge.Noticed | bridge.Recut):
+            self._take_changed(message)
         elif isinstance(message, bridge.Gone):
             self._end(message.reason)
         else:
             raise bridge.BridgeError(f"an engine does not send {type(message).__name__}")
 
-    def _take_told(self, message: bridge.Answer | bridge.Profiled) -> None:
+    def _take_changed(self, message: bridge.Noticed | bridge.Recut) -> None:
+        if isinstance(message, bridge.Noticed):
+            self.mending, self.incidents = message.mending, message.incidents
+        else:
+            self.setup = message.boot.setup()
+            self._scheduler = _asked(self.setup)
+
+    def _take_told(self, message: bridge.Answer | bridge.Profiled | bridge.Resharded) -> None:
         if isinstance(message, bridge.Answer):
             if (answer := self._statuses.get(message.number)) is not None and not answer.done():
                 answer.set_result(message.status)
+        elif isinstance(message, bridge.Resharded):
+            if (resharded := self._reshards.get(message.number)) is not None and not resharded.done():
+                if message.refused is None:
+                    resharded.set_result(None)
+                else:
+                    resharded.set_exception(RESHARD_ERRORS[message.kind](message.refused))
         elif (traces := self._profiles.get(message.number)) is not None and not traces.done():
             if message.conflict is None:
                 traces.set_result(message.traces)
@@ -315,6 +347,7 @@ class RemoteEngine(asyncio.Protocol):
             else:
                 self._refuse(number, Unavailable(reason))
         waiting: list[asyncio.Future[Any]] = [*self._statuses.values(), *self._knocks.values(), *self._profiles.values()]
+        waiting += self._reshards.values()
         for answer in waiting:
             if not answer.done():
                 answer.set_exception(Unavailable(reason))
@@ -322,6 +355,12 @@ class RemoteEngine(asyncio.Protocol):
             self._gone.set_result(reason)
         if self._transport is not None:
             self._transport.close()
+
+
+def _asked(setup: Setup) -> Scheduler:
+    """To be asked for its check alone: whether a request could ever run is the same here as there."""
+    windows = [group.window for group in setup.layout.cache]
+    return Scheduler(setup.pages, windows, setup.limits, lambda: 0.0)
 
 
 def _admit(found: _Open) -> None:

@@ -6,17 +6,17 @@ It imports no torch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from shardwise import native
 from shardwise.engine.cores import Places, bound, crowded, shared, threads_of
-from shardwise.engine.devices import gpus, torch_is_for_cuda
+from shardwise.engine.devices import available_bytes, gpus, torch_is_for_cuda
 from shardwise.engine.hub import model_name, resolve_config, resolve_model
 from shardwise.engine.memory import SEQUENCES, STEP_TOKENS, Bound, Demand, room
-from shardwise.errors import ConfigError, LayoutError, UserError
+from shardwise.errors import CapacityError, ConfigError, LayoutError, UserError
 from shardwise.sched.limits import Limits
 from shardwise.spec.binding import bind
 from shardwise.spec.blocks import Linear, walk
@@ -68,13 +68,24 @@ class Options:
 
 
 @dataclass(frozen=True, slots=True)
+class Given:
+    """What `recut` decides anew: `threads`, `cores` and `cache_memory` as in Options. `free`: the bytes that each rank might
+    take at the start; None where `memory` says."""
+
+    threads: int | None = None
+    cores: str = "auto"
+    cache_memory: int | None = None
+    free: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Setup:
     """What will run. `context` tokens are the most a request may have, by `bound`; `pages[g]` the pages of cache group g,
     SCRATCH among them.
 
     `memory`: the bytes that a rank is held to by the kernel, on a CPU; None leaves it free. `quantization`: what the layout's
     model was made of config.json's by; None leaves it as it is. `cores`: the processors of each rank; none where ranks run on
-    any.
+    any. `given`: what it takes to make another one of it.
     """
 
     name: str
@@ -91,6 +102,7 @@ class Setup:
     memory: int | None = None
     quantization: Grouped | None = None
     cores: Places = ()
+    given: Given = Given()
 
     @property
     def crowded(self) -> str | None:
@@ -134,7 +146,8 @@ def resolve(options: Options) -> Setup:
             f"--max-num-seqs {sequences} is more than the {tokens} tokens of a step (--max-num-batched-tokens): each "
             "sequence needs one"
         )
-    demand = Demand(layout, device, options.memory, options.cache_memory, tokens, sequences)
+    free = None if options.memory else available_bytes(device, layout.mesh.tp)
+    demand = Demand(layout, device, options.memory, options.cache_memory, tokens, sequences, free)
     found = room(demand, options.max_model_len, fewer=options.max_num_seqs is None)
     weights = options.load_format == "auto"
     folder = resolve_model(options.model, revision=options.revision, weights=weights)
@@ -155,7 +168,66 @@ def resolve(options: Options) -> Setup:
         memory=options.memory,
         quantization=quantization,
         cores=cores,
+        given=Given(options.threads, options.cores, options.cache_memory, free),
     )
+
+
+def recut(setup: Setup, shares: Sequence[float]) -> Setup:
+    """The same model on as many ranks as there are `shares`, with as many pages as memory allows now.
+
+    What the ranks of `setup` hold is free for the new ones, which take no more together than those might at the start. Nothing
+    is longer, and no more sequences run at once, than in `setup`; both may become less. UserError, which says what would work,
+    where there are too many ranks for the model, the machine or its memory, or they have no room."""
+    ranks, before, given = len(shares), setup.layout.mesh.size, setup.given
+    if not ranks:
+        raise UserError("no shares: give one for each rank, such as 1,1 for two")
+    layout = replace(setup.layout, mesh=Mesh(tp=ranks), shares=Shares.of(shares))
+    if setup.device == "cuda" and ranks > (found := gpus()):
+        raise UserError(f"{ranks} ranks need {ranks} GPUs, one each, and this machine shows {found}; use {found} or fewer")
+    cores = _places(setup, ranks) if setup.device == "cpu" else ()
+    free = None if setup.memory else _free(setup, ranks)
+    demand = Demand(layout, setup.device, setup.memory, given.cache_memory, setup.limits.tokens, setup.limits.sequences, free)
+    try:
+        found_room = room(demand, None, fewer=True, most=setup.context)
+    except CapacityError as error:
+        raise CapacityError(f"{error} ({before} ranks serve now)") from None
+    return replace(
+        setup,
+        layout=layout,
+        context=found_room.context,
+        bound="memory" if found_room.context < setup.context else setup.bound,
+        pages=found_room.pages,
+        limits=replace(setup.limits, sequences=found_room.sequences),
+        threads=given.threads or threads_of(cores, ranks),
+        cores=cores,
+        given=replace(given, free=_shared(setup, ranks)),
+    )
+
+
+def _places(setup: Setup, ranks: int) -> Places:
+    """The processors of each of so many ranks. Where each was given a list of its own, the first of these are used."""
+    lists = setup.given.cores.split("|")
+    if len(lists) > 1 and ranks < len(lists):
+        return bound("|".join(lists[:ranks]), ranks, setup.given.threads)
+    return bound(setup.given.cores, ranks, setup.given.threads)
+
+
+def _free(setup: Setup, ranks: int) -> int:
+    """What each of so many ranks may take: what is free with what those of `setup` hold, and no more than these might take at
+    the start. A rank that is gone holds nothing, and is free already: that is why there is an upper bound."""
+    layout, most = setup.layout, _shared(setup, ranks)
+    held = [layout.arena_bytes(rank) + layout.kv_bytes(rank, setup.pages) for rank in range(layout.mesh.size)]
+    if setup.device == "cuda":  # each on a GPU of its own; further GPUs hold nothing
+        now = available_bytes("cuda", ranks) + (min(held) if ranks <= len(held) else 0)
+    else:
+        now = (available_bytes("cpu", 1) + sum(held)) // ranks
+    return now if most is None else min(now, most)
+
+
+def _shared(setup: Setup, ranks: int) -> int | None:
+    """What each of so many ranks might have taken at the start: as much as any on a GPU, an equal part of all on a CPU."""
+    free = setup.given.free
+    return free if free is None or setup.device == "cuda" else free * setup.layout.mesh.size // ranks
 
 
 def quantization_of(options: Options) -> Grouped | None:

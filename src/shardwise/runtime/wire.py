@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Generic, TypeVar
 
 import msgspec
 
@@ -226,12 +227,46 @@ def in_messages(results: tuple[Result, ...], limit: int = PIECE_BYTES) -> Iterat
     yield results[start:]
 
 
-def decode(body: bytes) -> Message:
+def decode(body: bytes | memoryview) -> Message:
     """The message in `body`; WireError if there is none."""
     try:
         return _DECODER.decode(body)
     except msgspec.DecodeError as error:
         raise WireError(f"not a message: {error}") from None
+
+
+M = TypeVar("M")
+
+
+class Frames(Generic[M]):
+    """A stream of bytes cut into messages, length first, however it arrives. `decode` reads one; `wrong` is raised for what can
+    be none: the stream is of no use any more then."""
+
+    def __init__(self, decode: Callable[[bytes | memoryview], M], wrong: type[ShardwiseError]) -> None:
+        self._decode, self._wrong = decode, wrong
+        self._bytes = bytearray()
+        self._wanted = 4
+
+    def feed(self, data: bytes | bytearray | memoryview) -> list[M]:
+        """The messages that are complete now."""
+        self._bytes += data
+        found: list[M] = []
+        if len(self._bytes) < self._wanted:
+            return found
+        at, end = 0, len(self._bytes)
+        self._wanted = 4
+        with memoryview(bytes(self._bytes)) as view:
+            while end - at >= 4:
+                size = int.from_bytes(view[at : at + 4], "little")
+                if size > LIMIT_BYTES:
+                    raise self._wrong(f"a message of {size} bytes is announced; the limit is {LIMIT_BYTES}")
+                if end - at - 4 < size:
+                    self._wanted = 4 + size
+                    break
+                found.append(self._decode(view[at + 4 : at + 4 + size]))
+                at += 4 + size
+        del self._bytes[:at]
+        return found
 
 
 class Channel:

@@ -42,8 +42,9 @@ class Pooled:
 @dataclass(frozen=True, slots=True)
 class Ended:
     """Nothing more comes of `request`. `error` says why where it failed, `asked` that it could not but fail, as what was asked
-    for contradicts itself: its client can mend that. `prefilled` is how many tokens of its prompt were
-    computed when it first ran, `cached` how many were found in the cache instead, `preempted` how often it started over."""
+    for contradicts itself: its client can mend that. `unfit`: it could run when it came, and there are fewer ranks, or less
+    memory, since. `prefilled` is how many tokens of its prompt were computed when it first ran, `cached` how many were found in
+    the cache instead, `preempted` how often it started over."""
 
     request: int
     error: str | None = None
@@ -51,6 +52,7 @@ class Ended:
     cached: int = 0
     preempted: int = 0
     asked: bool = False
+    unfit: bool = False
 
 
 Event = Emitted | Scored | Pooled | Ended

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence as Many
 from dataclasses import dataclass, field
 
 from shardwise.sched.sequence import Sequence
@@ -41,6 +42,17 @@ class Part:
     def alive(self) -> bool:
         """Whether what it computes goes into the cache that its sequence still has."""
         return self.sequence.life == self.life
+
+    def value(self, source: int | None, targets: tuple[int, ...], guesses: Many[int]) -> Item:
+        """As the ranks see it."""
+        sequence, request = self.sequence, self.sequence.request
+        stop = self.start + self.count - self.guesses
+        tokens = (*sequence.tokens[self.start : stop], *guesses)
+        pages = tuple([table.pages() for table in sequence.tables])
+        drawn = tuple([s.number for s in self.drawn])
+        top = request.top if targets else 0
+        pool = request.pooled if request.pooled == "mean" or stop == sequence.goal else ""
+        return Item(sequence.number, tokens, self.start, sequence.known, pages, source, targets, top, drawn, self.guesses, pool)
 
 
 @dataclass(eq=False, slots=True)

@@ -77,6 +77,11 @@ class Holdings:
                 return False
         return True
 
+    def room(self, sequence: Sequence) -> list[Node] | None:
+        """The known prefix of a waiting sequence, where there is room for all of it; else None."""
+        path = self.lookup(sequence)
+        return path if self.fits(sequence, path) else None
+
     # --- coming and going ---------------------------------------------------------------------------------------------
 
     def lookup(self, sequence: Sequence) -> list[Node]:

@@ -17,17 +17,24 @@ class Roster:
     def __init__(self, most: int) -> None:
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
-        self._most = most
+        self.most = most
         self._slots = 0
 
     def has_slots(self, sequence: Sequence) -> bool:
         """Whether there is a place for the sequence and all that it will become."""
-        return self._slots + sequence.slots <= self._most
+        return self._slots + sequence.slots <= self.most
+
+    def victim(self, sequence: Sequence) -> Sequence | None:
+        """The youngest that is younger than `sequence`; for one that must not be preempted again, the youngest of all."""
+        for other in reversed(self.running):
+            if not other.pledged and other is not sequence and (sequence.pledged or other.order > sequence.order):
+                return other
+        return None
 
     @property
     def crowded(self) -> bool:
         """Whether there are more than can run: one that was undone has its other continuations to come again."""
-        return self._slots > self._most
+        return self._slots > self.most
 
     def wait(self, sequence: Sequence) -> None:
         """One more waits; it is not running."""

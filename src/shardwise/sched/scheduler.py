@@ -7,20 +7,22 @@ only ever compared with deadlines.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Sequence as Many
+from dataclasses import replace
 from itertools import count
 
-from shardwise.errors import TIME_UP, RequestError
+from shardwise.errors import SHRUNK, TIME_UP, RequestError
 from shardwise.sched.deadlines import Deadlines
-from shardwise.sched.events import Emitted, Ended, Event, Finish, Pooled, Scored
+from shardwise.sched.events import Ended, Event, Pooled, Scored
 from shardwise.sched.flight import Flight, Part, Swap
 from shardwise.sched.holdings import Holdings
 from shardwise.sched.limits import Limits
 from shardwise.sched.pages import Node
 from shardwise.sched.roster import Roster
 from shardwise.sched.sequence import Order, Request, Sequence
-from shardwise.sched.step import Chosen, Item, Result, Step
+from shardwise.sched.step import Item, Result, Step
+from shardwise.sched.suspects import Suspects, doubted, goals, others
 
 Guess = Callable[[Many[int], int], Many[int]]
 """guess(tokens, most): up to `most` tokens that may come next. Wrong ones cost time and nothing else."""
@@ -57,6 +59,7 @@ class Scheduler:
         self._deadlines = Deadlines()
         self._roster = Roster(limits.sequences)
         self._flight: deque[Flight] = deque()
+        self._suspects = Suspects()
         self._numbers, self._arrivals, self._steps = count(1), count(), count(1)
 
     # --- what is there ------------------------------------------------------------------------------------------------
@@ -79,6 +82,17 @@ class Scheduler:
     def owner(self, sequence: int) -> tuple[int, int] | None:
         """(request, choice) of a sequence by its number; None once it has ended."""
         return self._owners.get(sequence)
+
+    @property
+    def in_doubt(self) -> tuple[int | None, ...]:
+        """The requests that steps in flight compute for, each once: None for one that has ended meanwhile."""
+        leads = doubted(self._flight)
+        return tuple(number if self._arrived(number) == arrival else None for arrival, number in leads.items())
+
+    @property
+    def alone(self) -> int | None:
+        """The suspect that nobody else may run beside; None where there is none."""
+        return self._suspects.alone
 
     @property
     def requests(self) -> int:
@@ -120,9 +134,9 @@ class Scheduler:
         forked = request.n == 1 or order[2] > 0
         return Sequence(number, request, order[2], order, tokens, tables, known, forked, scored, scored)
 
-    def abort(self, request: int) -> tuple[Event, ...]:
-        """Ends a request wherever it is. Numbers that are not here, or no longer, are ignored."""
-        return (self._end(request),) if request in self._requests else ()
+    def abort(self, request: int, error: str | None = None, *, unfit: bool = False) -> tuple[Event, ...]:
+        """Ends a request that is here, or else nothing; `error` and `unfit` as `Ended` has them."""
+        return (self._end(request, error, unfit=unfit),) if request in self._requests else ()
 
     def finish(self, request: int, choice: int) -> tuple[Event, ...]:
         """Ends one continuation: its text showed that it is complete. One that has no token yet, or has ended, is ignored."""
@@ -136,12 +150,13 @@ class Scheduler:
         own = self._requests[sequence.request.number]
         return (self._end(sequence.request.number),) if all(s.finished for s in own) else ()
 
-    def _end(self, number: int, error: str | None = None) -> Ended:
+    def _end(self, number: int, error: str | None = None, *, unfit: bool = False) -> Ended:
         sequences = self._requests.pop(number)
+        self._suspects.clear(number)
         for sequence in sequences:
             self._retire(sequence)
         prefilled, cached = self._began.pop(number, (0, 0))
-        return Ended(number, error, prefilled, cached, sum(s.preempted for s in sequences))
+        return Ended(number, error, prefilled, cached, sum(s.preempted for s in sequences), unfit=unfit)
 
     def _retire(self, sequence: Sequence) -> None:
         """The sequence neither runs nor waits any more, and holds nothing."""
@@ -161,8 +176,12 @@ class Scheduler:
     def _expire(self) -> Iterator[Event]:
         for number, arrival in self._deadlines.passed(self._clock()):
             # Another one may have taken the number since.
-            if number in self._requests and self._requests[number][0].order[1] == arrival:
+            if self._arrived(number) == arrival:
                 yield self._end(number, TIME_UP)
+
+    def _arrived(self, number: int) -> int | None:
+        """Which of all arrivals the request is that has the number now."""
+        return self._requests[number][0].order[1] if number in self._requests else None
 
     # --- reserve ------------------------------------------------------------------------------------------------------
 
@@ -175,7 +194,8 @@ class Scheduler:
         plan = Flight(next(self._steps), self.cache.groups)
         # Single tokens first, so that nobody's next one waits for a long prompt; guesses take what nobody else wants.
         ready = [(sequence, todo) for sequence in self._roster.running if (todo := self._todo(sequence))]
-        spare = 0 if self._roster.waiting else self.limits.tokens - sum(todo for _, todo in ready)
+        crowd = self._roster.waiting and self.alone is None
+        spare = 0 if crowd else self.limits.tokens - sum(todo for _, todo in ready)
         for sequence, todo in sorted(ready, key=lambda pair: pair[1] > 1):
             wanted = min(todo, self.limits.tokens - plan.tokens)
             # Who was preempted meanwhile is not running any more.
@@ -205,7 +225,7 @@ class Scheduler:
         guesses = self._guesses(sequence, wanted, spare) if self._guess else ()
         swaps: list[Swap] = []
         granted = self.cache.grow(sequence, wanted + len(guesses), swaps)
-        while granted == 0 and (victim := self._victim(sequence)):
+        while granted == 0 and (victim := self._roster.victim(sequence)):
             self._preempt(victim, plan)
             granted = self.cache.grow(sequence, wanted + len(guesses), swaps)
         if granted == 0:
@@ -237,12 +257,7 @@ class Scheduler:
             part.drawn = self._fork(sequence, stop) if part.forked else [sequence]
             for s in part.drawn:
                 s.sources.append(number)
-        tokens = (*sequence.tokens[part.start : stop], *guesses)
-        pages = tuple([table.pages() for table in sequence.tables])
-        drawn = tuple([s.number for s in part.drawn])
-        top = request.top if targets else 0
-        pool = request.pooled if request.pooled == "mean" or stop == sequence.goal else ""
-        return Item(sequence.number, tokens, part.start, sequence.known, pages, source, targets, top, drawn, part.guesses, pool)
+        return part.value(source, targets, guesses)
 
     def _fork(self, lead: Sequence, issued: int) -> list[Sequence]:
         """The n continuations, from here on each by itself: they share the pages of the prompt, and write to copies."""
@@ -265,13 +280,6 @@ class Scheduler:
 
     # --- who gives way ------------------------------------------------------------------------------------------------
 
-    def _victim(self, sequence: Sequence) -> Sequence | None:
-        """The youngest that is younger than `sequence`; for one that must not be preempted again, the youngest of all."""
-        for other in reversed(self._roster.running):
-            if not other.pledged and other is not sequence and (sequence.pledged or other.order > sequence.order):
-                return other
-        return None
-
     def _preempt(self, victim: Sequence, plan: Flight) -> None:
         """Takes all pages of a running sequence, to be computed anew later. What this step was to do for it is undone."""
         if part := plan.remove(victim):
@@ -280,10 +288,17 @@ class Scheduler:
         victim.preempted += 1
         self._roster.wait(victim)
 
+    def _next(self) -> Sequence | None:
+        """The first of those who wait; where one is a suspect, the first of its own, once nobody else is in flight."""
+        if (alone := self.alone) is None:
+            return self._roster.waiting[0] if self._roster.waiting else None
+        own = (sequence for sequence in self._roster.waiting if sequence.request.number == alone)
+        return None if others(alone, self._flight) else next(own, None)
+
     def _admit(self, plan: Flight) -> Sequence | None:
         """Lets the first of the waiting run, if there is room for all that is known of it. Nobody overtakes it, and it takes
         room only from those of less priority."""
-        if not self._roster.waiting or (sequence := self._roster.waiting[0]).sources:
+        if (sequence := self._next()) is None or sequence.sources:
             return None
         if self.limits.turned(sequence.known, sequence.length):
             self.cache.turn(sequence)
@@ -291,7 +306,7 @@ class Scheduler:
         if last and not self.cache.can_pledge(sequence):
             return None
         while (path := self._room(sequence)) is None:
-            victim = self._victim(sequence)
+            victim = self._roster.victim(sequence)
             if victim is None or victim.order[0] == sequence.order[0]:
                 return None
             self._preempt(victim, plan)
@@ -306,10 +321,7 @@ class Scheduler:
 
     def _room(self, sequence: Sequence) -> list[Node] | None:
         """The known prefix of a waiting sequence, if there is room for all of it; else None."""
-        if not self._roster.has_slots(sequence):
-            return None
-        path = self.cache.lookup(sequence)
-        return path if self.cache.fits(sequence, path) else None
+        return self.cache.room(sequence) if self._roster.has_slots(sequence) else None
 
     # --- commit and undo ----------------------------------------------------------------------------------------------
 
@@ -325,6 +337,7 @@ class Scheduler:
                 del drawn.sources[0]
             if not part.sequence.finished:
                 self._apply(part, made, events)
+        self._acquit()
         return tuple(events)
 
     def _apply(self, part: Part, made: dict[int, Result], events: list[Event]) -> None:
@@ -346,7 +359,10 @@ class Scheduler:
             sequence.scored += len(scores)
             events.append(Scored(request.number, scores))
         for s, result in zip(part.drawn, results, strict=False):
-            self._tell(s, result.tokens, events)
+            told = s.told(result.tokens)
+            events += told
+            if told and told[-1].finish:
+                events += self._finish(s)
         if part.item and part.item.pool:
             sequence.sum.add(part.item, results[0].pooled)
         if request.limit == 0 and sequence.computed == sequence.goal:
@@ -364,20 +380,6 @@ class Scheduler:
             if part.guesses:
                 sequence.issued = sequence.computed
             self.cache.commit(sequence)
-
-    def _tell(self, sequence: Sequence, tokens: Many[Chosen], events: list[Event]) -> None:
-        """Its new tokens, up to the end; what was drawn beyond it is nobody's."""
-        request = sequence.request
-        drawn = len(sequence.tokens) - len(request.prompt) - len(tokens)
-        for chosen in tokens:
-            drawn += 1
-            finish: Finish | None = "length" if drawn == request.limit else None
-            if chosen.token in request.ends and drawn > request.least:
-                finish = "stop"
-            events.append(Emitted(request.number, sequence.choice, chosen, finish))
-            if finish:
-                events += self._finish(sequence)
-                return
 
     def drop(self, number: int) -> None:
         """Undoes a step in flight and all later ones, as if they had never been made; later steps do their work again."""
@@ -401,11 +403,48 @@ class Scheduler:
         if part.forked and not sequence.finished:
             self._unfork(sequence)
 
-    def forget(self) -> None:
-        """The ranks lost their caches: everything in flight is undone, and whoever ran waits to be computed anew."""
+    def forget(
+        self,
+        pages: Many[int] | None = None,
+        suspects: Many[int] = (),
+        limits: Limits | None = None,
+        most: Mapping[int, int] | None = None,
+    ) -> tuple[Event, ...]:
+        """The ranks lost their caches: everything in flight is undone, and whoever ran waits to be computed anew.
+
+        Each of `suspects` runs alone, one after the other, until it has computed again all that was issued of it, as do those
+        of earlier calls that did not come to that. `pages` and `limits`: those of other ranks; who cannot run there, even
+        alone, ends as `unfit`. `most`: lower limits of some requests, by number, above what was drawn."""
+        for number in suspects:
+            if number in self._requests:
+                self._suspects.accuse(number, goals(self._requests[number], self._flight))
         if self._flight:
             self.drop(self._flight[0].number)
         for sequence in reversed(self.running):
             self._leave(sequence)
             self._roster.wait(sequence)
-        self.cache.forget()
+        for number, limit in (most or {}).items():
+            for sequence in self._requests.get(number, ()):
+                sequence.request = replace(sequence.request, limit=limit)
+        if pages is None and limits is None:
+            self.cache.forget()
+            return ()
+        self.limits = limits or self.limits
+        self._roster.most = self.limits.sequences
+        self.cache = Holdings(pages or [pool.count for pool in self.cache.pools], self.cache.windows, self.limits)
+        events: list[Event] = []
+        for number, own in list(self._requests.items()):
+            try:
+                self.check(own[0].request)
+            except RequestError as error:
+                events.append(self._end(number, f"{SHRUNK}: {error}", unfit=True))
+        return tuple(events)
+
+    def _acquit(self) -> None:
+        """Whoever has run alone as far as it had come is a suspect no more, and makes room for the next one."""
+        if (alone := self.alone) is None or not self._suspects.passed(own := self._requests[alone]):
+            return
+        self._suspects.clear(alone)
+        for sequence in [s for s in own if s.running and self.alone is not None]:
+            self._leave(sequence)
+            self._roster.wait(sequence)

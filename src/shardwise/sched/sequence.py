@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
+from collections.abc import Sequence as Many
 from dataclasses import dataclass, field
 
+from shardwise.sched.events import Emitted, Finish
 from shardwise.sched.pages import Node
 from shardwise.sched.pooling import Sum
-from shardwise.sched.step import Pages, Pool
+from shardwise.sched.step import Chosen, Pages, Pool
 from shardwise.spec.layout import PAGE_TOKENS
 
 
@@ -126,6 +128,21 @@ class Sequence:
         first, last = max(start + 1, self.scoring), min(stop, len(self.request.prompt) - 1)
         self.scoring = max(self.scoring, last + 1)
         return self.request.prompt[first : last + 1]
+
+    def told(self, tokens: Many[Chosen]) -> list[Emitted]:
+        """The last of its tokens, which are new, as its client is told of them: up to its end; what was drawn beyond it is
+        nobody's."""
+        request, events = self.request, list[Emitted]()
+        drawn = len(self.tokens) - len(request.prompt) - len(tokens)
+        for chosen in tokens:
+            drawn += 1
+            finish: Finish | None = "length" if drawn == request.limit else None
+            if chosen.token in request.ends and drawn > request.least:
+                finish = "stop"
+            events.append(Emitted(request.number, self.choice, chosen, finish))
+            if finish:
+                break
+        return events
 
     @property
     def slots(self) -> int:
