@@ -138,7 +138,7 @@ def rank_main(rank: int, folder: Path, steps: int, shared: int, prompt: int) -> 
     assert isinstance(start, wire.Start)
     torch.set_num_threads(start.threads)
     watch = Watch()
-    runner = open_runner(start, Timed(join(start, folder, shared), watch), lambda _: None)  # type: ignore[arg-type]
+    runner = open_runner(start, Timed(join(start, shared), watch), lambda _: None)  # type: ignore[arg-type]
     heap.keep()
     observe(runner.decoder, watch)
     draw = Draw(1, 0.0, 0)
@@ -176,7 +176,7 @@ def measure(tp: int, steps: int, quantization: str | None, prompt: int) -> list[
         shutil.copy(HERE / "models" / "llama-1b.json", folder / "config.json")
         options = Options(name, tp=tp, load_format="dummy", device="cpu", max_model_len=2048, quantization=quantization)
         setup, shared = resolve(options), anonymous()
-        (folder / "start").write_bytes(wire.encode(start_message(setup, 0)))
+        (folder / "start").write_bytes(wire.encode(start_message(setup, 0, rendezvous=name)))
         command = [
             sys.executable,
             __file__,

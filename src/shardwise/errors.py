@@ -86,3 +86,7 @@ class RankLost(ShardwiseError):
         self.rank = rank
         self.phase = phase
         self.reason = reason
+
+
+class LossesSpent(RankLost):
+    """More ranks were lost than may be in so long a time: to start anew would not help. Exit code 70."""

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from shardwise.engine.cores import bound, crowded, dealt, nodes, parsed, threads_of
 from shardwise.engine.devices import cpus
-from shardwise.engine.ranks import ProcessRanks
+from shardwise.engine.process_ranks import ProcessRanks
 from shardwise.engine.setup import Options, resolve
 from shardwise.errors import UserError
 

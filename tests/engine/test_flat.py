@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from shardwise.engine.engine import Engine
-from shardwise.engine.ranks import ProcessRanks
+from shardwise.engine.process_ranks import ProcessRanks
 from shardwise.engine.setup import Options, resolve
 from shardwise.sched.events import Ended, Event
 from shardwise.sched.request import SamplingParams

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from shardwise.engine.ranks import ProcessRanks
+from shardwise.engine.process_ranks import ProcessRanks
 from shardwise.engine.setup import Options, Setup, resolve
 from shardwise.errors import RankLost
 from shardwise.sched.request import SamplingParams

@@ -18,8 +18,8 @@ import pytest
 
 from shardwise import env, native
 from shardwise.engine.engine import Engine
+from shardwise.engine.process_ranks import ProcessRanks
 from shardwise.engine.rank_processes import RankProcesses
-from shardwise.engine.ranks import ProcessRanks
 from shardwise.engine.setup import Options, Setup, resolve
 from shardwise.errors import RankLost, UserError
 from shardwise.sched.request import SamplingParams

@@ -35,13 +35,17 @@ MESSAGES: list[wire.Message] = [
         0,
         60.0,
         None,
+        rendezvous="/tmp/a",
     ),
+    wire.Loading(9, 3),
+    wire.Ready(4, 2, 9, 17, "here", 3, 4),
+    wire.Failed("gone", False, 1, True, 3),
     wire.Forward(Step(7, ITEMS, (((1, 2), (1, 3)), ()))),
     wire.Sample(7, (Draw(3, 0.0, 0), Draw(4, 0.7, 2**63 - 1, 1, 0.9, 40, 0.1, 5, EDIT), Draw(8, 1.0, 3), Draw(9, 1.0, 3))),
     wire.Sample(8, ()),
     wire.Draws((Draw(3, 0.0, 0),)),
-    wire.Results((Result(6, pooled=b"\x00\xff" * 8),)),
-    wire.Done(7, (Result(3, (Chosen(5, -0.5, 1, ((5, -0.5), (6, -1.0))),), (Chosen(6),)), Result(4, error="no")), 0.25),
+    wire.Results((Result(6, pooled=b"\x00\xff" * 8),), 3),
+    wire.Done(7, (Result(3, (Chosen(5, -0.5, 1, ((5, -0.5), (6, -1.0))),), (Chosen(6),)), Result(4, error="no")), 0.25, 3),
 ]
 
 

@@ -13,7 +13,7 @@ from shardwise.bench import speed
 from shardwise.bench.cases import quantized
 from shardwise.bench.peer_process import private_answers, serve
 from shardwise.engine.engine import Engine
-from shardwise.engine.ranks import ProcessRanks
+from shardwise.engine.process_ranks import ProcessRanks
 from shardwise.engine.setup import Options, resolve
 from shardwise.sched.scheduler import Scheduler
 from shardwise.sched.sequence import Request

@@ -10,7 +10,8 @@ from shardwise import env, native
 from shardwise.cli.bars import bars
 from shardwise.engine.contract import TokenEngine
 from shardwise.engine.engine import Engine
-from shardwise.engine.ranks import ProcessRanks, Progress, Ranks
+from shardwise.engine.process_ranks import ProcessRanks
+from shardwise.engine.ranks import Progress, Ranks
 from shardwise.engine.setup import Setup
 
 

@@ -17,6 +17,7 @@ from enum import IntEnum
 from zlib import crc32
 
 from shardwise import native
+from shardwise.comm.memory import CONTROL_BYTES, STRIDE_BYTES, WANTED_AT, begins
 from shardwise.errors import CommError
 
 SLOT_BYTES = 1 << 20
@@ -26,8 +27,6 @@ LETTER_BYTES = 1 << 18
 TEXT_BYTES = 2048
 """How long a text can be; what is longer is cut off."""
 
-_CONTROL_BYTES = 1 << 16  # before all groups: the epoch that each rank has come to last, plus 1
-_STRIDE_BYTES = 1 << 36  # from one epoch's group to the next one's: only addresses, no memory
 _SITE = "joining"
 _POLL_S = 0.002
 
@@ -57,9 +56,9 @@ class Shared:
         self.rank, self.size, self.epoch = rank, size, epoch
         self._declare()
         self.bytes: int = self._bytes(size, SLOT_BYTES, LETTER_BYTES)
-        offset = _CONTROL_BYTES + epoch * _STRIDE_BYTES
+        offset = begins(epoch)
         alone = size <= len(os.sched_getaffinity(0)) if crowded is None else not crowded
-        if size > _CONTROL_BYTES // 8 or self.bytes > _STRIDE_BYTES:
+        if size > WANTED_AT // 64 or self.bytes > STRIDE_BYTES:
             raise ValueError(f"{size} ranks do not fit into shared memory; use gloo")
         # Opened anew: a descriptor that was handed on shares its locks with whoever handed it on.
         self._fd = os.open(f"/proc/self/fd/{fd}", os.O_RDWR | os.O_CLOEXEC)
@@ -132,12 +131,14 @@ class Shared:
             raise joining_failed(self.rank, f"another process is rank {self.rank} already", self.rank) from None
 
     def _meet(self, deadline_s: float) -> None:
-        """Says that this rank is here and waits until all have been."""
+        """Says that this rank is here and waits until all have been, or until a later epoch is wanted."""
         until = time.monotonic() + deadline_s
-        with mmap.mmap(self._fd, _CONTROL_BYTES) as control, memoryview(control) as plain, plain.cast("Q") as epochs:
+        with mmap.mmap(self._fd, CONTROL_BYTES) as control, memoryview(control) as plain, plain.cast("Q") as epochs:
             epochs[self.rank] = self.epoch + 1
             self._arrive(self.handle)
             while absent := {r: epochs[r] - 1 for r in range(self.size) if not self._here(self.handle, r)}:
+                if epochs[WANTED_AT // 8] > self.epoch + 1:
+                    raise joining_failed(self.rank, f"epoch {epochs[WANTED_AT // 8] - 1} is wanted, not {self.epoch}")
                 if max(absent.values()) > self.epoch or time.monotonic() >= until:
                     raise self._absence(absent, deadline_s)
                 time.sleep(_POLL_S)
@@ -169,7 +170,9 @@ class Shared:
         return self.account(self._fail(self.handle))
 
     def account(self, breaker: int) -> tuple[int, str]:
-        """(culprit, reason) as the rank that broke the group has left them."""
+        """(culprit, reason) as the rank that broke the group has left them; the culprit is -1 where no rank did."""
+        if breaker >= self.size:
+            return -1, "the group was ended from outside"
         culprit, _, reason = (self.said(breaker, reason=True) or f"{breaker} rank {breaker} broke the group").partition(" ")
         return int(culprit), reason
 
@@ -182,6 +185,16 @@ class Shared:
             self._close(handle)
         if fd >= 0:
             os.close(fd)
+
+
+def end_group(fd: int, epoch: int, size: int) -> None:
+    """Breaks the group of `epoch` for its `size` ranks, by who is none of them: those who wait in it give up at once, not only
+    when they next look whether their peers live. Nothing happens where none has come to it yet: `memory.want` is for those."""
+    length = native.function("sw_shm_bytes", native.NUMBER, native.WHOLE, native.WHOLE, result=native.WHOLE)
+    if os.fstat(fd).st_size < begins(epoch) + length(size, SLOT_BYTES, LETTER_BYTES):
+        return
+    end = native.function("sw_shm_end", native.NUMBER, native.WHOLE, native.NUMBER, native.WHOLE, native.WHOLE)
+    end(fd, begins(epoch), size, SLOT_BYTES, LETTER_BYTES)
 
 
 def packed(text: str, limit: int) -> bytes:

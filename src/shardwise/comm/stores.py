@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import stat
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
 
@@ -45,11 +45,17 @@ def tcp_store(host: str, port: int, prefix: str, patience_s: float) -> Store:
         raise joining_failed(None, f"the store at {host}:{port} does not answer: {error}") from None
 
 
-def appeared(store: Store, keys: Sequence[str], patience_s: float) -> bool:
-    """Whether all keys were set within that time. `Store.wait` is not used: a FileStore counts it in whole seconds."""
+def never() -> bool:
+    """Nobody ever says that waiting is in vain."""
+    return False
+
+
+def appeared(store: Store, keys: Sequence[str], patience_s: float, given_up: Callable[[], bool] = never) -> bool:
+    """Whether all keys were set within that time, and before it was given up. `Store.wait` is not used: a FileStore counts it
+    in whole seconds."""
     until = time.monotonic() + patience_s
     while not store.check(list(keys)):
-        if time.monotonic() >= until:
+        if time.monotonic() >= until or given_up():
             return False
         time.sleep(_POLL_S)
     return True

@@ -12,11 +12,14 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from shardwise.engine.incident import Incident
 from shardwise.engine.memory import Bound
 from shardwise.engine.profile import Bounds, Traces
 from shardwise.engine.setup import Given, Setup
 from shardwise.engine.status import Status
+from shardwise.engine.supervise import FAIL_FAST, Policy
 from shardwise.errors import RequestError, ShardwiseError
+from shardwise.runtime import wire
 from shardwise.sched import events as told
 from shardwise.sched.events import Finish
 from shardwise.sched.limits import Limits
@@ -43,8 +46,8 @@ Words = tuple[tuple[Id, ...], ...]
 
 
 class Boot(msgspec.Struct, frozen=True, tag=True):
-    """A `Setup` as plain values, and the bounds of the queue. `config` is the model's config.json as JSON text: msgpack has no
-    whole numbers beyond 64 bits. The layout is made again from the same numbers."""
+    """A `Setup` as plain values, the bounds of the queue, and what a loss leads to. `config` is the model's config.json as JSON
+    text: msgpack has no whole numbers beyond 64 bits. The layout is made again from the same numbers."""
 
     name: str
     folder: str
@@ -68,9 +71,10 @@ class Boot(msgspec.Struct, frozen=True, tag=True):
     given: Given = Given()
     queue: int | None = None
     queue_tokens: int | None = None
+    policy: Policy = FAIL_FAST
 
     @staticmethod
-    def of(setup: Setup, queue: int | None = None, queue_tokens: int | None = None) -> Boot:
+    def of(setup: Setup, queue: int | None = None, queue_tokens: int | None = None, policy: Policy = FAIL_FAST) -> Boot:
         """Everything that it takes to have the same setup elsewhere."""
         layout = setup.layout
         return Boot(
@@ -96,6 +100,7 @@ class Boot(msgspec.Struct, frozen=True, tag=True):
             given=setup.given,
             queue=queue,
             queue_tokens=queue_tokens,
+            policy=policy,
         )
 
     def setup(self) -> Setup:
@@ -294,6 +299,13 @@ class Profiled(msgspec.Struct, frozen=True, tag=True):
     conflict: str | None = None
 
 
+class Noticed(msgspec.Struct, frozen=True, tag=True):
+    """Ranks were lost, for `mending`, or go on: then that is None. `incidents` are the last losses that were mended."""
+
+    mending: Incident | None
+    incidents: tuple[Incident, ...]
+
+
 class Resharded(msgspec.Struct, frozen=True, tag=True):
     """Other ranks serve; or, in `refused`, why not, which is of a `kind`: something else is under way, or it cannot be."""
 
@@ -336,7 +348,7 @@ class Failed(msgspec.Struct, frozen=True, tag=True):
 
 
 Asked = Submit | Knock | Abort | FinishChoice | Ask | Profile | Reshard
-Said = Admitted | Refused | Events | Answer | Profiled | Resharded | Recut | Gone
+Said = Admitted | Refused | Events | Answer | Profiled | Resharded | Recut | Noticed | Gone
 Message = Boot | Asked | Said | Loading | Ready | Failed
 
 _ENCODER = msgspec.msgpack.Encoder()
@@ -403,30 +415,8 @@ def unpack(event: Packed) -> told.Event:
     return told.Scored(event.request, event.scores)
 
 
-class Frames:
-    """A stream of bytes cut into messages, however it arrives."""
+class Frames(wire.Frames[Message]):
+    """A stream of bytes cut into messages, however it arrives. BridgeError for what is none."""
 
     def __init__(self) -> None:
-        self._bytes = bytearray()
-        self._wanted = 4
-
-    def feed(self, data: bytes | bytearray | memoryview) -> list[Message]:
-        """The messages that are complete now. BridgeError for what is none; the stream is of no use any more then."""
-        self._bytes += data
-        found: list[Message] = []
-        if len(self._bytes) < self._wanted:
-            return found
-        at, end = 0, len(self._bytes)
-        self._wanted = 4
-        with memoryview(bytes(self._bytes)) as view:
-            while end - at >= 4:
-                size = int.from_bytes(view[at : at + 4], "little")
-                if size > LIMIT_BYTES:
-                    raise BridgeError(f"a message of {size} bytes is announced; the limit is {LIMIT_BYTES}")
-                if end - at - 4 < size:
-                    self._wanted = 4 + size
-                    break
-                found.append(decode(view[at + 4 : at + 4 + size]))
-                at += 4 + size
-        del self._bytes[:at]
-        return found
+        super().__init__(decode, BridgeError)

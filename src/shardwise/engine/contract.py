@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from shardwise.engine.incident import Incident
 from shardwise.engine.profile import Bounds, Told, Traces
 from shardwise.engine.reshard import TellSetup
 from shardwise.engine.setup import Setup
@@ -41,15 +42,27 @@ class TokenEngine(Protocol):
     def close(self) -> None: ...
 
     @property
+    def mending(self) -> Incident | None:
+        """The loss for which nothing is computed now; None while the ranks are whole."""
+        ...
+
+    @property
+    def incidents(self) -> tuple[Incident, ...]:
+        """The last losses that were mended, in order."""
+        ...
+
+    @property
     def lost(self) -> str | None:
         """Why it takes no requests any more; None while it does."""
         ...
 
 
 class HostedEngine(TokenEngine, Protocol):
-    """What a desk serves to fronts in other processes. `turned` is called after all events of a step."""
+    """What a desk serves to fronts in other processes. `turned` is called after all events of a step, `changed` when ranks were
+    lost or go on."""
 
     turned: Callable[[], None]
+    changed: Callable[[], None]
 
     def knock(self, key: str, tokens: int) -> None:
         """QueueFull where a request of about so many prompt tokens, which is known by `key`, would not be taken in now."""

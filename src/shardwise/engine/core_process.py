@@ -16,6 +16,7 @@ from shardwise.engine.host_process import HostProcess
 from shardwise.engine.rank_processes import STOP_S
 from shardwise.engine.ranks import Progress
 from shardwise.engine.setup import Setup
+from shardwise.engine.supervise import FAIL_FAST, Policy
 from shardwise.errors import ShardwiseError, Unavailable, UserError
 
 QUEUE = 4
@@ -28,8 +29,8 @@ QUEUE_TOKENS = 2**20
 class CoreProcess:
     """An engine that is ready, in a process of its own with ranks of its own; they end with this process, whatever ends it.
 
-    A context manager. `host` is the process, where it was started before. Raises what kept the engine from starting: UserError
-    where the user can mend it.
+    A context manager. `policy` says what the loss of a rank leads to. `host` is the process, where it was started before.
+    Raises what kept the engine from starting: UserError where the user can mend it.
     """
 
     def __init__(
@@ -40,6 +41,7 @@ class CoreProcess:
         host: HostProcess | None = None,
         queue: int | None = None,
         queue_tokens: int | None = None,
+        policy: Policy = FAIL_FAST,
     ) -> None:
         self.setup = setup
         self.queue = queue if queue is not None else QUEUE * setup.limits.sequences
@@ -53,7 +55,7 @@ class CoreProcess:
         self._lock = threading.Lock()
         self._frames = bridge.Frames()
         try:
-            self._load(bridge.Boot.of(setup, self.queue, tokens), progress)
+            self._load(bridge.Boot.of(setup, self.queue, tokens, policy), progress)
         except BaseException:
             self._host.close()
             raise

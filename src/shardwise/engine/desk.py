@@ -142,6 +142,7 @@ class Desk:
         """What all lines know: what they were started with, or were told since."""
         self._begun = engine.setup
         engine.turned = self._flush
+        engine.changed = self._notice
 
     # --- from any thread ----------------------------------------------------------------------------------------------
 
@@ -168,6 +169,15 @@ class Desk:
             busy |= line.flush()
         if busy:
             self._rouse()
+
+    def _notice(self) -> None:
+        """On the engine's thread: all fronts are told of the ranks that were lost."""
+        for line in self._lines:
+            line.send(self._noticed())
+        self._rouse()
+
+    def _noticed(self) -> bridge.Noticed:
+        return bridge.Noticed(self._engine.mending, self._engine.incidents)
 
     def _rouse(self) -> None:
         os.eventfd_write(self._wake, 1)
@@ -202,6 +212,8 @@ class Desk:
             line = Line(self._count, sock, self._most)
             self._selector.register(sock, selectors.EVENT_READ, line)
             self._lines = (*self._lines, line)
+            if self._engine.mending is not None or self._engine.incidents:
+                line.send(self._noticed())
             if self._engine.setup is not self._begun:  # which is what a front begins with
                 line.send(bridge.Recut(bridge.Boot.of(self._engine.setup)))
         for line in self._lines:

@@ -22,11 +22,13 @@ from shardwise.engine.alarm import Alarm
 from shardwise.engine.core import Core
 from shardwise.engine.gate import Gate
 from shardwise.engine.grammar import Grammars
+from shardwise.engine.incident import Incident
 from shardwise.engine.journal import Entry, Sink
+from shardwise.engine.process_ranks import ProcessRanks
 from shardwise.engine.profile import Bounds, Profiler, Told, Traces, recorded
-from shardwise.engine.ranks import ProcessRanks, Progress, Ranks
+from shardwise.engine.ranks import Formed, Progress, Ranks
 from shardwise.engine.reshard import TellSetup, recut_by
-from shardwise.engine.setup import Setup
+from shardwise.engine.setup import Setup, recut
 from shardwise.engine.status import Status, awaited, gather, rank_statuses
 from shardwise.errors import Conflict, RequestError, ShardwiseError
 from shardwise.sched.events import Emitted, Ended, Event
@@ -56,6 +58,8 @@ class Engine:
         self.setup = setup
         self.turned: Callable[[], None] = lambda: None
         """Called on the engine's thread when it is about to wait, after all events of a step. It must not wait or raise."""
+        self.changed: Callable[[], None] = lambda: None
+        """Called on the engine's thread when ranks were lost, or go on; `mending` and `incidents` say more. As `turned`."""
         self.gate = Gate(queue, queue_tokens, time.monotonic)
         if ranks == "processes":
             self.ranks: Ranks = ProcessRanks(setup, progress)
@@ -70,10 +74,9 @@ class Engine:
         self.grammars = Grammars(setup.folder, setup.layout.model.vocab)
         self._compiler = ThreadPoolExecutor(1, "grammars")  # which starts its thread when it has something to do
         self._alarm = Alarm()
-        self._profiler: Profiler | None = None
-        if isinstance(self.ranks, ProcessRanks):
-            self._profiler = Profiler(len(self.ranks.ready), self.ranks.record, self._later)
-            self.ranks.recorded = self._profiler.took
+        self._profiler = self._new_profiler()
+        self._resharded: list[TellSetup] = []
+        self._noticed: tuple[Incident | None, tuple[Incident, ...]] = (None, ())
         self._statuses = rank_statuses(setup, self.ranks.ready)
         self._numbers = count(1)
         self._orders: deque[Callable[[], None]] = deque()
@@ -196,10 +199,6 @@ class Engine:
         """As `record`: the files."""
         return await recorded(self, bounds)
 
-    def reshard(self, shares: tuple[float, ...], told: TellSetup) -> None:
-        """As `HostedEngine.reshard`."""
-        told(Conflict("these ranks cannot be cut anew while they run"))
-
     async def recut(self, shares: tuple[float, ...]) -> None:
         """As `ServingEngine.recut`."""
         await recut_by(self, shares)
@@ -212,6 +211,38 @@ class Engine:
     def lost(self) -> str | None:
         """Why it takes no requests any more; None while it does."""
         return None if self._ended is None else str(self._ended)
+
+    @property
+    def mending(self) -> Incident | None:
+        """The loss for which nothing is computed now; None while the ranks are whole."""
+        return self.ranks.mending if isinstance(self.ranks, ProcessRanks) else None
+
+    @property
+    def incidents(self) -> tuple[Incident, ...]:
+        """The last losses that were mended, in order."""
+        return tuple(self.ranks.incidents) if isinstance(self.ranks, ProcessRanks) else ()
+
+    def reshard(self, shares: tuple[float, ...], told: TellSetup) -> None:
+        """Has the model cut anew, into so many shares, and has `told` called on the engine's thread with what runs then, or
+        with why it does not. Open requests go on."""
+        try:
+            self._order(lambda: self._recut(shares, told))
+        except ShardwiseError as error:
+            told(error)
+
+    def _recut(self, shares: tuple[float, ...], told: TellSetup) -> None:
+        if not isinstance(self.ranks, ProcessRanks):
+            told(Conflict("only ranks that are processes can be cut anew; these are none"))
+        elif not self.ranks.whole or self._resharded:
+            told(Conflict("the ranks are forming a group already; ask again when they serve"))
+        else:
+            try:
+                setup = recut(self.setup, shares)
+            except ShardwiseError as error:
+                told(error)
+            else:
+                self._resharded.append(told)
+                self.ranks.reform(setup)
 
     def abort(self, request: int) -> None:
         """Ends a request wherever it is; one that has ended is ignored."""
@@ -272,10 +303,15 @@ class Engine:
     def _run(self) -> None:
         try:
             while self._obey():
-                self.core.issue()
+                if self.ranks.whole:
+                    self.core.issue()
                 self.turned()
-                if done := self.ranks.wait(self._wake):
-                    self.core.apply(*done)
+                found = self.ranks.wait(self._wake)
+                if isinstance(found, Formed):
+                    self._formed(found)
+                elif found:
+                    self.core.apply(*found)
+                self._notice()
         except BaseException as error:
             if env.debug():
                 log.trace(error)
@@ -286,11 +322,39 @@ class Engine:
                 with suppress(Exception):
                     self._orders.popleft()()
             self.core.journal.fail(str(self._ended))
-            if self._profiler is not None and self._ended is not None:
+            assert self._ended is not None
+            if self._profiler is not None:
                 self._profiler.fail(self._ended)
+            for each in self._resharded:
+                each(self._ended)
             self.turned()
             self.ranks.close()
             os.close(self._wake)
+
+    def _formed(self, formed: Formed) -> None:
+        """Goes on with ranks that know nothing of what was computed, and may be others than before."""
+        self.setup = formed.setup
+        self._statuses = rank_statuses(formed.setup, formed.ready)
+        self.core.resume(self.ranks, formed.setup, formed.failed)
+        if self._profiler is not None:
+            self._profiler.fail(Conflict("ranks were lost while they recorded"))
+            self._profiler = self._new_profiler()
+        told, self._resharded = self._resharded, []
+        for each in told:
+            each(formed.setup)
+
+    def _notice(self) -> None:
+        """Says so where ranks were lost, or go on."""
+        if (state := (self.mending, self.incidents)) != self._noticed:
+            self._noticed = state
+            self.changed()
+
+    def _new_profiler(self) -> Profiler | None:
+        if not isinstance(self.ranks, ProcessRanks):
+            return None
+        profiler = Profiler(len(self.ranks.ready), self.ranks.record, self._later)
+        self.ranks.recorded = profiler.took
+        return profiler
 
     def _obey(self) -> bool:
         """Does what other threads asked for so far. False when the engine is to end."""

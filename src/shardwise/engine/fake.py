@@ -15,6 +15,7 @@ from typing import Self
 
 from shardwise.engine.admit import admit
 from shardwise.engine.gate import Gate
+from shardwise.engine.incident import Incident
 from shardwise.engine.journal import choices_of
 from shardwise.engine.profile import Bounds, Profiler, Told, Traces, recorded
 from shardwise.engine.reshard import TellSetup, recut_by
@@ -60,6 +61,9 @@ class FakeEngine:
         self.turned: Callable[[], None] = lambda: None
         self.gate = Gate(queue, None, time.monotonic)
         self.ticked = self.tokens = self.ended = self.failed = 0
+        self.mending: Incident | None = None
+        self.incidents: tuple[Incident, ...] = ()
+        self.changed: Callable[[], None] = lambda: None
         self._lost: str | None = None
         self.submitted: list[tuple[tuple[int, ...], SamplingParams | PoolingParams]] = []
         self.aborted: list[int] = []

@@ -15,8 +15,8 @@ from shardwise import env
 from shardwise.engine import bridge
 from shardwise.engine.desk import Desk
 from shardwise.engine.engine import Engine
+from shardwise.engine.process_ranks import ProcessRanks
 from shardwise.engine.rank_processes import RankProcesses
-from shardwise.engine.ranks import ProcessRanks
 from shardwise.errors import ShardwiseError, UserError
 from shardwise.telemetry import log
 
@@ -99,7 +99,7 @@ def run(control: Control, started: RankProcesses) -> str | None:
     def progress(rank: int, count: int) -> None:
         control.tell(bridge.Loading(rank, count))
 
-    ranks = ProcessRanks(setup, progress, started)
+    ranks = ProcessRanks(setup, progress, started, boot.policy)
     with Engine(setup, ranks, queue=boot.queue, queue_tokens=boot.queue_tokens) as engine:
         control.desk = Desk(engine)
         control.tell(bridge.Ready())

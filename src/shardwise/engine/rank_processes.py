@@ -20,82 +20,130 @@ from shardwise.comm.memory import anonymous
 STOP_S = 1.5
 """How long a process may take to end before it is killed."""
 
+SEND_S = 10.0
+"""How long a process may take nothing of what it is sent: one thread of it does nothing but read."""
+
+
+class RankProcess:
+    """One process, at the other end of `sock`. `ended` can be read once it is gone."""
+
+    def __init__(self, number: int, shared: int) -> None:
+        self.number = number
+        self.sock, theirs = socket.socketpair()
+        with theirs:
+            own = ["--fd", str(theirs.fileno()), "--shared", str(shared)]
+            # Its own process group: a Ctrl-C at the terminal is for this process alone to act on.
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "shardwise.runtime.worker", *own],
+                pass_fds=[theirs.fileno(), shared],
+                process_group=0,
+                stdin=subprocess.DEVNULL,
+                env=env.of_a_rank(),
+            )
+        seconds, rest = divmod(SEND_S, 1)
+        timeout = int(seconds).to_bytes(8, sys.byteorder) + int(rest * 1e6).to_bytes(8, sys.byteorder)
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeout)
+        self.ended = os.pidfd_open(self.process.pid)
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def death(self) -> str:
+        """How a process that was seen to end, or whose stream has, came to its end."""
+        try:
+            code = self.process.wait(STOP_S)
+        except subprocess.TimeoutExpired:
+            return f"process {self.pid} closed its channel but still runs"
+        if code >= 0:
+            return f"process {self.pid} ended with exit code {code}"
+        name = signal.Signals(-code).name
+        hint = " (the kernel does that when memory runs out)" if name == "SIGKILL" else ""
+        return f"process {self.pid} was killed by {name}{hint}"
+
+    def kill(self) -> None:
+        """Nothing of it is left."""
+        self.process.kill()
+        self.process.wait()
+        self.forget()
+
+    def forget(self) -> None:
+        """Of one that has ended. Twice is once."""
+        self.sock.close()
+        if self.ended >= 0:
+            os.close(self.ended)
+            self.ended = -1
+
 
 class RankProcesses:
-    """Processes in rank order, each at the other end of one of `sockets`. They end with this process, whatever ends it."""
+    """Those that run, by number: each gets the next one, in rank order at first. They end with this process, whatever ends
+    it. `shared` is the file that all of them have open."""
 
     def __init__(self) -> None:
-        self.processes: list[subprocess.Popen[bytes]] = []
-        self.sockets: list[socket.socket] = []
-        self._folder: str | None = None
-        self._shared = -1
+        self.shared = -1
+        self._running: dict[int, RankProcess] = {}
+        self._count = 0
+        self._folders: list[str] = []
+
+    @property
+    def processes(self) -> list[subprocess.Popen[bytes]]:
+        """In the order of their numbers; none once they are closed."""
+        return [each.process for each in self._running.values()]
+
+    def __getitem__(self, number: int) -> RankProcess:
+        return self._running[number]
+
+    def __contains__(self, number: int) -> bool:
+        return number in self._running
 
     def reach(self, size: int) -> None:
         """Starts what is missing to `size` of them. OSError where the system has no room for one."""
-        if self._folder is None:
-            self._folder = tempfile.mkdtemp(prefix=f"shardwise-{os.getpid()}-")  # 0700, as mkdtemp makes it
-        if self._shared < 0:
-            self._shared = anonymous()
-        while len(self.processes) < size:
-            ours, theirs = socket.socketpair()
-            with theirs:
-                own = ["--fd", str(theirs.fileno()), "--shared", str(self._shared), "--rendezvous", self._folder]
-                command = [sys.executable, "-m", "shardwise.runtime.worker", *own]
-                # Its own process group: a Ctrl-C at the terminal is for this process alone to act on.
-                started = subprocess.Popen(
-                    command,
-                    pass_fds=[theirs.fileno(), self._shared],
-                    process_group=0,
-                    stdin=subprocess.DEVNULL,
-                    env=env.of_a_rank(),
-                )
-            self.processes.append(started)
-            self.sockets.append(ours)
+        if self.shared < 0:
+            self.shared = anonymous()
+        while self._count < size:
+            self._running[self._count] = RankProcess(self._count, self.shared)
+            self._count += 1
+
+    def meeting(self) -> str:
+        """A new folder where a group can meet that shares no memory; only this user may enter it."""
+        self.met()
+        self._folders.append(tempfile.mkdtemp(prefix=f"shardwise-{os.getpid()}-"))
+        return self._folders[-1]
 
     def met(self) -> None:
-        """No name of the group is left on the file system: all have met, or none will any more."""
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
+        """No name of a group is left on the file system: all have met, or none will any more."""
+        while self._folders:
+            shutil.rmtree(self._folders.pop(), ignore_errors=True)
 
-    def death(self, rank: int) -> str:
-        """How a process whose stream has ended came to its end."""
-        process = self.processes[rank]
-        try:
-            code = process.wait(STOP_S)
-        except subprocess.TimeoutExpired:
-            return f"process {process.pid} closed its channel but still runs"
-        if code >= 0:
-            return f"process {process.pid} ended with exit code {code}"
-        name = signal.Signals(-code).name
-        hint = " (the kernel does that when memory runs out)" if name == "SIGKILL" else ""
-        return f"process {process.pid} was killed by {name}{hint}"
+    def remove(self, number: int) -> None:
+        """Of one that has ended, or is to end at once."""
+        self._running.pop(number).kill()
 
     def _end_meeting(self) -> None:
         """No name and no memory of the group is held by this process."""
         self.met()
-        shared, self._shared = self._shared, -1
+        shared, self.shared = self.shared, -1
         if shared >= 0:
             os.close(shared)
 
     def kill(self) -> None:
         """Nothing of them is left, at once: for those that hold nothing yet."""
-        for process in self.processes:
-            process.kill()
-        for process in self.processes:
-            process.wait()
-        self._end_meeting()
+        for each in self._running.values():
+            each.process.kill()
+        self.close()
 
     def close(self) -> None:
         """Nothing of them is left; they are let end by themselves."""
         # Closing its socket ends a rank; what has not ended in time, because it is stopped or stuck, is killed.
-        for each in self.sockets:
-            each.close()
+        for each in self._running.values():
+            each.sock.close()
         until = time.monotonic() + STOP_S
-        for process in self.processes:
+        for each in self._running.values():
             try:
-                process.wait(max(0.0, until - time.monotonic()))
+                each.process.wait(max(0.0, until - time.monotonic()))
             except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-        self.processes, self.sockets = [], []
+                each.process.kill()
+                each.process.wait()
+            each.forget()
+        self._running = {}
         self._end_meeting()

@@ -17,6 +17,7 @@ from typing import Any, cast
 
 from shardwise.engine import bridge
 from shardwise.engine.admit import admit
+from shardwise.engine.incident import Incident
 from shardwise.engine.profile import Bounds, Traces
 from shardwise.engine.setup import Setup
 from shardwise.engine.status import Status
@@ -70,6 +71,8 @@ class RemoteEngine(asyncio.Protocol):
         self._full = False
         self._statuses: dict[int, asyncio.Future[Status]] = {}
         self._profiles: dict[int, asyncio.Future[Traces]] = {}
+        self.mending: Incident | None = None
+        self.incidents: tuple[Incident, ...] = ()
         self._reshards: dict[int, asyncio.Future[None]] = {}
         self._lost: str | None = None
         self._gone: asyncio.Future[str] = self._loop.create_future()
@@ -270,13 +273,19 @@ class RemoteEngine(asyncio.Protocol):
             tell(message.number, _error(message))
         elif isinstance(message, bridge.Answer | bridge.Profiled | bridge.Resharded):
             self._take_told(message)
-        elif isinstance(message, bridge.Recut):
-            self.setup = message.boot.setup()
-            self._scheduler = _asked(self.setup)
+        elif isinstance(message, bridge.Noticed | bridge.Recut):
+            self._take_changed(message)
         elif isinstance(message, bridge.Gone):
             self._end(message.reason)
         else:
             raise bridge.BridgeError(f"an engine does not send {type(message).__name__}")
+
+    def _take_changed(self, message: bridge.Noticed | bridge.Recut) -> None:
+        if isinstance(message, bridge.Noticed):
+            self.mending, self.incidents = message.mending, message.incidents
+        else:
+            self.setup = message.boot.setup()
+            self._scheduler = _asked(self.setup)
 
     def _take_told(self, message: bridge.Answer | bridge.Profiled | bridge.Resharded) -> None:
         if isinstance(message, bridge.Answer):

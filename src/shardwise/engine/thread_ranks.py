@@ -30,6 +30,7 @@ class ThreadRanks:
 
     def __init__(self, setup: Setup, progress: Progress | None = None) -> None:
         size = setup.layout.mesh.size
+        self.whole = True  # they are never mended
         self._comms = threads(size, deadline_s=DEADLINE_S)
         self._threads = [ThreadPoolExecutor(1, thread_name_prefix=f"rank{rank}") for rank in range(size)]
         self._news = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)

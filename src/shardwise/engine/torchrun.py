@@ -39,6 +39,7 @@ class TorchrunRanks:
             raise UserError(
                 f"torchrun started {place.size} processes for -tp {setup.layout.mesh.size}; leave -tp out, or make them equal"
             )
+        self.whole = True  # they are never mended
         self._place = place
         self._store = _store(place)
         self._posted = self._deleted = self._last = 0

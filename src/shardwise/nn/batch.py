@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import torch
 
 from shardwise.comm.protocol import Comm
+from shardwise.comm.ticking import Silent, Ticks
 from shardwise.nn.kernels.kernels import Kernels
 from shardwise.nn.reach import GroupBatch, Segment
 from shardwise.spec.layout import Layout
@@ -17,7 +18,8 @@ from shardwise.spec.mesh import Coords
 class Rank:
     """One rank's world, made once and passed in: there is no module global and no default group.
 
-    Activations are of `dtype`, float32 where the kernels are compiled; keys and values are kept as `kv_dtype`.
+    Activations are of `dtype`, float32 where the kernels are compiled; keys and values are kept as `kv_dtype`. `pulse` is told
+    where the rank stands.
     """
 
     layout: Layout
@@ -27,6 +29,7 @@ class Rank:
     dtype: torch.dtype
     kv_dtype: torch.dtype
     kernels: Kernels = field(default_factory=Kernels.reference)
+    pulse: Ticks = field(default_factory=Silent)
 
     @property
     def at(self) -> Coords:

@@ -112,7 +112,7 @@ class Decoder:
     """Tokens in, hidden states out; `logits` of some of them."""
 
     def __init__(self, rank: Rank, tensors: Tensors) -> None:
-        model = rank.layout.model
+        model, self._tick = rank.layout.model, rank.pulse.layer
         self.embed = Embedding(model.embed, model.embed.name, rank, tensors)
         self.layers = [build(block, path, rank, tensors) for path, block in layer_blocks(model)]
         self.head = Head(model.head, model.head.name, rank, tensors)
@@ -122,7 +122,9 @@ class Decoder:
         """tokens [T] to hidden states [T, hidden], the same on every rank."""
         x = self.embed(tokens, batch)
         state = State(batch, cache, {rope: module(batch, x.dtype) for rope, module in self.ropes.items()})
-        for layer in self.layers:
+        tick = self._tick
+        for index, layer in enumerate(self.layers):
+            tick(index)
             x = layer(x, state)
         return x
 

@@ -59,6 +59,7 @@ class Recording:
         activities = [ProfilerActivity.CPU]
         if self._runner.rank.device.type == "cuda":
             activities.append(ProfilerActivity.CUDA)
+        self._runner.rank.pulse.aside()
         self._memory.lift()
         try:
             started = profile(activities=activities)
@@ -70,6 +71,7 @@ class Recording:
     def end(self) -> wire.Recorded:
         """Writes what was recorded. Until that is done, the rank does nothing else."""
         done, self._profile = self._profile, None
+        self._runner.rank.pulse.aside()
         try:
             if done is None:
                 return wire.Recorded("", 0, 0, self._failed)
@@ -82,6 +84,7 @@ class Recording:
         finally:
             del done
             self._memory.restore()
+            self._runner.rank.pulse.idle()
 
 
 def written(done: profile, path: Path, large_bytes: int = LARGE_BYTES) -> Path:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Generic, TypeVar
 
 import msgspec
 
@@ -16,13 +17,15 @@ LIMIT_BYTES = 64 * 2**20
 
 
 class Start(msgspec.Struct, frozen=True, tag=True):
-    """Everything a rank needs to know, once. `config` is the model's config.json as JSON text: msgpack has no
-    whole numbers beyond 64 bits.
+    """Everything a rank needs to know of the group of one epoch. A rank that is in a group leaves it for one of a later epoch,
+    and keeps what it has loaded of the same model. `config` is the model's config.json as JSON text: msgpack has no whole
+    numbers beyond 64 bits.
 
     `folder` None means random weights. `pages` counts the page SCRATCH of each cache group too. `memory`: bytes that the
     process holds itself to, on a CPU. `cores`: the processors of each rank, of all of them so that torchrun's may get one
     message; empty where they run on any. `crowded`: ranks take turns on the processors. `quantization`: the kind and the group
-    that weights are quantised to while loaded.
+    that weights are quantised to while loaded. `rendezvous`: the folder where ranks meet that do not talk through shared
+    memory, one for each epoch; the sender's to remove once all are ready.
     """
 
     rank: int
@@ -44,22 +47,27 @@ class Start(msgspec.Struct, frozen=True, tag=True):
     quantization: tuple[str, int] | None = None
     cores: tuple[tuple[int, ...], ...] = ()
     crowded: bool = False
+    rendezvous: str = ""
 
 
 class Loading(msgspec.Struct, frozen=True, tag=True):
     """Some more bytes of the rank's weights are in place."""
 
     bytes: int
+    epoch: int = 0
 
 
 class Ready(msgspec.Struct, frozen=True, tag=True):
-    """The rank waits for steps: in process `pid` of `host`."""
+    """The rank waits for steps of the group of `epoch`: in process `pid` of `host`. `kept_bytes` of its weights were there
+    before, of an earlier epoch."""
 
     weight_bytes: int
     kv_bytes: int
     peak_bytes: int
     pid: int
     host: str
+    epoch: int = 0
+    kept_bytes: int = 0
 
 
 class Forward(msgspec.Struct, frozen=True, tag=True):
@@ -86,6 +94,7 @@ class Results(msgspec.Struct, frozen=True, tag=True):
     """Some results of the step that is done next, which come before those of its Done: one message cannot hold them all."""
 
     results: tuple[Result, ...]
+    epoch: int = 0
 
 
 class Done(msgspec.Struct, frozen=True, tag=True):
@@ -95,6 +104,7 @@ class Done(msgspec.Struct, frozen=True, tag=True):
     number: int
     results: tuple[Result, ...]
     busy_s: float
+    epoch: int = 0
 
 
 class Logits(msgspec.Struct, frozen=True, tag=True):
@@ -147,12 +157,14 @@ class Recorded(msgspec.Struct, frozen=True, tag=True):
 
 
 class Failed(msgspec.Struct, frozen=True, tag=True):
-    """The rank gives up. `mendable`: the user can mend it. `culprit`: the rank at fault where it is another one."""
+    """The rank has left the group of `epoch`, or could not join it, and waits for the Start of a later one; it drops what else
+    comes before. `mendable`: the user can mend it. `secondary`: another rank is at fault, `culprit` where that is known."""
 
     message: str
     mendable: bool
     culprit: int | None = None
     secondary: bool = False
+    epoch: int = 0
 
 
 class Stop(msgspec.Struct, frozen=True, tag=True):
@@ -215,12 +227,46 @@ def in_messages(results: tuple[Result, ...], limit: int = PIECE_BYTES) -> Iterat
     yield results[start:]
 
 
-def decode(body: bytes) -> Message:
+def decode(body: bytes | memoryview) -> Message:
     """The message in `body`; WireError if there is none."""
     try:
         return _DECODER.decode(body)
     except msgspec.DecodeError as error:
         raise WireError(f"not a message: {error}") from None
+
+
+M = TypeVar("M")
+
+
+class Frames(Generic[M]):
+    """A stream of bytes cut into messages, length first, however it arrives. `decode` reads one; `wrong` is raised for what can
+    be none: the stream is of no use any more then."""
+
+    def __init__(self, decode: Callable[[bytes | memoryview], M], wrong: type[ShardwiseError]) -> None:
+        self._decode, self._wrong = decode, wrong
+        self._bytes = bytearray()
+        self._wanted = 4
+
+    def feed(self, data: bytes | bytearray | memoryview) -> list[M]:
+        """The messages that are complete now."""
+        self._bytes += data
+        found: list[M] = []
+        if len(self._bytes) < self._wanted:
+            return found
+        at, end = 0, len(self._bytes)
+        self._wanted = 4
+        with memoryview(bytes(self._bytes)) as view:
+            while end - at >= 4:
+                size = int.from_bytes(view[at : at + 4], "little")
+                if size > LIMIT_BYTES:
+                    raise self._wrong(f"a message of {size} bytes is announced; the limit is {LIMIT_BYTES}")
+                if end - at - 4 < size:
+                    self._wanted = 4 + size
+                    break
+                found.append(self._decode(view[at + 4 : at + 4 + size]))
+                at += 4 + size
+        del self._bytes[:at]
+        return found
 
 
 class Channel:

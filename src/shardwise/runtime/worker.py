@@ -1,6 +1,7 @@
-"""One rank as a process: `python -m shardwise.runtime.worker --fd N --shared M --rendezvous DIR`, on one end of a socket pair.
+"""One rank as a process: `python -m shardwise.runtime.worker --fd N --shared M`, on one end of a socket pair.
 
-It holds weights and caches and nothing that could not be computed again. When the other end closes, it ends at once.
+It holds weights and caches and nothing that could not be computed again. It does not die of its peers: what its group fails of
+it reports, and waits to be told of another one. When the other end of its channel closes, it ends at once.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,18 +27,19 @@ from shardwise.runtime import heap, wire
 from shardwise.telemetry import log
 
 if TYPE_CHECKING:
+    from shardwise.comm.protocol import Comm
     from shardwise.runtime.load import Progress
+    from shardwise.runtime.opening import Kept
     from shardwise.runtime.recording import Recording
     from shardwise.runtime.runner import Runner
     from shardwise.sched.step import Step
 
 
 def main() -> None:
-    """Reads its start message from the descriptor it was given, then computes steps until the other end closes."""
+    """Reads from the descriptor it was given which group it is to join, then computes steps; until the other end closes."""
     parser = argparse.ArgumentParser(description="one rank of a shardwise engine; started by the engine, not by hand")
     parser.add_argument("--fd", type=int, required=True)
     parser.add_argument("--shared", type=int, required=True)
-    parser.add_argument("--rendezvous", type=Path, required=True)
     args = parser.parse_args()
     # The engine decides when ranks end; a Ctrl-C at the terminal is its to handle.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -45,61 +47,103 @@ def main() -> None:
     log.begin(env.log_format())
     channel = wire.Channel(socket.socket(fileno=args.fd))
     inbox: queue.SimpleQueue[wire.Message] = queue.SimpleQueue()
-    threading.Thread(target=_listen, args=(channel, inbox, args.rendezvous), daemon=True, name="listen").start()
+    threading.Thread(target=_listen, args=(channel, inbox), daemon=True, name="listen").start()
     try:
-        _work(channel, inbox, args.rendezvous, args.shared)
+        Member(channel, inbox, args.shared).run()
     except BaseException as error:
         if env.debug():
             log.trace(error)
-        _report(channel, error)
+        _report(channel, error, -1)
         # Not sys.exit: destroying a process group whose peers are gone can wait for them.
         os._exit(1)
 
 
-def _listen(channel: wire.Channel, inbox: queue.SimpleQueue[wire.Message], rendezvous: Path) -> None:
+def _listen(channel: wire.Channel, inbox: queue.SimpleQueue[wire.Message]) -> None:
     """Ends the process when the engine is gone, whatever the main thread is waiting for."""
+    rendezvous = ""
     while (message := channel.receive()) is not None:
+        if isinstance(message, wire.Start):
+            rendezvous = message.rendezvous
         inbox.put(message)
-    # The engine removes it, unless it was killed first.
-    shutil.rmtree(rendezvous, ignore_errors=True)
+    if rendezvous:
+        # The engine removes it, unless it was killed first.
+        shutil.rmtree(rendezvous, ignore_errors=True)
     os._exit(0)
 
 
-def _work(channel: wire.Channel, inbox: queue.SimpleQueue[wire.Message], rendezvous: Path, shared: int) -> None:
-    import_torch()
-    start = inbox.get()
-    assert isinstance(start, wire.Start)
-    runner = build(start, rendezvous, shared, lambda count: channel.send(wire.Loading(count)))
-    channel.send(ready(runner))
-    busy_s = 0.0
-    # What does the steps: the runner, or what records it.
-    on: Runner | Recording = runner
-    recording: Recording | None = None
-    while True:
-        message = inbox.get()
-        began = time.perf_counter()
-        if isinstance(message, wire.Forward):
-            on.forward(message.step)
-            busy_s = time.perf_counter() - began
-        elif isinstance(message, wire.Draws):
-            runner.early(message.draws)
-        elif isinstance(message, wire.Logits):
-            for rows in rows_of(runner, message.step):
-                channel.send(rows)
-        elif isinstance(message, wire.Sample):
-            *early, last = wire.in_messages(on.sample(message.number, message.draws))
-            for results in early:
-                channel.send(wire.Results(results))
-            channel.send(wire.Done(message.number, last, busy_s + time.perf_counter() - began))
-        elif isinstance(message, wire.Record):
-            from shardwise.runtime.recording import Recording
+class Member:
+    """A rank process in one group after the other: what it keeps from each to the next."""
 
-            on = recording = Recording(runner, start.rank, message)
-        else:
-            assert isinstance(message, wire.EndRecord)
-        if recording is not None and (recording.full or isinstance(message, wire.EndRecord)):
-            channel.send(recording.end())
-            on, recording = runner, None
+    def __init__(self, channel: wire.Channel, inbox: queue.SimpleQueue[wire.Message], shared: int) -> None:
+        self._channel, self._inbox, self._shared = channel, inbox, shared
+        self._everywhere = os.sched_getaffinity(0)
+
+    def run(self) -> None:
+        """Never returns: the listening thread ends the process."""
+        import_torch()
+        from shardwise.runtime.opening import Kept
+
+        self._kept = Kept()
+        start = self._next_start()
+        while True:
+            try:
+                start = self._live(start)
+                continue
+            except Exception as error:
+                # By now this rank has left its group, so its peers do not wait for what it says here.
+                if env.debug():
+                    log.trace(error)
+                _report(self._channel, error, start.epoch)
+            start = self._next_start()
+
+    def _next_start(self) -> wire.Start:
+        """The next group, dropping what was still said of the last one."""
+        while not isinstance(message := self._inbox.get(), wire.Start):
+            pass
+        return message
+
+    def _live(self, start: wire.Start) -> wire.Start:
+        """Joins a group, loads, and computes its steps until it is told of the next group, which it returns."""
+        keep_to(start, self._everywhere)
+        with contextlib.closing(joined(start, self._shared)) as comm:
+            runner = build(start, comm, lambda count: self._channel.send(wire.Loading(count, start.epoch)), self._kept)
+            self._channel.send(ready(runner, start.epoch))
+            return self._steps(start, runner)
+
+    def _steps(self, start: wire.Start, runner: Runner) -> wire.Start:
+        busy_s = 0.0
+        recording: Recording | None = None
+        try:
+            while not isinstance(message := self._inbox.get(), wire.Start):
+                began = time.perf_counter()
+                # What does the steps: the runner, or what records it.
+                on = recording or runner
+                if isinstance(message, wire.Forward):
+                    on.forward(message.step)
+                    busy_s = time.perf_counter() - began
+                elif isinstance(message, wire.Draws):
+                    runner.early(message.draws)
+                elif isinstance(message, wire.Logits):
+                    for rows in rows_of(runner, message.step):
+                        self._channel.send(rows)
+                elif isinstance(message, wire.Sample):
+                    *early, last = wire.in_messages(on.sample(message.number, message.draws))
+                    for results in early:
+                        self._channel.send(wire.Results(results, start.epoch))
+                    self._channel.send(wire.Done(message.number, last, busy_s + time.perf_counter() - began, start.epoch))
+                elif isinstance(message, wire.Record):
+                    from shardwise.runtime.recording import Recording
+
+                    recording = Recording(runner, start.rank, message)
+                else:
+                    assert isinstance(message, wire.EndRecord)
+                if recording is not None and (recording.full or isinstance(message, wire.EndRecord)):
+                    ended, recording = recording, None
+                    self._channel.send(ended.end())
+            return message
+        finally:
+            if recording is not None:
+                self._channel.send(recording.end())
 
 
 def rows_of(runner: Runner, step: Step) -> Iterator[wire.Rows]:
@@ -110,9 +154,10 @@ def rows_of(runner: Runner, step: Step) -> Iterator[wire.Rows]:
             yield wire.Rows(vocabulary, piece.cpu().numpy().astype("<f4", copy=False).tobytes())
 
 
-def ready(runner: Runner) -> wire.Ready:
+def ready(runner: Runner, epoch: int = 0) -> wire.Ready:
     """What the rank holds, measured on its live storages, and the most memory that the process has had resident."""
-    return wire.Ready(runner.arena.nbytes, runner.cache.arena.nbytes, peak_bytes(), os.getpid(), socket.gethostname())
+    held = runner.arena.nbytes, runner.cache.arena.nbytes, peak_bytes()
+    return wire.Ready(*held, os.getpid(), socket.gethostname(), epoch, runner.weights.kept_bytes)
 
 
 def peak_bytes() -> int:
@@ -131,34 +176,56 @@ def import_torch() -> None:
     gc.enable()
 
 
-def build(start: wire.Start, rendezvous: Path, shared: int, progress: Progress) -> Runner:
-    """Joins the group, then loads."""
+def joined(start: wire.Start, shared: int) -> Comm:
+    """This rank's end of its group, in a process with the rank's number of threads."""
     import torch
 
-    from shardwise.runtime.opening import join, open_runner
+    from shardwise.runtime.opening import join
 
-    keep_to(start)
     torch.set_num_threads(start.threads)
-    if start.memory and start.device == "cpu":
-        # The kernel keeps what was planned: memory of this process's own, mapped files not counted.
-        resource.setrlimit(resource.RLIMIT_DATA, (start.memory, resource.getrlimit(resource.RLIMIT_DATA)[1]))
-    runner = open_runner(start, join(start, rendezvous, shared), progress)
+    return join(start, shared)
+
+
+def build(start: wire.Start, comm: Comm, progress: Progress, kept: Kept) -> Runner:
+    """Loads what the rank is to hold and does not yet, and holds the process to the memory that was planned."""
+    from shardwise.runtime.opening import open_runner
+
+    limited = start.memory is not None and start.device == "cpu"
+    if limited:
+        # While weights are cut anew the kernel counts the old ones to the last, though less and less of them is there.
+        hold_to(None if kept.holds else start.memory)
+    runner = open_runner(start, comm, progress, kept)
+    if limited:
+        hold_to(start.memory)
     heap.keep()  # not what loading has freed
     return runner
 
 
-def keep_to(start: wire.Start) -> None:
+def hold_to(limit: int | None) -> None:
+    """Has the kernel keep this process to so much memory of its own, mapped files not counted; to no more than others with
+    None."""
+    hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
+    resource.setrlimit(resource.RLIMIT_DATA, (hard if limit is None else limit, hard))
+
+
+def keep_to(start: wire.Start, everywhere: Collection[int] = ()) -> None:
     """Has this thread, and those that it starts, run on the rank's own processors: before it writes to its weights and cache,
-    which then are in the memory next to them."""
-    if start.cores:
-        os.sched_setaffinity(0, start.cores[start.rank])
+    which then are in the memory next to them. Those that it started for an earlier group follow. `everywhere`: where it may run
+    if it has none of its own, by default where it does."""
+    own = set(start.cores[start.rank] if start.cores else everywhere)
+    if not own or own == os.sched_getaffinity(0):
+        return
+    others = {thread.native_id for thread in threading.enumerate() if thread is not threading.current_thread()}
+    for thread in {int(task.name) for task in Path("/proc/self/task").iterdir()} - others:
+        with contextlib.suppress(OSError):  # it has ended
+            os.sched_setaffinity(thread, own)
 
 
-def _report(channel: wire.Channel, error: BaseException) -> None:
-    """Tells the engine why, if it still listens."""
+def _report(channel: wire.Channel, error: BaseException, epoch: int) -> None:
+    """Tells the engine why the group of `epoch` is no more, if it still listens."""
     message = str(error) if isinstance(error, ShardwiseError) else f"{type(error).__name__}: {error}"
     culprit = error.culprit if isinstance(error, CommError) else None
-    failed = wire.Failed(message, isinstance(error, UserError), culprit, isinstance(error, CommError))
+    failed = wire.Failed(message, isinstance(error, UserError), culprit, isinstance(error, CommError), epoch)
     # Where the engine is gone, or is closing, what a step in flight ran into is of no interest to anybody.
     with contextlib.suppress(OSError):
         channel.send(failed)

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from shardwise.engine.incident import Incident
 from shardwise.engine.setup import Setup
 from shardwise.engine.status import PagesStatus, RankStatus
 from shardwise.server.banner import cache_tokens
@@ -82,8 +83,9 @@ class Counters(msgspec.Struct, frozen=True):
 
 
 class ServerInformation(msgspec.Struct, frozen=True):
-    """`ranks`: where each runs, and the bytes that it holds. `unknown_fields`: how often a field came that nobody knows, at
-    the process that answers (`pid`); with several keys without the names, which are words of somebody's."""
+    """`ranks`: where each runs, and the bytes that it holds; `incidents`: the last that were lost. `unknown_fields`: how
+    often a field came that nobody knows, at the process that answers (`pid`); with several keys without the names, which are
+    words of somebody's."""
 
     versions: dict[str, str]
     pid: int
@@ -91,6 +93,7 @@ class ServerInformation(msgspec.Struct, frozen=True):
     settings: dict[str, Any]
     plan: Plan
     ranks: tuple[RankStatus, ...]
+    incidents: tuple[Incident, ...]
     pages: tuple[PagesStatus, ...]
     counters: Counters
     unknown_fields: dict[str, int]
@@ -125,6 +128,7 @@ async def server_information(service: Service, _call: Call, _body: Any) -> Reply
             settings=public(service.settings),
             plan=planned(setup),
             ranks=status.ranks,
+            incidents=service.engine.incidents,
             pages=status.pages,
             counters=Counters(**counts),
             unknown_fields=unknown(service),

@@ -12,6 +12,7 @@ from shardwise.engine.core_process import CoreProcess
 from shardwise.engine.host_process import HostProcess
 from shardwise.engine.ranks import Progress
 from shardwise.engine.setup import Setup
+from shardwise.engine.supervise import Policy
 
 Bars = Callable[[Setup], AbstractContextManager[Progress]]
 """Shows how far each rank's weights are, for as long as its context lasts."""
@@ -20,13 +21,13 @@ Bars = Callable[[Setup], AbstractContextManager[Progress]]
 class CoreStart:
     """An engine that starts in `host` from the moment that this is made. `result` waits for it."""
 
-    def __init__(self, setup: Setup, host: HostProcess, queue: int | None, bars: Bars | None) -> None:
+    def __init__(self, setup: Setup, host: HostProcess, queue: int | None, policy: Policy, bars: Bars | None) -> None:
         self.setup = setup
         self.begun_s = time.monotonic()
         self.loading_s: tuple[float, float] | None = None
         """When the first weights and when the last ones were in place. Before that, ranks import torch and meet."""
         self.ready_s = 0.0
-        self._host, self._queue, self._bars = host, queue, bars
+        self._host, self._queue, self._policy, self._bars = host, queue, policy, bars
         self._core: CoreProcess | None = None
         self._error: BaseException | None = None
         # A daemon, so that an interrupted start need not wait for it: the processes end with the connection to them.
@@ -50,7 +51,8 @@ class CoreStart:
     def _run(self) -> None:
         try:
             with nullcontext() if self._bars is None else self._bars(self.setup) as shown:
-                self._core = CoreProcess(self.setup, partial(self._note, shown), host=self._host, queue=self._queue)
+                note = partial(self._note, shown)
+                self._core = CoreProcess(self.setup, note, host=self._host, queue=self._queue, policy=self._policy)
             self.ready_s = time.monotonic()
         except BaseException as error:
             self._error = error

@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from shardwise.engine.incident import Incident
 from shardwise.server.call import Call
 from shardwise.server.refusal import RETRY_S, Refusal
 from shardwise.server.reply import Json, Reply
@@ -19,9 +20,10 @@ from shardwise.server.service import Service
 
 
 class Health(msgspec.Struct):
-    """`status` is "ok"."""
+    """`status` is "ok". `incidents`: the last ranks that were lost since the start, and what was done."""
 
     status: str = "ok"
+    incidents: tuple[Incident, ...] = ()
 
 
 class Version(msgspec.Struct):
@@ -31,10 +33,13 @@ class Version(msgspec.Struct):
 
 
 async def health(service: Service, _call: Call, _body: Any) -> Reply:
-    """200 while the engine lives, also before it is ready and while it drains."""
+    """200 while the engine computes what it is asked, also while it drains. 503 while a lost rank is made up for: requests are
+    taken meanwhile, and go on afterwards."""
     if (reason := service.engine.lost) is not None:
         raise Refusal(503, f"the engine is lost: {reason}", code="engine_lost")
-    return Json(Health())
+    if (incident := service.engine.mending) is not None:
+        raise Refusal(503, f"mending: {incident}", code="mending", retry_after_s=RETRY_S)
+    return Json(Health(incidents=service.engine.incidents))
 
 
 async def ready(service: Service, call: Call, body: Any) -> Reply:

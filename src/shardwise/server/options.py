@@ -9,9 +9,10 @@ from argparse import ArgumentTypeError
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from shardwise.engine.memory import mib
+from shardwise.engine.supervise import OnLoss
 from shardwise.errors import UserError
 from shardwise.server.settings import Settings
 from shardwise.telemetry.log import FORMATS
@@ -104,11 +105,26 @@ def hosts(text: str) -> tuple[str, ...]:
     return words(text)
 
 
-def form_of_log(text: str) -> str:
-    """One of the forms that there are."""
-    if text not in FORMATS:
-        raise ArgumentTypeError(f"{text!r} is not known; choose one of {', '.join(FORMATS)}")
-    return text
+def budget(text: str) -> tuple[int, float]:
+    """So many in so long a time: 5/60s."""
+    count, _, time = text.partition("/")
+    if not re.fullmatch(r"\d{1,6}", count.strip()) or not time:
+        raise ArgumentTypeError(f"{text!r} is no budget; write how many in how long, as 5/60s")
+    within = seconds(time)
+    if not within:
+        raise ArgumentTypeError(f"{text!r} is no budget: give a time above 0, as 5/60s")
+    return int(count), within
+
+
+def one_of(*choices: str) -> Callable[[str], str]:
+    """Reads a word that is one of these."""
+
+    def read(text: str) -> str:
+        if text not in choices:
+            raise ArgumentTypeError(f"{text!r} is not known; choose one of {', '.join(choices)}")
+        return text
+
+    return read
 
 
 def folder(text: str) -> str:
@@ -142,6 +158,15 @@ SERVING = (
            whole(1, 10**6), "N"),
     Option("workers", ("--api-workers", "--api-server-count"),
            "processes that speak HTTP; more than one only for very many clients (default: 1)", whole(1, MAX_WORKERS), "N", 1),
+    Option("on_rank_loss", ("--on-rank-loss",),
+           "when a rank is lost: restart puts another process in its place, or, where that fails, goes on without; shrink goes "
+           "on without it, and takes it back later; exit ends the server (default: restart)",
+           one_of(*get_args(OnLoss)), "HOW", "restart"),
+    Option("recovery_budget", ("--recovery-budget",),
+           "ranks that may be lost in a time; with one more the server ends, exit code 70 (default: 5/60s)", budget, "N/TIME",
+           (5, 60.0)),
+    Option("warm_spares", ("--warm-spares",),
+           "processes that wait, with all imports done, to take a lost rank's place (default: 1)", whole(0, 64), "N", 1),
     Option("chat_template", ("--chat-template",), "a Jinja file instead of the model's own chat template", str, "FILE"),
     Option("trust_request_chat_template", ("--trust-request-chat-template",),
            "let requests bring chat templates of their own"),
@@ -155,7 +180,7 @@ SERVING = (
            folder, "DIR"),
     Option("log_format", ("--log-format",),
            "text, or json: each line of all processes is an object with time, level, logger, message, pid and, where there is "
-           "one, request_id (default: text)", form_of_log, "FORMAT"),
+           "one, request_id (default: text)", one_of(*FORMATS), "FORMAT"),
     Option("seed", ("--seed", "--random-seed"),
            "requests without a seed draw theirs from this one, in the order they come (default: from chance)",
            whole(0, 2**32 - 1), "N"),

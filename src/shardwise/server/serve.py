@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from shardwise.engine.host_process import HostProcess
 from shardwise.engine.setup import Options, resolve
+from shardwise.engine.supervise import FAIL_FAST, Policy
 from shardwise.errors import UserError
 from shardwise.server import banner
 from shardwise.server.listener import listen, others_reach
@@ -24,11 +25,13 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, slots=True)
 class Wanted:
     """What the server is told besides its settings. `fronts` processes speak HTTP, this one among them; `queue` requests may
-    wait, None leaves it to the engine. `anybody` may ask it, also from elsewhere, without a key."""
+    wait, None leaves it to the engine. `policy` says what the loss of a rank leads to. `anybody` may ask it, also from
+    elsewhere, without a key."""
 
     fronts: int = 1
     queue: int | None = None
     anybody: bool = False
+    policy: Policy = FAIL_FAST
     verbose: bool = False
     bars: Bars | None = None
 
@@ -46,7 +49,7 @@ def serve(options: Options, settings: Settings, wanted: Wanted) -> int:
         # Only now, while the ranks import what they need: these take long, too.
         from shardwise.server.core import CoreStart
 
-        core = CoreStart(setup, host, wanted.queue, wanted.bars)
+        core = CoreStart(setup, host, wanted.queue, wanted.policy, wanted.bars)
         say(banner.plan(setup))
         from shardwise.server.run import Run
 

@@ -1,0 +1,72 @@
+"""How long a rank may take from one tick to the next, learned from what it took lately. Knows neither clocks nor processes.
+
+A tick's length depends on how many tokens the step has; a step of a size that was not seen yet takes at most as long as a
+larger one did, or as many times longer than a smaller one as it has more tokens.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+from shardwise.comm.ticking import CHOOSING, HEAD
+from shardwise.runtime.pulse import State, Where
+
+STEPS = 16
+"""The longest tick in so many steps of a size is what is expected of the next. Those between two looks do not count."""
+
+
+class Pace:
+    """Of all ranks of a group together: the slowest says what is expected, for work and cores are not shared evenly."""
+
+    def __init__(self) -> None:
+        self._layers = 1
+        self._longest: dict[tuple[bool, int], deque[tuple[int, float]]] = {}
+
+    def saw(self, before: Where, after: Where, stood_s: float, gap_s: float) -> None:
+        """A rank that was `before` at one look was `after` at the next, `gap_s` later without waiting for processors.
+        Until the first of the two it had stood for `stood_s`."""
+        for where in (before, after):
+            if 0 <= where.layer < HEAD:
+                self._layers = max(self._layers, where.layer + 1)
+        ticks = self._depth(after) - self._depth(before)
+        if before.state in (State.COMPUTING, State.IN_COLLECTIVE):
+            self._note(before, stood_s)
+            if ticks > 0 and before.tokens == after.tokens:
+                # Since its last tick, which was before that look.
+                self._note(before, max(0.0, (after.tick_ns - before.tick_ns) / 1e9) / ticks)
+        elif before.state == State.IDLE and ticks > 0 and after.tokens:
+            self._note(after, gap_s / ticks)
+
+    def _note(self, where: Where, took_s: float) -> None:
+        recent = self._longest.setdefault(_kind(where), deque(maxlen=STEPS))
+        if recent and recent[-1][0] == where.step:
+            took_s = max(took_s, recent.pop()[1])
+        recent.append((where.step, took_s))
+
+    def expected_s(self, where: Where) -> float | None:
+        """The longest tick that is to be expected there; None where nothing is known that says so."""
+        choosing, size = _kind(where)
+        known = {key: max(took for _, took in seen) for key, seen in self._longest.items()}
+        found = _of_size(size, {s: took for (c, s), took in known.items() if c == choosing})
+        if found is None and choosing:
+            # On a GPU that waits for the whole of a step.
+            found = _of_size(size, {s: took * (self._layers + 2) for (c, s), took in known.items() if not c})
+        return found
+
+    def _depth(self, where: Where) -> int:
+        """Ticks since the first step: those of its layers, and one after them."""
+        return where.step * (self._layers + 1) + min(where.layer + 1, self._layers + 1)
+
+
+def _kind(where: Where) -> tuple[bool, int]:
+    """Whether it is about choosing, and the power of 2 that the step's tokens come up to."""
+    return where.layer == CHOOSING, where.tokens.bit_length()
+
+
+def _of_size(size: int, known: dict[int, float]) -> float | None:
+    """What is expected of a size by what is known of some: what is larger takes no less, and at most in proportion more."""
+    if size in known:
+        return known[size]
+    above = [known[other] for other in known if other > size]
+    below = [known[other] * 2 ** (size - other) for other in known if other < size]
+    return min([*above, *below], default=None)
