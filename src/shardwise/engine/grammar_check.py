@@ -21,6 +21,7 @@ from dataclasses import asdict, astuple, replace
 from pathlib import Path
 from subprocess import DEVNULL, PIPE, Popen
 
+from shardwise import children
 from shardwise.engine.grammar import BROKEN, Grammars
 from shardwise.errors import CheckpointError, RequestError, ShardwiseError
 from shardwise.sched.structured import StructuredOutputs
@@ -95,7 +96,8 @@ class GrammarCheck:
             kept = {name: os.environ[name] for name in ("LD_LIBRARY_PATH", "PATH") if name in os.environ}  # no keys
             paths = json.dumps([path for path in sys.path if path])
             command = [sys.executable, "-I", "-c", _START, paths, str(self._folder.resolve()), str(self._vocab)]
-            self._process = Popen(command, stdin=PIPE, stdout=PIPE, stderr=DEVNULL, cwd="/", env=kept)
+            command.append(str(os.getpid()))
+            self._process = children.started(command, stdin=PIPE, stdout=PIPE, stderr=DEVNULL, cwd="/", env=kept)
             weakref.finalize(self, _end, self._process)
             if (reason := _line(self._process, None, OPEN_S)) != "":
                 _end(self._process)
@@ -136,6 +138,7 @@ def _end(process: Popen[bytes]) -> None:
 
 def serve() -> None:
     """A line when it is ready: why it is not, or nothing. Then JSON lines in, JSON lines out, until the input ends."""
+    children.bound(int(sys.argv[-1]))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started this one
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     grammars = Grammars(Path(sys.argv[2]), int(sys.argv[3]))

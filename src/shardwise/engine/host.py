@@ -13,7 +13,7 @@ import signal
 import socket
 from contextlib import suppress
 
-from shardwise import env
+from shardwise import children, env
 from shardwise.engine.rank_processes import RankProcesses
 
 
@@ -23,6 +23,8 @@ def main() -> None:
     parser.add_argument("--fd", type=int, required=True)
     parser.add_argument("--ranks", type=int, required=True)
     args = parser.parse_args()
+    control = socket.socket(fileno=args.fd)
+    children.bound_to_peer(control)
     # Whoever started it decides when it ends, and says so by closing the connection; its ranks inherit this.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
@@ -36,7 +38,7 @@ def main() -> None:
 
     log.begin(env.log_format())
 
-    os._exit(serve(socket.socket(fileno=args.fd), started))
+    os._exit(serve(control, started))
 
 
 if __name__ == "__main__":

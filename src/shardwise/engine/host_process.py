@@ -13,7 +13,7 @@ import sys
 from types import TracebackType
 from typing import Self
 
-from shardwise import env
+from shardwise import children, env
 from shardwise.engine.rank_processes import STOP_S
 
 
@@ -32,7 +32,7 @@ class HostProcess:
             command = [sys.executable, "-m", "shardwise.engine.host", *own]
             # Its own process group: a Ctrl-C at the terminal is for this process alone to act on.
             told = {**os.environ, env.LOG_FORMAT: log_format}  # which ranks inherit
-            self.process = subprocess.Popen(
+            self.process = children.started(
                 command, pass_fds=[theirs.fileno()], process_group=0, stdin=subprocess.DEVNULL, env=told
             )
 

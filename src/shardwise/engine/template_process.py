@@ -25,6 +25,8 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
+from shardwise import children
+
 COMPILE_S = 2.0  # of CPU time, once
 CPU_S = 0.25  # for one rendering
 WALL_S = 10.0  # for one rendering on a machine so busy that its CPU time does not come
@@ -112,6 +114,7 @@ def rendered(source: str, variables: Mapping[str, Any], limit: int) -> tuple[str
 
 def serve() -> None:
     """The rendering process: a JSON line in, a JSON line out, until the input ends. Over its CPU time, it is killed."""
+    children.bound(int(sys.argv[-1]))
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started this one
@@ -139,7 +142,8 @@ class Isolated:
         if self._process is None or self._process.poll() is not None:
             kept = {name: os.environ[name] for name in ("LD_LIBRARY_PATH", "PATH", "TZ") if name in os.environ}  # no keys
             command = [sys.executable, "-I", "-c", _START, json.dumps([path for path in sys.path if path])]
-            self._process = Popen(command, stdin=PIPE, stdout=PIPE, stderr=DEVNULL, cwd="/", env=kept)
+            command.append(str(os.getpid()))
+            self._process = children.started(command, stdin=PIPE, stdout=PIPE, stderr=DEVNULL, cwd="/", env=kept)
             weakref.finalize(self, _end, self._process)
         return self._process
 
