@@ -1,24 +1,19 @@
 """Processes that end with the one that started them, whatever ended it, and whatever they do: also while they are stopped.
 
 The kernel kills them (PR_SET_PDEATHSIG, prctl(2)), but already when the *thread* ends that started them. So one thread starts
-all of them, and lives as long as its process.
+all of them, and lives as long as its process. What they do themselves is in `bound`.
 """
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
-import socket
-import struct
+import sys
 import threading
 from collections.abc import Sequence
-from contextlib import suppress
 from queue import SimpleQueue
 from subprocess import Popen
 from typing import Any
-
-_PR_SET_PDEATHSIG = 1
 
 
 class _Start:
@@ -69,7 +64,7 @@ os.register_at_fork(after_in_child=lambda: globals().update(_lock=threading.Lock
 
 
 def started(command: Sequence[str], **options: Any) -> Popen[bytes]:
-    """A process, as `Popen` starts it. It must call `bound` or `bound_to_peer` itself. OSError where it cannot be started."""
+    """A process, as `Popen` starts it, of a command that calls `bound` itself. OSError where it cannot be started."""
     global _starter
     with _lock:
         if _starter is None or _starter.pid != os.getpid():
@@ -77,21 +72,9 @@ def started(command: Sequence[str], **options: Any) -> Popen[bytes]:
     return _starter.start(command, options)
 
 
-def bound(parent: int) -> None:
-    """Has this process end with the one that started it, whose number is `parent`; at once, where that one has ended already.
-
-    Where the kernel does not do that, nothing happens: each of our processes also ends when its connection closes.
-    """
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:
-        os._exit(1)
-
-
-def bound_to_peer(sock: socket.socket) -> None:
-    """As `bound`, to the process that made the pair of sockets that `sock` is of."""
-    parent, _, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
-    bound(parent)
+def module(name: str, *args: str) -> list[str]:
+    """The command that runs a module of ours in a process that ends with this one."""
+    return [sys.executable, "-m", "shardwise.bound", str(os.getpid()), name, *args]
 
 
 def end_of(code: int) -> str:

@@ -12,6 +12,7 @@ import time
 import uuid
 from collections.abc import Callable
 from contextlib import suppress
+from http.client import HTTPException
 from pathlib import Path
 
 import psutil
@@ -28,6 +29,10 @@ WAYS = ("group", "parent", "stopped rank", "stopped engine", "stopped front")
 """Who is killed: the process group; the first process alone; that one while another one is stopped, and sees nothing of it."""
 
 
+YOUNG_S = 0.5
+"""The interpreter starts within this, and then the process is bound."""
+
+
 def tree(pid: int) -> list[psutil.Process]:
     with suppress(psutil.NoSuchProcess):
         return psutil.Process(pid).children(recursive=True)
@@ -35,11 +40,11 @@ def tree(pid: int) -> list[psutil.Process]:
 
 
 def kill(pid: int, way: str) -> None:
-    """Kills as `way` says; what it would stop is perhaps not there yet."""
+    """Kills as `way` says; what it would stop is perhaps not there yet, or too young to be bound to its parent."""
     module = {"stopped rank": "runtime.worker", "stopped engine": "engine.host", "stopped front": "server.worker"}.get(way)
     for process in tree(pid) if module else ():
         with suppress(psutil.NoSuchProcess):
-            if f"shardwise.{module}" in process.cmdline():
+            if f"shardwise.{module}" in process.cmdline() and process.create_time() < time.time() - YOUNG_S:
                 process.send_signal(signal.SIGSTOP)
     if way == "group":
         os.killpg(pid, signal.SIGKILL)
@@ -50,7 +55,7 @@ def kill(pid: int, way: str) -> None:
 def shared() -> set[str]:
     """Files in memory and sockets with names."""
     names = {line.split()[-1] for line in Path("/proc/net/unix").read_text().splitlines() if "shardwise" in line}
-    return names | {name for name in os.listdir("/dev/shm") if "shardwise" in name or "torch" in name}
+    return names | {name for name in map(str, Path("/dev/shm").iterdir()) if "shardwise" in name or "torch" in name}
 
 
 def nothing_is_left(mark: str, folder: Path, before: set[str]) -> float:
@@ -67,7 +72,7 @@ def asking(live: Live) -> None:
     """Some clients, each with a long answer, until they are cut off."""
 
     def ask() -> None:
-        with suppress(OSError, ValueError), connected(live.url) as connection:
+        with suppress(OSError, HTTPException), connected(live.url) as connection:
             body = {"prompt": "Once upon a time " * 30, "max_tokens": 700, "ignore_eos": True, "stream": True}
             connection.request("POST", "/v1/completions", json.dumps(body))
             connection.getresponse().read()

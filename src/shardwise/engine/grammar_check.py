@@ -40,7 +40,10 @@ KEPT, KEPT_BYTES = 256, 4 << 20
 
 TOO_DEAR = f"takes more than {CPU_S:g} s, or {GROWTH_BYTES >> 20} MiB, to compile; send a smaller one, with fewer repetitions"
 _SOME = re.compile(rb"[^\0]")
-_START = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from shardwise.engine.grammar_check import serve; serve()"
+_START = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from shardwise.bound import bound; bound(int(sys.argv[-1])); "
+    "from shardwise.engine.grammar_check import serve; serve()"
+)
 
 
 class GrammarCheck:
@@ -138,7 +141,6 @@ def _end(process: Popen[bytes]) -> None:
 
 def serve() -> None:
     """A line when it is ready: why it is not, or nothing. Then JSON lines in, JSON lines out, until the input ends."""
-    children.bound(int(sys.argv[-1]))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started this one
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     grammars = Grammars(Path(sys.argv[2]), int(sys.argv[3]))

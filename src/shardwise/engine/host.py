@@ -13,7 +13,7 @@ import signal
 import socket
 from contextlib import suppress
 
-from shardwise import children, env
+from shardwise import env
 from shardwise.engine.rank_processes import RankProcesses
 
 
@@ -24,7 +24,6 @@ def main() -> None:
     parser.add_argument("--ranks", type=int, required=True)
     args = parser.parse_args()
     control = socket.socket(fileno=args.fd)
-    children.bound_to_peer(control)
     # Whoever started it decides when it ends, and says so by closing the connection; its ranks inherit this.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)

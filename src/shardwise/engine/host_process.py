@@ -9,7 +9,6 @@ import contextlib
 import os
 import socket
 import subprocess
-import sys
 from types import TracebackType
 from typing import Self
 
@@ -29,7 +28,7 @@ class HostProcess:
         self.control, theirs = socket.socketpair()
         with theirs:
             own = ["--fd", str(theirs.fileno()), "--ranks", str(ranks)]
-            command = [sys.executable, "-m", "shardwise.engine.host", *own]
+            command = children.module("shardwise.engine.host", *own)
             # Its own process group: a Ctrl-C at the terminal is for this process alone to act on.
             told = {**os.environ, env.LOG_FORMAT: log_format}  # which ranks inherit
             self.process = children.started(

@@ -31,7 +31,7 @@ class RankProcess:
             own = ["--fd", str(theirs.fileno()), "--shared", str(shared)]
             # Its own process group: a Ctrl-C at the terminal is for this process alone to act on.
             self.process = children.started(
-                [sys.executable, "-m", "shardwise.runtime.worker", *own],
+                children.module("shardwise.runtime.worker", *own),
                 pass_fds=[theirs.fileno(), shared],
                 process_group=0,
                 stdin=subprocess.DEVNULL,

@@ -31,7 +31,10 @@ COMPILE_S = 2.0  # of CPU time, once
 CPU_S = 0.25  # for one rendering
 WALL_S = 10.0  # for one rendering on a machine so busy that its CPU time does not come
 MEMORY_BYTES = 512 << 20  # of address space, 60 MiB of it the interpreter
-_START = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from shardwise.engine.template_process import serve; serve()"
+_START = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from shardwise.bound import bound; bound(int(sys.argv[-1])); "
+    "from shardwise.engine.template_process import serve; serve()"
+)
 
 
 class _Generation(Extension):
@@ -114,7 +117,6 @@ def rendered(source: str, variables: Mapping[str, Any], limit: int) -> tuple[str
 
 def serve() -> None:
     """The rendering process: a JSON line in, a JSON line out, until the input ends. Over its CPU time, it is killed."""
-    children.bound(int(sys.argv[-1]))
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started this one

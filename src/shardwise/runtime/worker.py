@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from shardwise import children, env
+from shardwise import env
 from shardwise.errors import CommError, ShardwiseError, UserError
 from shardwise.runtime import heap, wire
 from shardwise.telemetry import log
@@ -40,7 +40,6 @@ def main() -> None:
     parser.add_argument("--shared", type=int, required=True)
     args = parser.parse_args()
     sock = socket.socket(fileno=args.fd)
-    children.bound_to_peer(sock)
     # The engine decides when ranks end; a Ctrl-C at the terminal is its to handle.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

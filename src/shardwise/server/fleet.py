@@ -12,7 +12,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
@@ -64,7 +63,7 @@ class Member:
         ours, theirs = socket.socketpair()
         with theirs:
             self.process = children.started(
-                [sys.executable, "-m", "shardwise.server.worker", "--fd", str(theirs.fileno())],
+                children.module("shardwise.server.worker", "--fd", str(theirs.fileno())),
                 pass_fds=[theirs.fileno()],
                 process_group=0,  # a Ctrl-C at the terminal is for the first front alone to act on
                 stdin=subprocess.DEVNULL,

@@ -17,7 +17,6 @@ from contextlib import suppress
 import msgspec
 import uvloop
 
-from shardwise import children
 from shardwise.engine.bridge import unpack_setup
 from shardwise.engine.remote import RemoteEngine
 from shardwise.errors import ShardwiseError, Unavailable, UserError
@@ -34,7 +33,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="a further front of shardwise serve; started by it, not by hand")
     parser.add_argument("--fd", type=int, required=True)
     control = socket.socket(fileno=parser.parse_args().fd)
-    children.bound_to_peer(control)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     begin, listener, core = received(control)
     log.begin(begin.settings.log_format, verbose=begin.settings.verbose)
