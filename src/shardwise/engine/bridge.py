@@ -18,7 +18,7 @@ from shardwise.engine.profile import Bounds, Traces
 from shardwise.engine.setup import Given, Setup
 from shardwise.engine.status import Status
 from shardwise.engine.supervise import FAIL_FAST, Policy
-from shardwise.errors import RequestError, ShardwiseError
+from shardwise.errors import Conflict, RequestError, ShardwiseError, Unavailable, UserError
 from shardwise.runtime import wire
 from shardwise.sched import events as told
 from shardwise.sched.events import Finish
@@ -307,11 +307,21 @@ class Noticed(msgspec.Struct, frozen=True, tag=True):
 
 
 class Resharded(msgspec.Struct, frozen=True, tag=True):
-    """Other ranks serve; or, in `refused`, why not, which is of a `kind`: something else is under way, or it cannot be."""
+    """Other ranks serve; or, in `refused`, why not, which is of a `kind`: something else is under way, it cannot be, the engine
+    has ended, or it went wrong."""
 
     number: int
     refused: str | None = None
-    kind: Literal["conflict", "user", "failed"] = "failed"
+    kind: Literal["conflict", "user", "gone", "failed"] = "failed"
+
+
+RESHARD_ERRORS: dict[Literal["conflict", "user", "gone", "failed"], type[ShardwiseError]] = {
+    "conflict": Conflict,
+    "user": UserError,
+    "gone": Unavailable,
+    "failed": ShardwiseError,
+}
+"""What those raise who asked for other shares, by the kind of the refusal."""
 
 
 class Recut(msgspec.Struct, frozen=True, tag=True):

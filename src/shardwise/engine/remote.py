@@ -21,7 +21,7 @@ from shardwise.engine.incident import Incident
 from shardwise.engine.profile import Bounds, Traces
 from shardwise.engine.setup import Setup
 from shardwise.engine.status import Status
-from shardwise.errors import Conflict, QueueFull, RequestError, ShardwiseError, Unavailable, UserError
+from shardwise.errors import Conflict, QueueFull, RequestError, ShardwiseError, Unavailable
 from shardwise.sched.events import Ended, Event
 from shardwise.sched.pooling import PoolingParams
 from shardwise.sched.request import SamplingParams
@@ -35,9 +35,6 @@ Why = Callable[[float], str | None]
 
 WHY_S = 5.0
 """How long requests wait for a reason once the connection is gone. The process may well live: it cuts off who does not read."""
-
-RESHARD_ERRORS: dict[str, type[ShardwiseError]] = {"conflict": Conflict, "user": UserError, "failed": ShardwiseError}
-"""What those raise who asked for other shares, by the kind of the refusal."""
 
 KEPT = 1024
 """How many refusals are kept for those who ask for them later: whoever does not ask leaves them behind."""
@@ -296,7 +293,7 @@ class RemoteEngine(asyncio.Protocol):
                 if message.refused is None:
                     resharded.set_result(None)
                 else:
-                    resharded.set_exception(RESHARD_ERRORS[message.kind](message.refused))
+                    resharded.set_exception(bridge.RESHARD_ERRORS[message.kind](message.refused))
         elif (traces := self._profiles.get(message.number)) is not None and not traces.done():
             if message.conflict is None:
                 traces.set_result(message.traces)
