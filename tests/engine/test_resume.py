@@ -1,169 +1,319 @@
-"""Other ranks take over: requests go on token for token, who has no room is told so, who makes ranks fail is found."""
+"""An engine is gone in the midst of requests, and another one takes its place: nobody is told anything else than otherwise."""
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Sequence
-from dataclasses import replace
-from pathlib import Path
+import asyncio
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 
 import pytest
 
-from shardwise.engine.ranks import Done
-from shardwise.engine.setup import Setup, recut
-from shardwise.engine.thread_ranks import ThreadRanks
-from shardwise.errors import SHRUNK
+from shardwise.engine import bridge
+from shardwise.engine.desk import Desk
+from shardwise.engine.engine import Engine
+from shardwise.engine.fake import FakeEngine
+from shardwise.engine.pending import Pending
+from shardwise.engine.remote import AWAY, WAITING, RemoteEngine
+from shardwise.engine.setup import Options, Setup, resolve
+from shardwise.errors import QueueFull, RequestError, ShardwiseError, Unavailable
+from shardwise.sched.events import Emitted, Ended, Event, Pooled, Scored
 from shardwise.sched.pooling import PoolingParams
 from shardwise.sched.request import SamplingParams
-from shardwise.sched.step import Step
-from tests.engine.drive import Ask, Drive
-from tests.engine.test_many import asks, fewer_pages, setup_of, told
+from shardwise.sched.structured import StructuredOutputs
+from shardwise.sched.written import NEW, Written
+from tests.engine.test_bridge import ENDLESS, OUT_S, Heard, joined, served, until
 
-PLAIN = SamplingParams(temperature=0.0, max_tokens=6, ignore_eos=True)
-POISON = (2, 7, 8)
-"""`asks` never uses the first of these, and what it gets does not go on like that."""
+# --- what an engine makes of it ---------------------------------------------------------------------------------------
 
+WORDS = StructuredOutputs(regex="[a-z ]{30}")
 
-class Raises(ValueError):
-    """What goes wrong in a rank."""
-
-
-class Poisoned(ThreadRanks):
-    """Ranks that raise in a step that computes POISON."""
-
-    def __init__(self, setup: Setup) -> None:
-        super().__init__(setup)
-        self.steps: list[Step] = []
-
-    def forward(self, step: Step) -> None:
-        self.steps.append(step)
-        super().forward(step)
-
-    def wait(self, wake: int) -> Done | None:
-        done = super().wait(wake)
-        items = [item for step in self.steps if done and step.number == done[0] for item in step.items]
-        if done and any(item.tokens[n : n + 3] == POISON for item in items for n in range(item.count)):
-            raise Raises(f"step {done[0]}")
-        return done
+ASKED: dict[str, tuple[SamplingParams | PoolingParams, dict[str, object]]] = {
+    "greedy": (SamplingParams(temperature=0, max_tokens=12, ignore_eos=True), {}),
+    "drawn": (SamplingParams(seed=3, max_tokens=12, ignore_eos=True), {}),
+    "choices": (SamplingParams(seed=4, n=3, max_tokens=8, ignore_eos=True, logprobs=1), {}),
+    "ends": (SamplingParams(seed=5, n=3, max_tokens=30, min_tokens=4), {"ends": tuple(range(0, 4096, 9))}),
+    "penalties": (
+        SamplingParams(seed=6, max_tokens=12, presence_penalty=2, frequency_penalty=2, repetition_penalty=1.5, logprobs=2),
+        {"bad": ((40, 41), (50,))},
+    ),
+    "grammar": (SamplingParams(seed=7, max_tokens=20, structured_outputs=WORDS), {"ends": (1,)}),
+    "no ends": (SamplingParams(seed=8, n=2, max_tokens=40, structured_outputs=WORDS), {}),
+    "scored": (SamplingParams(seed=9, max_tokens=4, prompt_logprobs=1, logprobs=0), {}),
+    "only scored": (SamplingParams(max_tokens=0, prompt_logprobs=1, seed=0), {}),
+    "pooled": (PoolingParams(), {}),
+}
+PROMPT = tuple(range(100, 150))
 
 
-def turn(drive: Drive) -> int:
-    """One turn; how often a rank failed in it."""
-    try:
-        drive.turn()
-    except Raises as error:
-        drive.restart(failed=f"rank 1 failed: {error}")
-        return 1
-    return 0
+@pytest.fixture(scope="module")
+def small() -> Setup:
+    """The bundled model, which has a tokenizer; prompts take several steps."""
+    return resolve(Options("shardling", device="cpu", threads=1, cache_memory=2**23, max_num_batched_tokens=16))
 
 
-def alone(setup: Setup, wanted: Sequence[Ask]) -> list[list[list[int]]]:
-    with Drive(setup) as drive:
-        for index, ask in enumerate(wanted):
-            drive.alone(ask, index)
-        return told(drive, list(drive.told), list(wanted))
+@pytest.fixture(scope="module")
+def engine(small: Setup) -> Iterator[Engine]:
+    with Engine(small, "threads") as engine:
+        yield engine
 
 
-@pytest.mark.parametrize("degrees", [(2, 3, 2), (3, 2, 1)])
-def test_they_go_on_on_any_number_of_ranks(checkpoint: Callable[[str], Path], degrees: tuple[int, ...]) -> None:
-    wanted = asks(10, seed=5)
-    setup = setup_of(checkpoint("llama"), degrees[0])
-    with Drive(setup) as drive:
-        numbers = [drive.add(ask, index) for index, ask in enumerate(wanted)]
-        for ranks in degrees[1:]:
-            for _ in range(6):
-                drive.turn()
-            assert drive.core.scheduler.requests
-            drive.restart(recut(setup, (1.0,) * ranks))
-        drive.finish()
-        assert told(drive, numbers, wanted) == alone(setup, wanted)
+def told(engine: Engine, asked: bridge.Submit, **more: object) -> list[Event | tuple[int, int]]:
+    """All that comes of a request, with what it tells of its beginning in its place."""
+    events: list[Event | tuple[int, int]] = []
+    done = threading.Event()
+
+    def sink(event: Event) -> None:
+        events.append(event)
+        if isinstance(event, Ended):
+            done.set()
+
+    given = {"ends": asked.ends, "bad": asked.bad, "written": asked.before, **more}
+    engine.submit(asked.prompt, asked.params, sink, began=lambda *counts: events.append(counts), **given)  # type: ignore[arg-type]
+    assert done.wait(OUT_S)
+    return events
 
 
-def test_who_has_no_room_ends_and_the_others_wait(checkpoint: Callable[[str], Path]) -> None:
-    setup = setup_of(checkpoint("llama"), 2)
-    fitting = [ask for ask in asks(20, seed=7) if len(ask.prompt) <= 66]
-    wanted = [*fitting, Ask(tuple(range(3, 83)), replace(PLAIN, max_tokens=30))]
-    with Drive(setup) as drive:
-        numbers = [drive.add(ask, index) for index, ask in enumerate(wanted)]
-        for _ in range(5):
-            drive.turn()
-        assert not drive.told[numbers[-1]].ended
-        drive.restart(fewer_pages(setup, 96))
-        (ended,) = drive.told[numbers[-1]].ended
-        assert ended.unfit and ended.error is not None and ended.error.startswith(SHRUNK) and not ended.asked
-        drive.finish()
-        assert told(drive, numbers[:-1], wanted[:-1]) == alone(setup, wanted[:-1])
+def plain(events: list[Event | tuple[int, int]]) -> tuple[list[object], ...]:
+    """What the client sees of them: each choice, the scores, the vector, the end."""
+    own = [e for e in events if not isinstance(e, tuple)]
+    tokens = sorted(((e.choice, e.chosen, e.finish) for e in own if isinstance(e, Emitted)), key=lambda found: found[0])
+    scores = [chosen for e in own if isinstance(e, Scored) for chosen in e.scores]
+    return tokens, scores, [e.vector for e in own if isinstance(e, Pooled)], [
+        (e.error, e.prefilled, e.cached) for e in own if isinstance(e, Ended)
+    ]  # fmt: skip
 
 
-def test_a_shorter_context_ends_those_alone_that_asked_for_more(checkpoint: Callable[[str], Path]) -> None:
-    setup = setup_of(checkpoint("llama"), 2, max_model_len=96, max_num_seqs=8, max_num_batched_tokens=50)
-    shorter = replace(setup, context=64, bound="memory")
-    prompt = tuple(range(3, 43))
-    wanted = [
-        Ask(prompt, replace(PLAIN, max_tokens=24)),
-        Ask(prompt, replace(PLAIN, max_tokens=25)),
-        Ask(prompt, replace(PLAIN, max_tokens=None, n=2)),
-        Ask(prompt, PoolingParams()),
-        Ask(prompt * 2, PoolingParams()),
-    ]
-    with Drive(setup) as drive:
-        # Not begun, or on their way.
-        for ask in wanted:
-            drive.add(ask)
-        late = replace(drive.entries[2], number=99, choices=[], ended=False)
-        drive.told[99] = type(drive.told[1])()
-        late.sink = drive.told[99].events.append
-        drive.core.expect(late)
-        drive.turn()
-        drive.restart(shorter)
-        drive.core.begin(late)
-        drive.finish()
-        ends = {number: story.ended[0] for number, story in drive.told.items()}
-        assert {number: (end.unfit, end.error is not None) for number, end in ends.items()} == {
-            **dict.fromkeys((1, 3, 4), (False, False)),
-            **dict.fromkeys((2, 5, 99), (True, True)),
-        }
-        assert "the context has become 64" in str(ends[2].error)
-        assert [len(drive.told[3].tokens(choice)) for choice in (0, 1)] == [24, 24]
-        first = alone(setup, wanted[:1])[0][0]
-        assert drive.told[3].tokens(0) == first == drive.told[1].tokens()
+@pytest.mark.parametrize("name", ASKED)
+def test_what_comes_is_the_same_wherever_it_was_cut(engine: Engine, name: str) -> None:
+    params, more = ASKED[name]
+    sampling, pooling = (params, None) if isinstance(params, SamplingParams) else (None, params)
+    asked = bridge.Submit(1, PROMPT, sampling, pooling, tenant="", **more)  # type: ignore[arg-type]
+    # Under another tenant each time, so that nothing is found of the times before.
+    whole = told(engine, asked, tenant="whole")
+    wanted = plain(whole)
+    assert wanted[-1][0] == (None, *next(e for e in whole if isinstance(e, tuple)))
+    for cut in {*range(0, len(whole), max(1, len(whole) // 5)), len(whole) - 2}:
+        pending = Pending(asked, lambda _: None, 0.0, taken=True)
+        for event in (before := whole[:cut]):
+            if isinstance(event, tuple):
+                pending.began = event
+            else:
+                pending.note(event)
+        if pending.over:
+            ended = pending.end(1)
+            assert [(ended.error, ended.prefilled, ended.cached)] == wanted[-1]
+        else:
+            after = told(engine, pending.again(1.0), tenant=f"cut {cut}")
+            assert plain(before + after) == wanted, cut
 
 
-@pytest.mark.parametrize("seed", [1, 2])
-def test_only_the_request_that_makes_a_rank_fail_ends(checkpoint: Callable[[str], Path], seed: int) -> None:
-    setup = setup_of(checkpoint("llama"), 2)
-    good = asks(14, seed=seed)
-    bad = [replace(good[index], prompt=(*good[index].prompt[:5], *POISON)) for index in (3, 9)]
-    bad[1] = Ask(bad[1].prompt, PoolingParams())
-    wanted = [*good[:4], bad[0], *good[4:], bad[1]]
-    places = {4, 15}
-    failures = 0
-    with Drive(setup, Poisoned) as drive:
-        numbers: list[int] = []
-        chance = random.Random(seed)
-        while len(numbers) < len(wanted) or drive.core.scheduler.requests:
-            for _ in range(min(chance.choice((0, 1, 5)), len(wanted) - len(numbers))):
-                numbers.append(drive.add(wanted[len(numbers)], len(numbers)))
-            failures += turn(drive)
-        errors = [drive.told[number].ended[0].error for number in numbers]
-        assert {place for place, error in enumerate(errors) if error} == places
-        assert all("rank 1 failed: step" in str(errors[place]) for place in places)
-        assert 2 <= failures <= 4, "once among others at the most, and once alone"
-        fine = [place for place in range(len(wanted)) if place not in places]
-        with Drive(setup) as single:
-            for place in fine:
-                one = single.alone(wanted[place], place)
-                params = wanted[place].params
-                assert isinstance(params, SamplingParams)
-                for choice in range(params.n):
-                    assert drive.told[numbers[place]].tokens(choice) == one.tokens(choice), place
+def test_what_was_never_written_is_refused(engine: Engine) -> None:
+    vocab = engine.setup.layout.model.vocab
+    one = SamplingParams(max_tokens=3, n=2)
+    for wrong in (
+        Written(((5,),), began=(1, 0)),
+        Written(((5,), (vocab,)), began=(1, 0)),
+        Written(((5, 6, 7), ()), began=(1, 0)),
+        Written(((5,), ()), (2,), began=(1, 0)),
+        Written(((5,), (6,)), (0, 1), began=(1, 0)),
+        Written(scored=2, began=(2, 0)),
+        Written(((5,), (6,))),
+    ):
+        with pytest.raises(RequestError):
+            engine.submit((1, 2), one, lambda _: None, written=wrong)
 
 
-def test_a_failure_with_nothing_in_flight_accuses_nobody(checkpoint: Callable[[str], Path]) -> None:
-    with Drive(setup_of(checkpoint("llama"), 1)) as drive:
-        drive.restart(failed="nobody's fault")
-        number = drive.add(Ask((5, 6, 7), PLAIN))
-        drive.restart(failed="nobody's fault")
-        assert drive.core.scheduler.alone is None
-        drive.finish()
-        assert drive.told[number].ended[0].error is None
+# --- what a front makes of it -----------------------------------------------------------------------------------------
+
+
+class Engines:
+    """One fake engine after another, each served by a desk; `lose` takes the present one away, `bring` brings the next."""
+
+    def __init__(self, setup: Setup, fake: Callable[..., FakeEngine]) -> None:
+        self.setup, self._fake = setup, fake
+        self._stack = ExitStack()
+        self._there = asyncio.Event()
+        self.gone: str | None = None
+        self.bring()
+
+    def bring(self, queue: int | None = None) -> None:
+        self.engine = self._fake(held=True)
+        self.engine.gate.limit = queue
+        self._stack = ExitStack()
+        self.desk: Desk = self._stack.enter_context(served(self.engine))
+        self._there.set()
+
+    def lose(self) -> None:
+        """As a kill: nobody is told why."""
+        self._there.clear()
+        while not self.desk._lines:  # it has not taken the front in yet
+            time.sleep(0.001)
+        for line in self.desk._lines:
+            line.sock.shutdown(socket.SHUT_RDWR)
+
+    def end(self, gone: str | None = None) -> None:
+        self._stack.close()
+        if gone is not None:
+            self.gone = gone
+            self._there.set()
+
+    async def again(self) -> socket.socket:
+        await self._there.wait()
+        if self.gone is not None:
+            raise Unavailable(self.gone)
+        return joined(self.desk)
+
+
+@pytest.fixture
+def run(setup: Setup, fake: Callable[..., FakeEngine]) -> Callable[..., None]:
+    """run(go) is go(remote, engines) on a loop."""
+
+    def run(go: Callable[..., object]) -> None:
+        async def main() -> None:
+            engines = Engines(setup, fake)
+            remote = await RemoteEngine.open(joined(engines.desk), setup, None, engines.again)
+            try:
+                await go(remote, engines)  # type: ignore[misc]
+            finally:
+                remote.close()
+                engines.end()
+
+        asyncio.run(main())
+
+    return run
+
+
+def test_requests_go_on_in_the_next_engine(run: Callable[..., None]) -> None:
+    async def go(remote: RemoteEngine, engines: Engines) -> None:
+        heard = [Heard() for _ in range(3)]
+        two = SamplingParams(n=2, max_tokens=9, ignore_eos=True)
+        numbers = [remote.submit((n, 5), two, each.put) for n, each in enumerate(heard)]
+        await until(lambda: len(engines.engine.submitted) == 3)
+        engines.engine.allow(4)
+        await until(lambda: all(len(each.tokens) == 8 for each in heard))
+        remote.finish(numbers[1], 0)
+        remote.abort(numbers[2])
+        await heard[2].ended()
+        await until(lambda: bool(engines.engine.finished))
+        old = engines.engine
+        engines.lose()
+        await until(lambda: remote.away is not None)
+        assert remote.away == AWAY and remote.lost is None
+        late = Heard()
+        waits = asyncio.create_task(remote.admitted(remote.submit((7,), two, late.put)))
+        with pytest.raises(Unavailable, match="is being made anew"):
+            await remote.status()
+        remote.finish(numbers[0], 1)
+        engines.end()
+        assert not waits.done()
+        engines.bring()
+        await asyncio.wait_for(waits, OUT_S)
+        assert remote.away is None
+        assert [prompt for prompt, _ in engines.engine.submitted] == [(0, 5), (1, 5), (7,)]
+        # The seed is what the first engine had been given.
+        assert engines.engine.submitted[0][1] == old.submitted[0][1] and old.submitted[0][1].seed is not None  # type: ignore[union-attr]
+        engines.engine.allow(100)
+        for each in (heard[0], heard[1], late):
+            assert await each.ended() == Ended(each.events[-1].request, prefilled=2 if each is not late else 1)
+        counting = engines.engine._counting
+        for n, choices in ((0, {0: 9, 1: 4}), (1, {0: 4, 1: 9})):
+            for choice, count in choices.items():
+                found = [token for own, token in heard[n].tokens if own == choice]
+                assert found == [counting((n, 5), choice, place) for place in range(count)]
+
+    run(go)
+
+
+def test_what_is_over_ends_at_once(run: Callable[..., None]) -> None:
+    async def go(remote: RemoteEngine, engines: Engines) -> None:
+        heard = [Heard() for _ in range(4)]
+        numbers = [remote.submit((n, 5), ENDLESS, each.put) for n, each in enumerate(heard)]
+        await until(lambda: len(engines.engine.submitted) == 4)
+        engines.engine.allow(2)
+        await until(lambda: all(len(each.tokens) == 2 for each in heard))
+        engines.lose()
+        remote.abort(numbers[0])  # before the loss was seen
+        remote.finish(numbers[1], 0)
+        await until(lambda: remote.away is not None)
+        remote.abort(numbers[2])
+        remote.finish(numbers[3], 0)
+        for number, each in zip(numbers, heard, strict=True):
+            assert await each.ended() == Ended(number, prefilled=2)
+        engines.end()
+        engines.bring()
+        await until(lambda: remote.away is None)
+        await remote.status()
+        assert not engines.engine.submitted
+
+    run(go)
+
+
+def test_two_losses_in_a_row_and_one_on_the_way(run: Callable[..., None]) -> None:
+    async def go(remote: RemoteEngine, engines: Engines) -> None:
+        heard = Heard()
+        remote.submit((1, 5), SamplingParams(max_tokens=30, ignore_eos=True), heard.put)
+        for turn in range(5):
+            if turn % 2:  # else it is lost before it could give anything
+                engines.engine.allow(3)
+                await until(lambda turn=turn: len(heard.tokens) == 3 * (turn // 2 + 1))
+            engines.lose()
+            engines.end()
+            engines.bring()
+            await until(lambda: remote.away is None and len(engines.engine.submitted) == 1)
+        engines.engine.allow(100)
+        assert (await heard.ended()).error is None
+        assert [token for _, token in heard.tokens] == [engines.engine._counting((1, 5), 0, place) for place in range(30)]
+
+    run(go)
+
+
+def test_where_none_comes_all_end_with_the_cause(run: Callable[..., None]) -> None:
+    async def go(remote: RemoteEngine, engines: Engines) -> None:
+        heard, late = Heard(), Heard()
+        remote.submit((1, 5), ENDLESS, heard.put)
+        engines.engine.allow(2)
+        await until(lambda: len(heard.tokens) == 2)
+        engines.lose()
+        await until(lambda: remote.away is not None)
+        waits = asyncio.create_task(remote.admitted(remote.submit((2,), ENDLESS, late.put)))
+        await asyncio.sleep(0)
+        engines.end("it burned down")
+        assert (await heard.ended()).error == "it burned down" == await remote.gone()
+        with pytest.raises(Unavailable, match="it burned down"):
+            await waits
+        with pytest.raises(Unavailable, match="it burned down"):
+            remote.submit((2,), ENDLESS, late.put)
+
+    run(go)
+
+
+def test_few_wait_for_the_next_engine_and_the_others_are_told_when_to_come(run: Callable[..., None], setup: Setup) -> None:
+    async def go(remote: RemoteEngine, engines: Engines) -> None:
+        engines.lose()
+        await until(lambda: remote.away is not None)
+        most = WAITING * setup.limits.sequences
+        heard = [Heard() for _ in range(most)]
+        for each in heard:
+            await remote.room("", 2)
+            remote.submit((1, 2), SamplingParams(max_tokens=1), each.put)
+        with pytest.raises(QueueFull, match="many requests wait for it") as told:
+            await remote.room("", 2)
+        assert told.value.retry_after_s >= 1
+        engines.end()
+        # Where the next one has fewer places, the last are refused: they were taken in by nobody.
+        engines.bring(queue=most - 1)
+        await until(lambda: len(engines.engine.submitted) == most - 1)
+        engines.engine.allow(1)
+        errors = [(await each.ended()).error for each in heard]
+        assert errors[:-1] == [None] * (most - 1) and "requests wait already" in str(errors[-1])
+
+    run(go)
+
+
+def test_nothing_is_written_of_a_new_one() -> None:
+    assert not NEW.begun and bridge.Submit(1, (2,)).before is None
+    with pytest.raises(ShardwiseError):
+        bridge.decode(bridge.frame(bridge.Submit(1, (2,), again=True, written=((-1,),)))[4:])

@@ -24,6 +24,7 @@ COMMANDS = {
     "reshard": "cut the model of a running server over other ranks, while it serves",
     "inspect": "show how a model is cut over ranks; its config.json is enough",
     "bench": "measure the machine, the ranks, a model, and others beside it",
+    "chaos": "kill and stop parts of a server, and compare what its clients get",
     "verify": "show that the cut changes nothing: several degrees, transformers, a server",
 }
 
