@@ -16,9 +16,9 @@ class Row:
     """One trial. Counts are of streams, and of starts that failed; `excused` are streams that the fault itself cut, with the
     process that it took. Seconds count from the fault, and `start_s` from a start.
 
-    `stood`: where the victim was, by its pulse. `named_s`: when the log first named a rank, `named`: which, where it should have
-    been one of `wanted`. `unwell_s`: when /health first said so; `whole_s`: when all ranks ran again; `gone_s`: when no process
-    was left; `stuck`: neither became true. `files` are open ones, of all processes of a quiet server; `corrupt` are the requests
+    `stood`: where the victim was, by its pulse. `named_s`: when the log first named a rank, `named`: which; it should have been
+    one of `wanted`. `unwell_s`: when /health first said so; `whole_s`: when all ranks ran again; `gone_s`: when no process was
+    left; `stuck`: neither became true. `files` are open ones, of all processes of a quiet server; `corrupt` are the requests
     that were. `undone`: why the fault was not done."""
 
     number: int

@@ -51,7 +51,8 @@ class Course:
     def answered(self, server: Server) -> bool:
         """Whether the server answers a request to its end, as every client's patience has it."""
         call = self.call(server, self.requests[0], "afterwards")
-        return call.wait(time.monotonic() + self.patience_s).end == "closed"
+        heard = call.wait(time.monotonic() + self.patience_s)
+        return heard.status == 200 and heard.end == "closed"
 
     def call(self, server: Server, asked: Asked, salt: str) -> Call:
         """A client with that request. `salt` keeps its prompt from being known already."""
