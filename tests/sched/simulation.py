@@ -157,6 +157,9 @@ class Day:
         elif what < 0.41:
             self._lost += 2 * sum(sequence.issued for sequence in world.scheduler.running)
             world.accuse()
+        elif what < 0.42:
+            self._lost += sum(sequence.issued for sequence in world.scheduler.running)
+            world.replace()
 
     def _recut(self) -> None:
         """Fewer ranks, or all of them again."""

@@ -154,6 +154,10 @@ class Machine(RuleBasedStateMachine):
         pages = [data.draw(st.integers(3, 8)) for _ in self.world.scheduler.cache.pools]
         self.world.recut(pages, replace(self.world.limits, tokens=tokens, sequences=sequences), shorter)
 
+    @rule()
+    def another(self) -> None:
+        self.world.replace()
+
     @rule(seconds=st.sampled_from([-5, 1, 20]))
     def clock(self, seconds: int) -> None:
         self.world.now += seconds

@@ -14,7 +14,8 @@ from shardwise.sched.limits import Limits, peak_pages
 from shardwise.sched.scheduler import Guess, Scheduler
 from shardwise.sched.sequence import Request
 from shardwise.sched.step import SCRATCH, Item, Result, Step
-from tests.sched.fakes import Ranks, Story, need
+from shardwise.sched.written import Written
+from tests.sched.fakes import VOCABULARY, Ranks, Story, need
 
 
 @dataclass
@@ -68,7 +69,8 @@ class World:
         self.now = 0.0
         self.limits = limits
         self.ranks = Ranks(tuple(pages), tuple(windows), limits, checked)
-        self.scheduler = build(tuple(pages), tuple(windows), limits, lambda: self.now, guess)
+        self._build = lambda: build(self.ranks.pages, tuple(windows), self.limits, lambda: self.now, guess)
+        self.scheduler = self._build()
         self.clients: dict[int, Client] = {}
         self.flight: deque[Step] = deque()
         self.suspects: dict[int, Suspect] = {}
@@ -259,6 +261,19 @@ class World:
         clients = [self._client(item) for each in (*self.flight, step) for item in each.items]
         need(all(client is clients[-1] for client in clients), "beside a suspect:", step, self.suspects)
         need(clients[-1] and clients[-1].accused, "instead of a suspect:", step, self.suspects)
+
+    def replace(self) -> None:
+        """Another scheduler and other ranks, which go on with what the clients were told."""
+        self.ranks = Ranks(self.ranks.pages, self.ranks.windows, self.limits, self.ranks.checked)
+        began, self.scheduler = self.scheduler.began, self._build()
+        self.flight.clear()
+        self.suspects.clear()  # which it does not know
+        for client in self.clients.values():
+            told = tuple(tuple(s.told[0][:count]) for s, count in zip(client.stories, client.told, strict=True))
+            finished = tuple(choice for choice, done in enumerate(client.done) if done)
+            written = Written(told if any(told) else (), finished, client.scored - 1, began.get(client.request.number))
+            written.check(client.request, VOCABULARY)
+            need(not self.scheduler.add(client.request, written), "ended as it came again", client.request)
 
     def drain(self) -> None:
         """Runs until every request has ended: in no more steps than all the tokens that can have to be computed, one a step."""

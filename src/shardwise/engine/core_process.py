@@ -49,6 +49,8 @@ class CoreProcess:
         self._host = host or HostProcess(setup.layout.mesh.size)
         self._process, self._control = self._host.process, self._host.control
         self._closing = False
+        self.crashed = False
+        """Whether the process ended without a word: what it served is well, and may go on in another one."""
         self._reason: str | None = None
         self._ended = threading.Event()
         self._watchers: list[Callable[[str], None]] = []
@@ -99,6 +101,7 @@ class CoreProcess:
                         cause = message.reason
                     elif isinstance(message, bridge.Failed):
                         cause = message.message
+        self.crashed = cause is None and not self._closing
         reason = "the engine was closed" if self._closing else cause or self._death()
         with self._lock:
             self._reason = reason

@@ -25,6 +25,7 @@ class HostProcess:
     """
 
     def __init__(self, ranks: int, log_format: str = "text") -> None:
+        self.log_format = log_format
         self.control, theirs = socket.socketpair()
         with theirs:
             own = ["--fd", str(theirs.fileno()), "--ranks", str(ranks)]
