@@ -13,7 +13,7 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "shardwise"
 
 FLOORS = (
-    ("errors", "env", "native", "telemetry", "spec"),
+    ("errors", "env", "bound", "children", "native", "telemetry", "spec"),
     ("sched", "plan", "comm", "sim"),
     ("nn",),
     ("runtime",),
@@ -36,7 +36,7 @@ ARROWS = {
 }
 """Which sibling imports which."""
 
-PURE = ("errors", "env", "native", "telemetry", "spec", "sched", "plan", "sim")
+PURE = ("errors", "env", "bound", "children", "native", "telemetry", "spec", "sched", "plan", "sim")
 
 FLOOR = {part: i for i, floor in enumerate(FLOORS) for part in floor} | {"__init__": len(FLOORS) - 2}
 

@@ -105,7 +105,7 @@ def killed(live: Live, wanted: list[Read], tokens: int, after_s: float) -> list[
 def test_streams_go_on(figures: Callable[..., None], fronts: int) -> None:
     with serving("-tp", "2", "--api-workers", str(fronts), "--drain-timeout", "1m") as live:
         for body in ASKED:  # prefixes are then found in both runs, or in none
-            read(live.url, body, 1)
+            read(live.url, body, 150)
         wanted = [read(live.url, body, 150) for body in ASKED]
         assert all(each.done and not each.errors for each in wanted)
         gaps = killed(live, wanted, 150, 0.15)
@@ -139,7 +139,7 @@ def test_kills_at_random_times(figures: Callable[..., None]) -> None:
     chance = random.Random(7)
     with serving("-tp", "2", "--api-workers", "2", "--recovery-budget", "100/60s") as live:
         for body in ASKED:
-            read(live.url, body, 1)
+            read(live.url, body, 150)
         wanted = [read(live.url, body, 300) for body in ASKED]
         gaps = []
         for _ in range(50):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import signal
 import socket
 import subprocess
 import threading
@@ -11,6 +10,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
+from shardwise import children
 from shardwise.engine import bridge
 from shardwise.engine.host_process import HostProcess
 from shardwise.engine.rank_processes import STOP_S
@@ -116,11 +116,7 @@ class CoreProcess:
             code = self._process.wait(STOP_S)
         except subprocess.TimeoutExpired:
             return f"the engine's process {self.pid} closed its connection but still runs"
-        if code >= 0:
-            return f"the engine's process {self.pid} ended with exit code {code}"
-        name = signal.Signals(-code).name
-        hint = " (the kernel does that when memory runs out)" if name == "SIGKILL" else ""
-        return f"the engine's process {self.pid} was killed by {name}{hint}"
+        return f"the engine's process {self.pid} {children.end_of(code)}"
 
     @property
     def pid(self) -> int:

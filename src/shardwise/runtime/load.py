@@ -19,6 +19,7 @@ from typing import Protocol, Self
 
 import torch
 
+from shardwise.errors import CheckpointError
 from shardwise.nn.kernels.packing import Packed, empty, pack_into
 from shardwise.nn.mxfp4 import unpack_mxfp4
 from shardwise.runtime.memory import allocated
@@ -160,6 +161,8 @@ def _quantise(
 
 def _mapped(file: Path) -> mmap.mmap:
     with file.open("rb") as handle:
+        if not file.stat().st_size:  # which cannot be mapped
+            raise CheckpointError(f"{file}: is empty; it was cut short since its header was read; download the model again")
         return mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
 
 
@@ -181,6 +184,12 @@ def _copy(target: torch.Tensor, files: Mapping[Path, mmap.mmap], read: Read) -> 
 def _box(files: Mapping[Path, mmap.mmap], stored: Stored, box: Box) -> torch.Tensor:
     """A box of a stored tensor; axes after those that it names are whole. It lies in the mapped file."""
     dtype: torch.dtype = torch.uint8 if stored.dtype == "F8_E8M0" else getattr(torch, DTYPES[stored.dtype])
+    # To read what is not there any more ends the process (SIGBUS). What goes within this one copy still does.
+    if (size := files[stored.file].size()) < stored.stop or len(files[stored.file]) < stored.stop:
+        raise CheckpointError(
+            f"{stored.file}: has {size} bytes, and {stored.name} ends at {stored.stop}: it was cut short since its header was "
+            "read; download the model again"
+        )
     with warnings.catch_warnings():
         # torch warns that a read-only buffer must not be written to; it never is.
         warnings.simplefilter("ignore", UserWarning)

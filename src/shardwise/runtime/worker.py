@@ -12,7 +12,6 @@ import gc
 import os
 import queue
 import resource
-import shutil
 import signal
 import socket
 import threading
@@ -41,11 +40,12 @@ def main() -> None:
     parser.add_argument("--fd", type=int, required=True)
     parser.add_argument("--shared", type=int, required=True)
     args = parser.parse_args()
+    sock = socket.socket(fileno=args.fd)
     # The engine decides when ranks end; a Ctrl-C at the terminal is its to handle.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     log.begin(env.log_format())
-    channel = wire.Channel(socket.socket(fileno=args.fd))
+    channel = wire.Channel(sock)
     inbox: queue.SimpleQueue[wire.Message] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(channel, inbox), daemon=True, name="listen").start()
     try:
@@ -60,14 +60,8 @@ def main() -> None:
 
 def _listen(channel: wire.Channel, inbox: queue.SimpleQueue[wire.Message]) -> None:
     """Ends the process when the engine is gone, whatever the main thread is waiting for."""
-    rendezvous = ""
     while (message := channel.receive()) is not None:
-        if isinstance(message, wire.Start):
-            rendezvous = message.rendezvous
         inbox.put(message)
-    if rendezvous:
-        # The engine removes it, unless it was killed first.
-        shutil.rmtree(rendezvous, ignore_errors=True)
     os._exit(0)
 
 

@@ -12,7 +12,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
@@ -20,6 +19,7 @@ from functools import partial
 
 import msgspec
 
+from shardwise import children
 from shardwise.engine.core_keeper import CoreKeeper
 from shardwise.errors import ShardwiseError, UserError
 from shardwise.server.settings import Settings
@@ -62,8 +62,8 @@ class Member:
         self.number = begin.number
         ours, theirs = socket.socketpair()
         with theirs:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "shardwise.server.worker", "--fd", str(theirs.fileno())],
+            self.process = children.started(
+                children.module("shardwise.server.worker", "--fd", str(theirs.fileno())),
                 pass_fds=[theirs.fileno()],
                 process_group=0,  # a Ctrl-C at the terminal is for the first front alone to act on
                 stdin=subprocess.DEVNULL,
@@ -142,7 +142,7 @@ class Fleet:
             await member.ended(partial(self._core.connect, again=True))
             if self._ending:
                 return
-            how = f"front {begin.number} (process {member.process.pid}) {_death(member.process.returncode)}"
+            how = f"front {begin.number} (process {member.process.pid}) {children.end_of(member.process.returncode)}"
             if not replaceable(self._deaths, time.monotonic()):
                 _say(f"{how}; {MOST} others have within {WITHIN_S:g} s, so it is not replaced")
                 return
@@ -167,10 +167,6 @@ class Fleet:
         self._ending = True
         for member in self.members.values():
             member.signal(number)
-
-
-def _death(code: int) -> str:
-    return f"ended with exit code {code}" if code >= 0 else f"was killed by {signal.Signals(-code).name}"
 
 
 def _say(text: str) -> None:
