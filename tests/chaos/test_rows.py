@@ -50,9 +50,9 @@ def test_what_is_wrong() -> None:
 
 def test_notes() -> None:
     found = "\n".join(notes([*ROWS, row(5, "spin", undone="not here", aimed=False)], 7))
-    for words in ("nothing wrong in 4 trials: with 95 % certainty it goes wrong in at most 75.0%", "seed 7",
-                  "trial 5: spin was not done: not here", "1 of 4 faults came beside", "80 at first, 82 at most, 82 at last"):  # fmt: skip
-        assert words in found
+    assert "nothing wrong in 4 trials: with 95 % certainty it goes wrong in at most 75.0%" in found and "seed 7" in found
+    assert "trial 5: spin was not done: not here" in found and "1 of 4 faults came beside" in found
+    assert "80 at first, 82 at most, 82 at last" in found
 
 
 def test_as_json() -> None:

@@ -68,8 +68,8 @@ HEADS = (
     "fault", "phase", "trials", "streams", "fine", "failed", "lost", "corrupt", "cut",
     "silence p50", "p95", "max", "pause p50", "p95", "max", "whole p50", "max", "named", "in s", "left",
 )  # fmt: skip
-"""`cut`: streams that the fault itself ended. `silence`: of all streams together; `pause`: of each. `named`: trials in which the
-log named the right rank first."""
+"""`cut`: streams that the fault itself ended. `silence`: of all streams together; `pause`: of each. `named`: trials in which
+the log named the right rank first."""
 
 
 def table(rows: Sequence[Row]) -> list[tuple[str, ...]]:
