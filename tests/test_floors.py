@@ -18,7 +18,7 @@ FLOORS = (
     ("nn",),
     ("runtime",),
     ("engine",),
-    ("server", "train", "bench", "verify", "llm"),
+    ("server", "train", "bench", "verify", "chaos", "llm"),
     ("cli", "__main__"),
 )
 """From below to above. The façade `__init__` stands on top of the engine and is imported by no part but the last floor."""

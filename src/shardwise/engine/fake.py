@@ -73,6 +73,8 @@ class FakeEngine:
         self._open: dict[int, _Request] = {}
         self._profiler = Profiler(1, self._told, lambda _seconds, _call: None)
         self._recorded, self._since = wire.Record("", "", 0), 0
+        self.unfit: str | None = None
+        """How all requests end, as if other ranks had no room for them."""
         self.slow_to_form = False
         """Whether `reshard` waits for `form`."""
         self._forming: tuple[Setup, TellSetup] | None = None
@@ -185,6 +187,12 @@ class FakeEngine:
             told(said)
         elif not self.slow_to_form:
             self.form()
+
+    @property
+    def forming(self) -> bool:
+        """Whether `reshard` waits."""
+        with self._lock:
+            return self._forming is not None
 
     def form(self) -> None:
         """Its ranks are as they were last asked to be."""
@@ -316,6 +324,9 @@ class FakeEngine:
     def _tick(self, number: int, request: _Request) -> None:
         """One more token for every open choice, before the first the scores of the prompt; or its hidden states."""
         params = request.params
+        if self.unfit is not None:
+            self._end(number, Ended(number, self.unfit, unfit=True))
+            return
         if isinstance(params, PoolingParams):
             request.sink(self._pooled(number, request.prompt, params))
             self._end_if_done(number, request)

@@ -15,8 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 
-from shardwise.comm import memory
-from shardwise.comm.way import way_of
+from shardwise.comm.way import Way, way_of
 from shardwise.engine.incident import Incident
 from shardwise.engine.rank_lines import Gone, RankLines, Said, Woken
 from shardwise.engine.rank_processes import RankProcesses
@@ -34,7 +33,8 @@ KEPT = 16
 
 class ProcessRanks:
     """One process a rank, on this host. They end with this process, whatever ends it. `started` are those that run already;
-    `policy` says what a loss leads to. `busy_s` is how long the lead rank has worked on steps so far.
+    `policy` says what a loss leads to. `busy_s` is how long the lead rank has worked on steps so far. By `lines` they are heard,
+    `clock` tells the seconds, and `cut` is how a setup is cut for other shares.
 
     `setup` is what runs, or is to run next; `incidents` are the last losses, in order."""
 
@@ -44,6 +44,9 @@ class ProcessRanks:
         progress: Progress | None = None,
         started: RankProcesses | None = None,
         policy: Policy = FAIL_FAST,
+        lines: RankLines | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        cut: Callable[[Setup, Sequence[float]], Setup] = recut,
     ) -> None:
         self.setup, self._target = setup, setup
         self.busy_s = 0.0
@@ -53,7 +56,10 @@ class ProcessRanks:
         """Called within `wait` with what a rank has recorded, since `record`."""
         self._progress, self._phase = progress, "start"
         self._started = started or RankProcesses()
-        self._lines = RankLines()
+        self._started.reach(setup.layout.mesh.size)
+        self._lookout = self._started.lookout()
+        self._lines = lines or RankLines()
+        self._clock, self._cut = clock, cut
         self._supervisor = Supervisor(policy, setup.layout.mesh.size)
         self._pids: dict[int, int] = {}
         self._reports: dict[int, wire.Ready] = {}
@@ -64,6 +70,7 @@ class ProcessRanks:
         self._failed: str | None = None
         self._lost_s: float | None = None
         self._news = False
+        self._asked = 0
         try:
             self._do(self._supervisor.start())
             while not self._supervisor.serving:
@@ -99,6 +106,7 @@ class ProcessRanks:
         """See `Ranks.sample`."""
         for body in wire.encode_sample(number, tuple(draws)):
             self._tell(body)
+        self._asked += 1
 
     def wait(self, wake: int) -> Done | Formed | None:
         """See `Ranks.wait`."""
@@ -128,24 +136,33 @@ class ProcessRanks:
     def reform(self, setup: Setup) -> None:
         """Has them run another cut of the same model: `wait` gives a Formed when they do. They are to be whole."""
         self._target = setup
-        self._lost_s = time.monotonic()
-        self._do(self._supervisor.resize(setup.layout.mesh.size, time.monotonic()))
+        self._lost_s = self._clock()
+        self._do(self._supervisor.resize(setup.layout.mesh.size, self._clock()))
 
     # --- what is heard ------------------------------------------------------------------------------------------------
 
     def _turn(self, wake: int | None) -> bool:
         """Hears what there is to hear, waiting for something. Whether somebody wants this thread."""
-        due, now = self._supervisor.next_due, time.monotonic()
+        due, now = self._supervisor.next_due, self._clock()
+        left_s = self._lookout.left_s(now, self._busy)
         woken = False
-        for news in self._lines.news(None if due is None else max(0.0, due - now), wake):
+        for news in self._lines.news(left_s if due is None else max(0.0, min(left_s, due - now)), wake):
             if isinstance(news, Woken):
                 woken = True
             elif isinstance(news, Said):
                 self._hear(news.process, news.message)
             else:
                 self._bury(news)
-        self._do(self._supervisor.due(time.monotonic()))
+        now = self._clock()
+        self._do(self._supervisor.due(now))
+        if finding := self._lookout.look(now, self._busy):
+            self._do(self._supervisor.stuck(self._supervisor.seats[finding.seat], finding.reason, now))
         return woken
+
+    @property
+    def _busy(self) -> bool:
+        """Whether ranks were told all that they need to answer, and have not."""
+        return self._asked > 0 or not self._supervisor.serving
 
     def _hear(self, number: int, message: wire.Message) -> None:
         """What a process says, if it is of the group that is."""
@@ -155,10 +172,10 @@ class ProcessRanks:
         seat = supervisor.seats.index(number)
         if isinstance(message, wire.Failed):
             fault = Fault("left" if message.secondary else "failed", message.message, message.mendable, message.culprit)
-            self._do(supervisor.failed(number, message.epoch, fault, time.monotonic()))
+            self._do(supervisor.failed(number, message.epoch, fault, self._clock()))
         elif isinstance(message, wire.Ready):
             self._reports[number] = message
-            self._do(supervisor.ready(number, message.epoch, time.monotonic()))
+            self._do(supervisor.ready(number, message.epoch, self._clock()))
             if supervisor.serving:
                 self._serve()
         elif isinstance(message, wire.Loading):
@@ -174,6 +191,7 @@ class ProcessRanks:
         elif isinstance(message, wire.Done) and seat == 0:
             # What the others computed is the same; theirs only say that they are alive.
             self.busy_s += message.busy_s
+            self._asked -= 1
             early, self._early = self._early, ()
             self._out.append((message.number, early + message.results))
 
@@ -183,7 +201,7 @@ class ProcessRanks:
         reason = process.death()
         self._lines.remove(news.process)
         self._started.remove(news.process)
-        self._do(self._supervisor.ended(news.process, reason, time.monotonic()))
+        self._do(self._supervisor.ended(news.process, reason, self._clock()))
 
     def _tell(self, body: bytes) -> None:
         """Sends all ranks a message, if they are whole: what those of a broken group are told is of no use."""
@@ -195,7 +213,7 @@ class ProcessRanks:
         try:
             self._lines.send(number, body)
         except BlockingIOError:
-            self._do(self._supervisor.stuck(number, "it takes nothing of what it is sent", time.monotonic()))
+            self._do(self._supervisor.stuck(number, "it takes nothing of what it is sent", self._clock()))
         except OSError:
             pass  # it has ended, which is heard next
 
@@ -218,20 +236,25 @@ class ProcessRanks:
 
     def _form(self, form: Form) -> None:
         """Tells every process its seat in the next group."""
+        before = self.setup
         try:
             self.setup = self._setup_of(form.places)
         except UserError as error:
-            self._do(self._supervisor.refused(str(error), time.monotonic()))
+            self._do(self._supervisor.refused(str(error), self._clock()))
             return
-        memory.want(self._started.shared, form.epoch)
+        # Who waits for a lost rank would notice by himself only when he next looks.
+        shared = form.epoch > 0 and way_of(before.device, before.layout.mesh.size) is Way.SHARED
+        self._started.want(form.epoch, before.layout.mesh.size if shared else 0)
         # Who talks through shared memory needs no place to meet: nothing then has a name that could be left behind.
         way = way_of(self.setup.device, len(form.seats))
         meeting = self._started.meeting() if way.meets else ""
         self._reports = {}
         self._early = ()
+        self._asked = 0
         self._rows.clear()
         # Nothing that the group of before has said is taken any more.
         self._out = deque(found for found in self._out if isinstance(found, Formed))
+        self._lookout.begin(form.epoch, [self._pids[number] for number in form.seats], self._clock())
         for seat, number in enumerate(form.seats):
             if self._supervisor.epoch == form.epoch:  # none of those before was found stuck
                 self._send(number, wire.encode(start_message(self.setup, seat, form.epoch, meeting)))
@@ -242,16 +265,16 @@ class ProcessRanks:
         if len(places) == target.layout.mesh.size:
             return target
         shares = target.layout.shares.attention
-        return recut(target, tuple(shares[place] for place in places))
+        return self._cut(target, tuple(shares[place] for place in places))
 
     def _serve(self) -> None:
         """The group is formed."""
         self._started.met()
-        memory.give_back(self._started.shared, self._supervisor.epoch)
+        self._started.give_back(self._supervisor.epoch)
         self._phase = "generate"
         self.ready = [self._reports[number] for number in self._supervisor.seats]
         if self._incident is not None and self._lost_s is not None:
-            pause = time.monotonic() - self._lost_s
+            pause = self._clock() - self._lost_s
             incident = replace(self._incident, ranks=len(self.ready), pause_s=pause)
             self.incidents.append(incident)
             _say(str(incident))
@@ -269,12 +292,13 @@ class ProcessRanks:
         done = "it was formed anew" if not loss.gone else "a new process took its place"
         if len(self._supervisor.seats) < before:
             done = "the others took its part over"
-        incident = Incident(time.time(), loss.epoch, loss.seat, pid, host, loss.reason, "", before, done)
+        where = self._lookout.where(loss.seat)
+        incident = Incident(time.time(), loss.epoch, loss.seat, pid, host, loss.reason, where, before, done)
         self._failed = loss.reason if loss.lone else None
         if self._incident is None:
             self._incident = incident
         if self._lost_s is None:
-            self._lost_s = time.monotonic()
+            self._lost_s = self._clock()
         self._news = True
         _say(str(incident))
 
@@ -287,6 +311,7 @@ class ProcessRanks:
         """See `Ranks.close`. Twice is once."""
         self._lines.close()
         self._started.close()
+        self._lookout.close()
 
 
 def _say(text: str) -> None:

@@ -10,9 +10,13 @@ import socket
 import subprocess
 import sys
 import time
+from typing import TYPE_CHECKING
 
 from shardwise import children, env
-from shardwise.comm.memory import anonymous
+from shardwise.comm import memory
+
+if TYPE_CHECKING:
+    from shardwise.engine.lookout import Lookout
 
 STOP_S = 1.5
 """How long a process may take to end before it is killed."""
@@ -92,7 +96,7 @@ class RankProcesses:
     def reach(self, size: int) -> None:
         """Starts what is missing to `size` of them. OSError where the system has no room for one."""
         if self.shared < 0:
-            self.shared = anonymous()
+            self.shared = memory.anonymous()
         while self._count < size:
             self._running[self._count] = RankProcess(self._count, self.shared)
             self._count += 1
@@ -101,13 +105,32 @@ class RankProcesses:
         """A new file where a group can meet that shares no memory: without a name, so that nothing is left of it. Only
         processes of this user may open it, while this one has."""
         self.met()
-        self._meetings.append(anonymous())
+        self._meetings.append(memory.anonymous())
         return f"/proc/{os.getpid()}/fd/{self._meetings[-1]}"
 
     def met(self) -> None:
         """Nobody can come to the meeting any more: all have met, or none will."""
         while self._meetings:
             os.close(self._meetings.pop())
+
+    def want(self, epoch: int, before: int = 0) -> None:
+        """Who waits in a group of an older epoch is to give up at once: to join it, or, if that of the last epoch was of
+        `before` ranks that shared memory, for its peers."""
+        memory.want(self.shared, epoch)
+        if before:
+            from shardwise.comm.shared import end_group  # not before processes are started
+
+            end_group(self.shared, epoch - 1, before)
+
+    def lookout(self) -> Lookout:
+        """Eyes on those that share this memory."""
+        from shardwise.engine.lookout import Lookout
+
+        return Lookout(self.shared)
+
+    def give_back(self, epoch: int) -> None:
+        """The memory of groups older than that of `epoch`, which all have left."""
+        memory.give_back(self.shared, epoch)
 
     def remove(self, number: int) -> None:
         """Of one that has ended, or is to end at once."""

@@ -335,15 +335,19 @@ class RemoteEngine(asyncio.Protocol):
             tell(message.number, _error(message))
         elif isinstance(message, bridge.Answer | bridge.Profiled | bridge.Resharded):
             self._asked.take(message)
-        elif isinstance(message, bridge.Noticed):
-            self.mending, self.incidents = message.mending, message.incidents
-        elif isinstance(message, bridge.Recut):
-            self.setup = message.boot.setup()
-            self._scheduler = _check_of(self.setup)
+        elif isinstance(message, bridge.Noticed | bridge.Recut):
+            self._take_changed(message)
         elif isinstance(message, bridge.Gone):
             self._end(message.reason)
         else:
             raise bridge.BridgeError(f"an engine does not send {type(message).__name__}")
+
+    def _take_changed(self, message: bridge.Noticed | bridge.Recut) -> None:
+        if isinstance(message, bridge.Noticed):
+            self.mending, self.incidents = message.mending, message.incidents
+        else:
+            self.setup = message.boot.setup()
+            self._scheduler = _check_of(self.setup)
 
     def _happened(self, found: Pending, packed: bridge.Packed) -> None:
         if not found.taken:
