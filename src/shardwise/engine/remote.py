@@ -113,7 +113,8 @@ class RemoteEngine(asyncio.Protocol):
             raise Unavailable(self._lost)
         limit = admit(self.setup, prompt, params)
         number, given = next(self._numbers), tuple(prompt)
-        if isinstance(params, SamplingParams) and params.seed is None:  # as another engine would not draw the same one
+        if isinstance(params, SamplingParams) and params.seed is None and params.temperature:
+            # As another engine would not draw the same one.
             params = params.seeded(secrets.randbelow(SEEDS))
         sampling, pooling = (params, None) if isinstance(params, SamplingParams) else (None, params)
         self._scheduler.check(Request(number, given, limit, n=sampling.n if sampling else 1))
