@@ -33,8 +33,8 @@ KEPT = 16
 
 class ProcessRanks:
     """One process a rank, on this host. They end with this process, whatever ends it. `started` are those that run already;
-    `policy` says what a loss leads to. `busy_s` is how long the lead rank has worked on steps so far. By `lines` they are heard,
-    `clock` tells the seconds, and `cut` is how a setup is cut for other shares.
+    `policy` says what a loss leads to. `busy_s` is how long the lead rank has worked on steps so far. By `lines` they are
+    heard, `clock` tells the seconds, and `cut` is how a setup is cut for other shares.
 
     `setup` is what runs, or is to run next; `incidents` are the last losses, in order."""
 
