@@ -291,6 +291,7 @@ def planted(bug: Bug) -> Iterator[Callable[[], Looks]]:
 
 PLANS = [BUSY_BOX, SLEPT, UNEVEN, COPYING, APART]
 PLANS += [replace(DECODE, fault=Fault(1, kind, 6.0037)) for kind in ("sleep", "spin", "stop", "end")]
+PLANS += [replace(DECODE, layers=1, think_s=0.3, fault=Fault(1, "sleep", 6.0 + place * 0.1)) for place in range(4)]  # idle
 PLANS += [make(random.Random(seed)) for seed in range(10) for make in (healthy, faulty)]
 
 
