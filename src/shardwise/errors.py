@@ -88,5 +88,6 @@ class RankLost(ShardwiseError):
         self.reason = reason
 
 
-class LossesSpent(RankLost):
-    """More ranks were lost than may be in so long a time: to start anew would not help. Exit code 70."""
+class LossesSpent(ShardwiseError):
+    """More was lost than may be in so long a time: to start anew would not help. The command line exits with code 75, which
+    sysexits.h calls a temporary failure."""

@@ -1,6 +1,7 @@
 """`shardwise COMMAND ...`: finds the command, runs it, and turns whatever goes wrong into one line and an exit code.
 
-0 done, 1 the run failed, 2 the user can mend it, 70 a bug, 130 Ctrl-C, 141 the reader of standard output is gone.
+0 done, 1 the run failed, 2 the user can mend it, 70 a bug, 75 too many ranks were lost, 130 Ctrl-C, 141 the reader of
+standard output is gone.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from collections.abc import Sequence
 from types import FrameType
 
 from shardwise import env
-from shardwise.errors import ShardwiseError, UserError
+from shardwise.errors import LossesSpent, ShardwiseError, UserError
 
 COMMANDS = {
     "generate": "continue a prompt, or answer a question",
@@ -103,6 +104,8 @@ def _explained(error: Exception) -> int:
     if env.debug():
         log.trace(error)
     text, code = " ".join(str(error).split()), 2 if isinstance(error, UserError) else 1
+    if isinstance(error, LossesSpent):
+        code = 75
     if not isinstance(error, ShardwiseError):
         text, code = f"internal error: {type(error).__name__}: {text}; set {env.DEBUG}=1 for the traceback; please report", 70
     sys.stderr.write(log.line(text, logging.ERROR, "shardwise: error: "))

@@ -257,9 +257,10 @@ class Recut(msgspec.Struct, frozen=True, tag=True):
 
 
 class Gone(msgspec.Struct, frozen=True, tag=True):
-    """The engine has ended, and every request with it. Nothing comes after it."""
+    """The engine has ended, and every request with it. Nothing comes after it. `spent`: more was lost than is made good."""
 
     reason: str
+    spent: bool = False
 
 
 # --- to whoever started the engine's process --------------------------------------------------------------------------

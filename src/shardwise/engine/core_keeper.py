@@ -48,6 +48,8 @@ class CoreKeeper:
         self._host, self._start, self._say = host, start, say
         self._losses = Losses(intensity or Intensity())
         self._pid = core.pid
+        self.spent = False
+        """Whether there will be no engine any more because too much was lost."""
         self._lost: str | None = None
         self._away: str | None = None
         self._closing = threading.Event()
@@ -123,6 +125,7 @@ class CoreKeeper:
             reason = core.wait()
             assert reason is not None
             if self._closing.is_set() or not core.crashed:
+                self.spent = core.spent
                 self._settle(None, reason)
                 return
             begun = time.monotonic()
@@ -138,6 +141,7 @@ class CoreKeeper:
         while not self._closing.is_set():
             if not self._losses.note(time.monotonic()):
                 reason += self._losses.reason
+                self.spent = bool(self._losses.reason)
                 break
             self._say(f"{reason}; another one is started, and goes on with all open requests")
             try:

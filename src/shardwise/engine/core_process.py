@@ -51,6 +51,8 @@ class CoreProcess:
         self._closing = False
         self.crashed = False
         """Whether the process ended without a word: what it served is well, and may go on in another one."""
+        self.spent = False
+        """Whether it ended because more ranks were lost than are made good."""
         self._reason: str | None = None
         self._ended = threading.Event()
         self._watchers: list[Callable[[str], None]] = []
@@ -98,7 +100,7 @@ class CoreProcess:
             while (messages := self._messages()) is not None:
                 for message in messages:
                     if isinstance(message, bridge.Gone):
-                        cause = message.reason
+                        cause, self.spent = message.reason, message.spent
                     elif isinstance(message, bridge.Failed):
                         cause = message.message
         self.crashed = cause is None and not self._closing

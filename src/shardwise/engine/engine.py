@@ -226,6 +226,11 @@ class Engine:
         return None if self._ended is None else str(self._ended)
 
     @property
+    def cause(self) -> ShardwiseError | None:
+        """The same as the error it was."""
+        return self._ended
+
+    @property
     def away(self) -> str | None:
         """It is here, or lost."""
         return None

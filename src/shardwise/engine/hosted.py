@@ -17,7 +17,7 @@ from shardwise.engine.desk import Desk
 from shardwise.engine.engine import Engine
 from shardwise.engine.process_ranks import ProcessRanks
 from shardwise.engine.rank_processes import RankProcesses
-from shardwise.errors import ShardwiseError, UserError
+from shardwise.errors import LossesSpent, ShardwiseError, UserError
 from shardwise.telemetry import log
 
 SWITCH_S = 0.0005
@@ -90,7 +90,7 @@ def serve(sock: socket.socket, started: RankProcesses) -> int:
         control.tell(bridge.Failed(message, isinstance(error, UserError)))
         return 1
     if lost is not None:
-        control.tell(bridge.Gone(lost))
+        control.tell(bridge.Gone(str(lost), isinstance(lost, LossesSpent)))
     return 0 if lost is None else 1
 
 
@@ -100,7 +100,7 @@ def crashed(error: BaseException) -> None:
     os._exit(CRASHED)
 
 
-def run(control: Control, started: RankProcesses) -> str | None:
+def run(control: Control, started: RankProcesses) -> ShardwiseError | None:
     """Serves until the engine is lost: why; or until nobody wants it any more: None."""
     boot = control.boot()
     setup = boot.setup()
@@ -114,4 +114,4 @@ def run(control: Control, started: RankProcesses) -> str | None:
         engine.crashed = crashed
         control.desk = Desk(engine)
         control.tell(bridge.Ready())
-        return control.desk.serve()
+        return engine.cause if control.desk.serve() is not None else None

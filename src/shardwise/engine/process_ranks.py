@@ -305,7 +305,8 @@ class ProcessRanks:
     def _end(self, action: GiveUp) -> ShardwiseError:
         if action.mendable:
             return UserError(action.reason)
-        return (LossesSpent if action.spent else RankLost)(action.seat, self._phase, action.reason)
+        lost = RankLost(action.seat, self._phase, action.reason)
+        return LossesSpent(str(lost)) if action.spent else lost
 
     def close(self) -> None:
         """See `Ranks.close`. Twice is once."""

@@ -163,7 +163,7 @@ SERVING = (
            "on without it, and takes it back later; exit ends the server (default: restart)",
            one_of(*get_args(OnLoss)), "HOW", "restart"),
     Option("recovery_budget", ("--recovery-budget",),
-           "ranks that may be lost in a time; with one more the server ends, exit code 70 (default: 5/60s)", budget, "N/TIME",
+           "ranks that may be lost in a time; with one more the server ends, exit code 75 (default: 5/60s)", budget, "N/TIME",
            (5, 60.0)),
     Option("on_engine_loss", ("--on-engine-loss",),
            "when the engine's process is killed or crashes: resume starts another one, within the recovery budget, where open "

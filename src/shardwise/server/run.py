@@ -17,7 +17,7 @@ from shardwise.engine.bridge import pack_setup
 from shardwise.engine.core_keeper import CoreKeeper
 from shardwise.engine.intensity import Intensity
 from shardwise.engine.remote import RemoteEngine
-from shardwise.errors import ShardwiseError
+from shardwise.errors import LossesSpent, ShardwiseError
 from shardwise.sched.events import Ended, Event
 from shardwise.sched.request import SamplingParams
 from shardwise.server import banner
@@ -51,7 +51,7 @@ class Run:
         self._core: CoreKeeper | None = None
 
     def to_end(self) -> int:
-        """The exit code: 0 where it was told to end. ShardwiseError where the engine was lost."""
+        """The exit code: 0 where it was told to end. ShardwiseError where the engine was lost, LossesSpent after too much."""
         setup = self._start.setup
         text = open_text(setup, self._settings.chat_template)
         for line in warnings(setup, text):
@@ -59,7 +59,7 @@ class Run:
         start = self._start
         with start.result() as first, CoreKeeper(first, start.host, start.engine, _say, self._intensity) as self._core:
             if (lost := uvloop.run(self._serve(text))) is not None:
-                raise ShardwiseError(lost)
+                raise LossesSpent(lost) if self._core.spent else ShardwiseError(lost)
         return 0
 
     async def _serve(self, text: Text) -> str | None:
