@@ -58,3 +58,19 @@ def test_half_precision_runs(checkpoint: Callable[[str], Path], dtype: str) -> N
     folder = checkpoint("llama")
     one, two = (greedy(setup_of(folder, tp, "cuda:0", dtype), "threads") for tp in (1, 2))
     assert one[:4] == two[:4]
+
+
+def test_weights_that_are_cut_anew_on_a_device_are_those_that_are_loaded(checkpoint: Callable[[str], Path]) -> None:
+    from shardwise.runtime.weights import Weights, origin_of
+    from tests.group import layout_of
+
+    folder, device = checkpoint("llama-9-3"), torch.device("cuda", 0)
+    first, *others = ((1.0, 1.0), 1), ((1.0, 1.0, 1.0), 1), ((1.0,), 0), ((3.0, 1.0), 0)
+    layout = layout_of(folder, first[0])
+    held = Weights(layout, first[1], device, origin_of(layout, folder), lambda _: None)
+    for shares, rank in others:
+        layout = layout_of(folder, shares)
+        held.recut(layout, rank, device, origin_of(layout, folder), lambda _: None)
+        want = Weights(layout, rank, device, origin_of(layout, folder), lambda _: None)
+        assert held.arena.device == device
+        assert all(torch.equal(held.tensors[name], tensor) for name, tensor in want.tensors.items())

@@ -90,6 +90,7 @@ class Driven:
                 pass
             assert isinstance(message, wire.Ready), message
             found.append(message)
+        self.processes.met()
         memory.give_back(self.processes.shared, self.epoch)
         return found
 

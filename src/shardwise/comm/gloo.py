@@ -22,7 +22,7 @@ from torch.distributed import Store, Work  # type: ignore[attr-defined]
 
 from shardwise.comm.asking import Asking
 from shardwise.comm.asks import DISAGREE, Ask, failure
-from shardwise.comm.stores import appeared, gone
+from shardwise.comm.stores import appeared
 from shardwise.comm.sums import rank_order_sum
 
 DIRECT_BYTES = 1 << 17
@@ -42,10 +42,10 @@ class GlooComm(Asking):
 
     A message's tag is made from what both ends say it is, so that ranks which disagree never take each other's bytes: they
     fail at the deadline, and then tell each other what they asked for. `checked` exchanges this before each call, at
-    the price of one round, and fails at once.
+    the price of one round, and fails at once. Without a `store` nobody tells anybody.
     """
 
-    def __init__(self, group: Any, store: Store, *, deadline_s: float, epoch: int, checked: bool = False) -> None:
+    def __init__(self, group: Any, store: Store | None, *, deadline_s: float, epoch: int, checked: bool = False) -> None:
         super().__init__(group.rank(), group.size(), epoch)
         self.deadline_s = deadline_s
         self._group: Any = group  # a ProcessGroupGloo, whose stubs know neither send nor recv; None once it is broken
@@ -220,16 +220,16 @@ class GlooComm(Asking):
 
     def _publish(self, culprit: int, ask: Ask, disagreement: str) -> None:
         """Leaves this rank's account of the failure where the others can read it."""
-        # The store may be gone, with the rank that kept it or once all had met; the account is a courtesy.
-        if gone(self._store):
+        if self._store is None:
             return
+        # The store may be gone with the rank that kept it; the account is a courtesy.
         with suppress(RuntimeError):
             self._store.set_timeout(timedelta(seconds=PATIENCE_S))
             self._store.set(f"failed/{self.rank}", f"{culprit}\n{ask}\n{disagreement}")
 
     def _account_of(self, peer: int) -> tuple[int, str, str]:
         """Whom a peer blames, what it asked for, and how it disagreed; (peer, "", "") if it says nothing."""
-        if gone(self._store):
+        if self._store is None:
             return peer, "", ""
         with suppress(RuntimeError):
             if not appeared(self._store, [f"failed/{peer}"], PATIENCE_S):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import stat
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -27,13 +29,29 @@ def file_store(folder: Path, size: int, epoch: int) -> Store:
     """
     mode = folder.stat().st_mode
     if stat.S_ISREG(mode):
-        return FileStore(str(folder), size)
+        return FileStore(_own_path(folder), size)
     if not stat.S_ISDIR(mode) or mode & 0o077:
         raise ValueError(f"{folder} must be a folder of mode 0700, for it says where ranks connect to")
     later = [int(name.suffix[1:]) for name in folder.glob("epoch.*") if name.suffix[1:].isdigit()]
     if any(other > epoch for other in later):
         raise joining_failed(None, f"this rank is of epoch {epoch}, the group has formed anew as epoch {max(later)}")
     return FileStore(str(folder / f"epoch.{epoch}"), size)
+
+
+_OPEN: deque[int] = deque()
+"""Descriptors of this process's last two meetings."""
+
+
+def _own_path(file: Path) -> str:
+    """A path to the file that stays this file's for as long as a group uses the store.
+
+    torch writes to a store's path once more when its group is dropped. A path through the descriptor of whoever made the file
+    may by then be that of any other file of his. So this process opens it too, until the group after the next one is formed.
+    """
+    _OPEN.append(os.open(file, os.O_RDWR | os.O_CLOEXEC))
+    while len(_OPEN) > 2:
+        os.close(_OPEN.popleft())
+    return f"/proc/self/fd/{_OPEN[-1]}"
 
 
 def tcp_store(host: str, port: int, prefix: str, patience_s: float) -> Store:
@@ -62,13 +80,6 @@ def appeared(store: Store, keys: Sequence[str], patience_s: float, given_up: Cal
             return False
         time.sleep(_POLL_S)
     return True
-
-
-def gone(store: Store) -> bool:
-    """Whether the store was a file that was removed: each call on it would look for the file for a whole second."""
-    while isinstance(store, PrefixStore):
-        store = store.underlying_store
-    return isinstance(store, FileStore) and not Path(store.path).exists()  # type: ignore[attr-defined]
 
 
 def joining_failed(rank: int | None, reason: str, culprit: int | None = None) -> CommError:

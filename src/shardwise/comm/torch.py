@@ -38,12 +38,14 @@ def gloo(
     epoch: int = 0,
     device_host: str = "127.0.0.1",
     checked: bool = False,
+    accounts: bool = True,
     given_up: Callable[[], bool] = never,
 ) -> GlooComm:
     """This process's end of a new gloo group; returns when all ranks are connected. Listens on `device_host` only.
 
     Raises CommError that names the ranks which did not come within the deadline, or before `given_up` said so, or came with
-    another epoch. Ranks that have met connect within CONNECT_S, or one of them is gone.
+    another epoch. Ranks that have met connect within CONNECT_S, or one of them is gone. `accounts`: the store stays, so that
+    ranks that fail can tell each other why.
     """
     from shardwise.comm.gloo import GlooComm
 
@@ -56,7 +58,7 @@ def gloo(
         group = dist.ProcessGroupGloo(PrefixStore("gloo", ours), rank, size, options)
     except RuntimeError as error:
         raise joining_failed(rank, f"could not connect: {error}") from None
-    return GlooComm(group, ours, deadline_s=deadline_s, epoch=epoch, checked=checked)
+    return GlooComm(group, ours if accounts else None, deadline_s=deadline_s, epoch=epoch, checked=checked)
 
 
 def nccl(

@@ -143,4 +143,7 @@ def _joined(start: wire.Start, shared: int) -> Comm:
         return backend.nccl(
             store, start.rank, start.tp, deadline_s=start.deadline_s, epoch=start.epoch, device=device, given_up=given_up
         )
-    return backend.gloo(store, start.rank, start.tp, deadline_s=start.deadline_s, epoch=start.epoch, given_up=given_up)
+    # The engine sees for itself who is gone: ranks need not wait for each other's accounts.
+    return backend.gloo(
+        store, start.rank, start.tp, deadline_s=start.deadline_s, epoch=start.epoch, accounts=False, given_up=given_up
+    )
