@@ -16,7 +16,7 @@ from shardwise.errors import SHRUNK
 from shardwise.sched.pooling import PoolingParams
 from shardwise.sched.request import SamplingParams
 from shardwise.sched.step import Step
-from tests.engine.drive import Ask, Drive
+from tests.engine.drive import Ask, Drive, Told
 from tests.engine.test_many import asks, fewer_pages, setup_of, told
 
 PLAIN = SamplingParams(temperature=0.0, max_tokens=6, ignore_eos=True)
@@ -167,3 +167,16 @@ def test_a_failure_with_nothing_in_flight_accuses_nobody(checkpoint: Callable[[s
         assert drive.core.scheduler.alone is None
         drive.finish()
         assert drive.told[number].ended[0].error is None
+
+
+def test_who_was_taken_in_before_and_begins_after(checkpoint: Callable[[str], Path]) -> None:
+    setup = setup_of(checkpoint("llama"), 1)
+    with Drive(setup) as drive:
+        number = drive.add(Ask((5, 6, 7), replace(PLAIN, n=2)))
+        late = replace(drive.entries[number], number=99, choices=[], ended=False, sink=(heard := Told()).events.append)
+        drive.core.expect(late)
+        drive.restart(replace(setup, limits=replace(setup.limits, sequences=1)))
+        drive.core.begin(late)
+        for (ended,) in (drive.told[number].ended, heard.ended):
+            assert ended.unfit and str(ended.error).startswith(SHRUNK) and "at most 1 sequences" in str(ended.error)
+        assert not drive.core.journal.entries and not drive.core.scheduler.requests

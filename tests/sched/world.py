@@ -75,7 +75,7 @@ class World:
         self.flight: deque[Step] = deque()
         self.suspects: dict[int, Suspect] = {}
         """Those that have not computed again what they had issued, by request."""
-        self.raised = 0
+        self.raised = self.poisons = 0
         self.ended = Counter[str]()
         self.preempted = 0
         self.steps = 0
@@ -84,6 +84,7 @@ class World:
     # --- what happens -------------------------------------------------------------------------------------------------
 
     def add(self, request: Request, poison: int | None = None) -> None:
+        self.poisons += poison is not None
         stories = [Story(request, c, self.limits) for c in range(request.n)]
         self.clients[request.number] = Client(request, stories, poison=poison)
         self.take(self.scheduler.add(request))
@@ -127,7 +128,7 @@ class World:
 
     def apply(self, error: int | None = None) -> None:
         """The results of the oldest step come; there is an `error` for one of its sequences. Or a rank raises."""
-        if any(self._poisoned(item) for item in self.flight[0].items):
+        if self.poisons and any(self._poisoned(item) for item in self.flight[0].items):
             self.fail()
             return
         step = self.flight.popleft()
@@ -255,7 +256,8 @@ class World:
 
     def _apart(self, step: Step) -> None:
         """While there are suspects, there is only one request in flight, and that is one of them."""
-        self._forgive()
+        if self.suspects:
+            self._forgive()
         if not self.suspects:
             return
         clients = [self._client(item) for each in (*self.flight, step) for item in each.items]
