@@ -28,7 +28,7 @@ SERVE = (
 
 @pytest.mark.timeout(300)
 def test_ranks_are_killed_and_stopped_while_clients_stream() -> None:
-    found = plan(seed=1, count=4, faults=("kill", "stop"), clients=4, tokens=40, phases=("decode", "idle"))
+    found = plan(seed=1, count=3, faults=("kill", "stop"), clients=4, tokens=40, phases=("decode", "idle"))
     rows = Campaign(found, Command(SERVE), 60.0, lambda _: None).run()
     assert not [row for row in rows if row.bad], rows
     assert sum(row.counts["fine"] for row in rows) == 4 * len(rows)

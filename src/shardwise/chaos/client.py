@@ -12,10 +12,12 @@ from urllib.parse import urlsplit
 from shardwise.chaos.heard import End, Heard
 
 CONNECT_S = 5.0
+ROLE = b'"role":"assistant"'
+"""In the event by which a chat's answer begins, before any token."""
 
 
 class Call:
-    """A request under way. `events` counts what came so far, `port` is this end's."""
+    """A request under way. `events` counts those with tokens so far, `port` is this end's."""
 
     def __init__(self, url: str, path: str, body: bytes, key: str | None = None) -> None:
         parts = urlsplit(url)
@@ -68,7 +70,7 @@ class Call:
             status = answer.status
             while piece := answer.read1(2**16):
                 self._pieces.append((time.monotonic(), piece))
-                self.events += piece.count(b"data:")
+                self.events += piece.count(b"data:") - piece.count(ROLE)
         except (OSError, http.client.HTTPException, ValueError) as error:
             end, why = ("cut" if connected else "unreachable"), type(error).__name__
         finally:

@@ -15,7 +15,7 @@ from typing import Any
 from shardwise.errors import UserError
 
 PHASES = {
-    "prefill": "requests were sent, none has a token yet",
+    "prefill": "requests were sent, and half of them have no token yet",
     "decode": "half of the streams have some tokens",
     "collective": "the same, and the rank sleeps in a wait for others",
     "idle": "nothing is asked; the requests come right after it",

@@ -27,7 +27,7 @@ from shardwise.errors import ShardwiseError
 END_S = 5.0
 """A server that is not whole again may take so long to end."""
 
-START_PART = 0.9
+START_PART = 0.8
 """Of the shortest start so far, from the first rank's process on: faults come within it."""
 
 
