@@ -33,7 +33,9 @@ def need(holds: object, *words: object) -> None:
 
 @dataclass(frozen=True)
 class Plan:
-    """What goes wrong, and until when. `rates`: how often a process is struck at a place; `kinds`: by what."""
+    """What goes wrong, and until when. `rates`: how often a process is struck at a place; `kinds`: by what. After `patience_s`
+    the watch says who is stopped; after `deadline_s` ranks give each other up, if they do. Messages take about `delay_s`; the
+    engine's thread is `late` so often; a process is `cursed` so often: it joins no group."""
 
     faults: int = 0
     until: float = 2.0
@@ -44,6 +46,10 @@ class Plan:
     stillborn: float = 0.0
     jumps: tuple[float, ...] = ()
     patience_s: float = 2.0
+    deadline_s: float | None = None
+    delay_s: float = 2e-4
+    late: float = 0.0
+    cursed: float = 0.0
 
 
 class Life:
@@ -51,7 +57,7 @@ class Life:
 
     def __init__(self, cluster: Cluster, number: int) -> None:
         self.cluster, self.number, self.pid = cluster, number, 1000 + number
-        self.worker = Worker(cluster, number, 0)
+        self.worker = Worker(cluster, number)
         self.heard_of_end = False
         self.killed = False
         self.last_in = self.last_out = 0.0
@@ -78,9 +84,9 @@ class Cluster:
         self.now = 0.0
         self.wanted = -1
         self.faults = 0
-        self.poisonings = 0
         self.last_fault = 0.0
         self.lives: list[Life] = []
+        self.epoch_of: dict[int, int] = {}
         self.orders: deque[Callable[[], None]] = deque()
         self.findings: deque[tuple[int, str]] = deque()
         self.raised: set[str] = set()
@@ -132,7 +138,7 @@ class Cluster:
 
     def news(self, timeout_s: float | None, wake: int | None) -> list[News]:
         """Lets time pass until there is something to say."""
-        late = self.some(2e-4)
+        late = 0.3 * self.random.random() if self.random.random() < self.plan.late else self.some(2e-4)
         until = self.now + late
         while self._heap and self._heap[0][0] <= until:
             self._next()
@@ -164,12 +170,14 @@ class Cluster:
         need(number in self._listened, "process", number, "is told something, and has no line")
         if not life.worker.alive and self.random.random() < 0.5:
             raise BrokenPipeError
-        if life.worker.stopped and self.random.random() < 0.1:
+        if life.worker.stopped and self.random.random() < 0.5:
             raise BlockingIOError
         if self._decoded is None or self._decoded[0] is not body:
             self._decoded = body, wire.decode(body)
         message = self._decoded[1]
-        life.last_in = max(life.last_in, self.now + self.some(2e-4))
+        if isinstance(message, wire.Forward):
+            self.epoch_of[message.step.number] = self.wanted
+        life.last_in = max(life.last_in, self.now + self.some(self.plan.delay_s))
         self.after(life.last_in - self.now, lambda: life.worker.take(message))
 
     def want(self, epoch: int) -> None:
@@ -183,7 +191,7 @@ class Cluster:
     def said(self, number: int, message: wire.Message) -> None:
         """What a process says to the engine."""
         life = self.lives[number]
-        life.last_out = max(life.last_out, self.now + self.some(2e-4))
+        life.last_out = max(life.last_out, self.now + self.some(self.plan.delay_s))
         unheard: list[object] = [message]
         life.unheard.append(unheard)
         self.after(life.last_out - self.now, lambda: self._hear(life, unheard))
@@ -203,7 +211,7 @@ class Cluster:
             keep = self.random.randrange(len(life.unheard))
             while len(life.unheard) > keep:
                 life.unheard.pop().clear()
-        life.last_out = max(life.last_out, self.now + self.some(2e-3))
+        life.last_out = max(life.last_out, self.now + self.some(self.random.choice([2e-3, 0.06])))
         self.after(life.last_out - self.now, lambda: self._heard.append(Gone(number)))
 
     # --- processes ----------------------------------------------------------------------------------------------------
@@ -214,6 +222,9 @@ class Cluster:
             self.lives.append(life)
             if self._may_fault() and self.random.random() < self.plan.stillborn:
                 self._strike(life.worker, "die")
+            elif self.wanted >= 0 and self._may_fault() and self.random.random() < self.plan.cursed:
+                life.worker.cursed = life.worker.doomed = True
+                self._struck(life.worker)
 
     def __getitem__(self, number: int) -> Life:
         need(number in self, "process", number, "is not there any more")
@@ -267,14 +278,21 @@ class Cluster:
 
     def _strike_anyone(self, kinds: tuple[str, ...]) -> None:
         alive = [life.worker for life in self.lives if life.worker.alive]
+        waiting = [worker for worker in alive if worker.epoch < 0]
+        if waiting and self.random.random() < 0.5:
+            alive = waiting
         outside = tuple(kind for kind in kinds if kind in ("die", "stop", "pause")) or ("die",)
         if alive and self._may_fault():
             self._strike(self.random.choice(alive), self.random.choice(outside))
 
-    def _strike(self, worker: Worker, kind: str) -> None:
+    def _struck(self, worker: Worker) -> None:
         self.faults += 1
         self.last_fault = self.now
-        worker.faulty = True
+        worker.faults += 1
+
+    def _strike(self, worker: Worker, kind: str) -> None:
+        self._struck(worker)
+        worker.doomed |= kind != "raise" or not worker.serving
         self.note("fault", worker.number, kind)
         if self.random.random() < self.plan.pairs:
             self.after(0.5 * self.random.random() ** 3, lambda: self._strike_anyone(("die",)))
@@ -296,9 +314,8 @@ class Cluster:
 
     def poisoned(self, worker: Worker) -> None:
         """A request makes it fail."""
-        self.poisonings += 1
         self.last_fault = self.now
-        worker.faulty = True
+        worker.faults += 1
 
     def _judge(self, worker: Worker) -> None:
         """As the watch does."""
