@@ -110,8 +110,11 @@ class Cluster:
         return self.now
 
     def after(self, seconds: float, call: Callable[[], None]) -> None:
+        self.at(self.now + seconds, call)
+
+    def at(self, when: float, call: Callable[[], None]) -> None:
         self._count += 1
-        heapq.heappush(self._heap, (self.now + seconds, self._count, call))
+        heapq.heappush(self._heap, (when, self._count, call))
 
     def some(self, seconds: float) -> float:
         """A while, most often shorter than `seconds`, now and then much longer."""
@@ -121,6 +124,7 @@ class Cluster:
     def _jump(self) -> None:
         """The host slept: all that would have been done meanwhile is done late."""
         self.now += 30.0
+        self.last_fault = self.now
 
     def note(self, *what: object) -> None:
         self.trace = crc32(repr((round(self.now, 9), *what)).encode(), self.trace)
@@ -178,7 +182,7 @@ class Cluster:
         if isinstance(message, wire.Forward):
             self.epoch_of[message.step.number] = self.wanted
         life.last_in = max(life.last_in, self.now + self.some(self.plan.delay_s))
-        self.after(life.last_in - self.now, lambda: life.worker.take(message))
+        self.at(life.last_in, lambda: life.worker.take(message))
 
     def want(self, epoch: int) -> None:
         """Older groups are of no use from now on."""
@@ -194,7 +198,7 @@ class Cluster:
         life.last_out = max(life.last_out, self.now + self.some(self.plan.delay_s))
         unheard: list[object] = [message]
         life.unheard.append(unheard)
-        self.after(life.last_out - self.now, lambda: self._hear(life, unheard))
+        self.at(life.last_out, lambda: self._hear(life, unheard))
 
     def _hear(self, life: Life, unheard: list[object]) -> None:
         if unheard and life.number in self._listened:
@@ -212,7 +216,7 @@ class Cluster:
             while len(life.unheard) > keep:
                 life.unheard.pop().clear()
         life.last_out = max(life.last_out, self.now + self.some(self.random.choice([2e-3, 0.06])))
-        self.after(life.last_out - self.now, lambda: self._heard.append(Gone(number)))
+        self.at(life.last_out, lambda: self._heard.append(Gone(number)))
 
     # --- processes ----------------------------------------------------------------------------------------------------
 

@@ -330,11 +330,10 @@ class World:
     def _observe_tries(self, form: Any) -> None:
         """No place is tried with one process after the other, while others could go on."""
         seated = dict(zip(form.places, form.seats, strict=True))
-        for place, process in seated.items():
-            if self.seated.get(place) != process:
-                self.tries[place] += 1
-        kept = any(self.seated.get(place) == process for place, process in seated.items())
-        worst = max(self.tries.values(), default=0)
+        new = [place for place, process in seated.items() if self.seated.get(place) != process]
+        self.tries.update(new)
+        kept = len(new) < len(seated)
+        worst = max((self.tries[place] for place in new), default=0)
         need(not kept or worst <= 2 or self.machine.least > 1, "a place is tried", worst, "times:", form)
         self.seated = seated
 
