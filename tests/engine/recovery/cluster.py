@@ -34,8 +34,8 @@ def need(holds: object, *words: object) -> None:
 @dataclass(frozen=True)
 class Plan:
     """What goes wrong, and until when. `rates`: how often a process is struck at a place; `kinds`: by what. After `patience_s`
-    the watch says who is stopped; after `deadline_s` ranks give each other up, if they do. Messages take about `delay_s`; the
-    engine's thread is `late` so often; a process is `cursed` so often: it joins no group."""
+    the watch says who is stopped; after `deadline_s` ranks give each other up, if they do. Messages take about
+    `delay_s`, and `notice_s` to see that a peer is gone; the engine's thread is `late` so often; a process is `cursed` so often: it joins no group."""
 
     faults: int = 0
     until: float = 2.0
@@ -48,6 +48,7 @@ class Plan:
     patience_s: float = 2.0
     deadline_s: float | None = None
     delay_s: float = 2e-4
+    notice_s: float = 0.05
     late: float = 0.0
     cursed: float = 0.0
 

@@ -19,7 +19,15 @@ from tests.engine.recovery.cluster import Broken, Cluster, Plan
 from tests.engine.recovery.world import Machine, Parts, World
 from tests.engine.recovery.worker import POISON
 
-KINDS = (("die",), ("die",), ("die", "stop"), ("die", "raise"), ("raise",), ("die", "stop", "raise", "pause"), ("die", "slip"))
+KINDS = (
+    ("die",),
+    ("die", "stop"),
+    ("die", "raise"),
+    ("raise",),
+    ("stop", "pause"),
+    ("die", "stop", "raise", "pause", "slip"),
+    ("die", "slip"),
+)
 
 
 @dataclass
@@ -71,7 +79,8 @@ def live(seed: int, parts: Parts | None = None) -> World:
         stillborn=draw.choice([0.0, 0.0, 0.1, 0.7]),
         deadline_s=None if jumps else draw.choice([None, 0.7]),
         jumps=jumps,
-        delay_s=draw.choice([2e-4, 2e-4, 1e-2]),
+        delay_s=draw.choice([2e-4, 1e-2]),
+        notice_s=draw.choice([0.05, 0.002]),
         late=draw.choice([0.0, 0.03]),
         cursed=draw.choice([0.0, 0.0, 0.0, 0.1, 0.5]),
     )
@@ -96,7 +105,7 @@ def _entry(draw: Random, number: int, documents: list[tuple[int, ...]]) -> Entry
     prompt = draw.choice(documents)[: draw.choice([0, 16, 20, 33])] + tuple(
         draw.randrange(POISON) for _ in range(draw.randint(1, 6))
     )
-    if draw.random() < 0.04:
+    if draw.random() < 0.08:
         prompt += (POISON,)
     limit = draw.choice([1, 6, 12, 24])
     params = SamplingParams(

@@ -216,7 +216,7 @@ class Worker:
     def abandoned(self, culprit: int | None) -> None:
         """A CommError, noticed a little later."""
         self.waiting = None
-        self.later(self.cluster.some(0.05), lambda: self._fail("a peer is gone", culprit, secondary=True))
+        self.later(self.cluster.some(self.cluster.plan.notice_s), lambda: self._fail("a peer is gone", culprit, secondary=True))
 
     def raises(self, message: str) -> None:
         """An error of its own."""
