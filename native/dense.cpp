@@ -63,8 +63,10 @@ uint16_t* parts_room(int64_t count) {
     return numbers.data() + (64 - at % 64) % 64 / sizeof(uint16_t);
 }
 
-// Outputs of a piece: few rows read so many bytes of weights; of many, all threads get equally many pieces.
+// Outputs of a piece: few rows read so many bytes of weights, or all where there is one thread; of many, all threads get equally
+// many pieces.
 int64_t piece_outputs(const DenseProduct& p, int64_t rows, int threads) {
+    if (rows <= FEW_ROWS && threads == 1) return up(p.outputs, 32);
     if (rows <= FEW_ROWS) return up(PIECE_BYTES / (2 * p.inputs + 1) + 1, 32);
     const int64_t turns = (p.outputs + SLAB_OUTPUTS * threads - 1) / (SLAB_OUTPUTS * threads);
     return up((p.outputs + turns * threads - 1) / (turns * threads), 32);

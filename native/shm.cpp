@@ -284,24 +284,30 @@ int Group::fail() {
     uint32_t found = 0;
     const uint32_t mine = static_cast<uint32_t>(rank_) + 1;
     if (!broken().compare_exchange_strong(found, mine, std::memory_order_seq_cst)) return static_cast<int>(found) - 1;
-    wake();
+    wake(rank_);
     return rank_;
+}
+
+void Group::end() {
+    uint32_t found = 0;
+    broken().compare_exchange_strong(found, static_cast<uint32_t>(size_) + 1, std::memory_order_seq_cst);
+    for (int r = 0; r < size_; r++) wake(r);
 }
 
 void Group::leave() {
     line(rank_).left.store(1, std::memory_order_seq_cst);
-    wake();
+    wake(rank_);
 }
 
-// Whoever may be waiting for this rank, or for another one that waits for it.
-void Group::wake() {
+// Whoever may be waiting for `rank`, or for another one that waits for it.
+void Group::wake(int rank) {
     const auto one = [](Signal& signal) {
         if (signal.asleep.load(std::memory_order_seq_cst)) wake_all(signal.count, true);
     };
     for (int r = 0; r < size_; r++) {
         one(line(r).posted);
-        one(letters(rank_, r).sent);
-        one(letters(r, rank_).taken);
+        one(letters(rank, r).sent);
+        one(letters(r, rank).taken);
     }
 }
 

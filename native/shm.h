@@ -66,6 +66,8 @@ public:
 
     // Breaks the group, unless it is broken; returns who broke it.
     int fail();
+    // The same from outside, by who is none of its ranks: the group is broken by rank `size`.
+    void end();
     int breaker() const { return static_cast<int>(broken().load(std::memory_order_acquire)) - 1; }
     void leave();
     // Whether `rank` has not come to this rank's round yet.
@@ -97,7 +99,7 @@ private:
     int trouble(int peer, int64_t now, int64_t until, int64_t& looked);
     bool alive(int peer) const;
     void raise(Signal& signal, uint32_t count);
-    void wake();
+    void wake(int rank);
 
     char* const memory_;
     const Places places_;

@@ -27,6 +27,14 @@ SW_API void sw_shm_close(void* group) {
     delete static_cast<Group*>(group);
 }
 
+// For who is none of the group's ranks: breaks it, and wakes all who wait. The file is long enough.
+SW_API void sw_shm_end(int fd, int64_t offset, int size, int64_t slot_bytes, int64_t letter_bytes) {
+    if (void* group = sw_shm_open(fd, offset, 0, size, slot_bytes, letter_bytes, 0, 0, 0)) {
+        of(group).end();
+        sw_shm_close(group);
+    }
+}
+
 SW_API void* sw_shm_memory(void* group) { return of(group).memory(); }
 // Places in that memory: of a rank's text, of a rank's slot in this rank's next round, or in the one that it was the last to end.
 SW_API int64_t sw_shm_text(void* group, int rank) { return of(group).places().text(rank); }

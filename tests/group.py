@@ -19,9 +19,9 @@ from shardwise.nn.batch import Rank
 from shardwise.runtime.limits import Buckets, Limits
 from shardwise.runtime.opening import kernels_of
 from shardwise.runtime.runner import Runner
+from shardwise.runtime.weights import Weights, origin_of
 from shardwise.sched.step import Draw, Item, Pages, Result, Step
-from shardwise.spec.binding import bind
-from shardwise.spec.checkpoint import open_checkpoint, read_json
+from shardwise.spec.checkpoint import read_json
 from shardwise.spec.config import read_model
 from shardwise.spec.layout import PAGE_TOKENS, Layout, Shares
 from shardwise.spec.mesh import Mesh
@@ -68,7 +68,7 @@ class Group:
         self.comms = [Recording(comm) for comm in threads(size, deadline_s=60)]
         self.pool = ThreadPoolExecutor(size)
         self.steps = 0
-        bound = bind(layout.model, open_checkpoint(folder)) if folder else None
+        origin = origin_of(layout, folder)
         dtypes = getattr(torch, layout.compute_dtype), getattr(torch, layout.kv_dtype)
 
         def progress(count: int) -> None:
@@ -77,7 +77,8 @@ class Group:
         def build(rank: int) -> Runner:
             device = torch.device("cpu")
             own = Rank(layout, rank, self.comms[rank], device, *dtypes, kernels_of(layout, device, 1))
-            return Runner(own, self.pages, limits, bound, progress, buckets)
+            weights = Weights(layout, rank, device, origin, progress)
+            return Runner(own, weights, self.pages, limits, buckets)
 
         self.runners: list[Runner] = list(self.pool.map(build, range(size)))
 

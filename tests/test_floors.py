@@ -13,12 +13,12 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "shardwise"
 
 FLOORS = (
-    ("errors", "env", "native", "telemetry", "spec"),
+    ("errors", "env", "bound", "children", "native", "telemetry", "spec"),
     ("sched", "plan", "comm", "sim"),
     ("nn",),
     ("runtime",),
     ("engine",),
-    ("server", "train", "bench", "verify", "llm"),
+    ("server", "train", "bench", "verify", "chaos", "llm"),
     ("cli", "__main__"),
 )
 """From below to above. The façade `__init__` stands on top of the engine and is imported by no part but the last floor."""
@@ -36,7 +36,7 @@ ARROWS = {
 }
 """Which sibling imports which."""
 
-PURE = ("errors", "env", "native", "telemetry", "spec", "sched", "plan", "sim")
+PURE = ("errors", "env", "bound", "children", "native", "telemetry", "spec", "sched", "plan", "sim")
 
 FLOOR = {part: i for i, floor in enumerate(FLOORS) for part in floor} | {"__init__": len(FLOORS) - 2}
 

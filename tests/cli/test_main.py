@@ -55,7 +55,7 @@ def test_every_command_has_help(command):
     done = shardwise(command, "--help")
     assert (done.code, done.err) == (0, "")
     cut = ("--tensor-parallel-size", "-tp", "--shares", "--tensor-split", "--num-shard")
-    others = {"complete": ("--url",), "bench": ("limits", "peers")}  # which cut nothing themselves
+    others = {"complete": ("--url",), "reshard": (*cut, "--url"), "bench": ("limits", "peers")}  # which cut nothing themselves
     for name in others.get(command, cut):
         assert name in done.out
 
@@ -70,7 +70,7 @@ def test_version():
     ("args", "message"),
     [
         (["genrate"], "there is no command 'genrate'; did you mean generate?"),
-        (["bake"], "there is no command 'bake'; commands are generate, chat, serve, complete, inspect"),
+        (["bake"], "there is no command 'bake'; commands are generate, chat, serve, complete, reshard, inspect"),
         (["-tp", "2"], "-tp comes before any command"),
         (["generate", "--temprature", "1"], "unknown flag --temprature, nearest: --temperature; `shardwise generate --help`"),
         (["generate", "--frobnicate"], "unknown flag --frobnicate; `shardwise generate --help` lists the flags"),

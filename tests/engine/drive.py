@@ -114,11 +114,12 @@ class Drive:
         self.core.scheduler.drop(first)
         self.dropped += flying
 
-    def restart(self) -> None:
-        """New ranks, whose caches are empty."""
+    def restart(self, setup: Setup | None = None, failed: str | None = None) -> None:
+        """New ranks, whose caches are empty: of another `setup`, or because one `failed`."""
         self.ranks.close()
+        self.setup = setup or self.setup
         self.ranks = self._start(self.setup)
-        self.core.resume(self.ranks)
+        self.core.resume(self.ranks, setup, failed)
 
     def finish(self) -> None:
         """Until nothing is left to do."""

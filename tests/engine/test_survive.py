@@ -1,4 +1,4 @@
-"""Ranks are lost while requests run: real processes, real signals. Requests go on token for token, and it is said who was lost."""
+"""Ranks are lost while requests run: real processes, real signals. Requests go on token for token; who was lost is said."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from functools import partial
 
 import pytest
 
@@ -15,10 +15,10 @@ from shardwise.engine.engine import Engine
 from shardwise.engine.process_ranks import ProcessRanks
 from shardwise.engine.setup import Options, Setup, resolve
 from shardwise.engine.supervise import Policy
-from shardwise.errors import LossesSpent, RankLost
+from shardwise.errors import LossesSpent
 from shardwise.sched.request import SamplingParams
 from tests.checkpoints import FAMILIES, build
-from tests.engine.test_ranks import leftovers
+from tests.engine.test_ranks import leftovers, workers
 
 PROMPTS = ([1, 5, 9, 2, 7], [3, 3, 8], [11, 4, 6, 2, 9, 1, 7, 7, 2])
 COUNT = 60
@@ -33,23 +33,26 @@ def setup(tmp_path_factory: pytest.TempPathFactory) -> Setup:
 
 
 @pytest.fixture(scope="module")
-def oracle(setup: Setup) -> list[list[int]]:
-    """What each prompt is continued with where nothing happens."""
-    with Engine(setup, "processes") as engine:
-        return [_tokens(engine, number) for number in range(len(PROMPTS))]
-
-
-@pytest.fixture(autouse=True)
-def nothing_is_left() -> Iterator[None]:
+def engine(setup: Setup) -> Iterator[Engine]:
+    """One whose ranks are replaced, as often as it takes."""
     before = leftovers()
-    yield
+    with Engine(setup, ProcessRanks(setup, policy=Policy("restart", losses=1000, spares=1))) as engine:
+        yield engine
     assert leftovers() == before
+
+
+@pytest.fixture(scope="module")
+def oracle(engine: Engine) -> list[list[int]]:
+    """What each prompt is continued with where nothing happens."""
+    return [_tokens(engine, number) for number in range(len(PROMPTS))]
 
 
 @contextmanager
 def engine_of(setup: Setup, policy: Policy) -> Iterator[Engine]:
+    before = leftovers()
     with Engine(setup, ProcessRanks(setup, policy=policy)) as engine:
         yield engine
+    assert leftovers() == before
 
 
 def _params(number: int) -> SamplingParams:
@@ -86,41 +89,58 @@ def _until(condition: Callable[[], bool]) -> None:
 
 
 @pytest.mark.parametrize("rank", [0, 1, 2])
-def test_a_killed_rank_is_replaced_and_tokens_go_on(setup: Setup, oracle: list[list[int]], rank: int) -> None:
-    with engine_of(setup, Policy("restart", spares=1)) as engine:
-        before = _pids(engine)
-        found = [_tokens(engine, number, {20: lambda: _kill(engine, rank)}) for number in range(2)]
-        assert found == oracle[:2]
-        after, incidents = _pids(engine), engine.incidents
-    assert [pid == other for pid, other in zip(before, after, strict=True)] == [seat != rank for seat in range(3)]
-    assert [(each.rank, each.before, each.ranks, each.epoch) for each in incidents] == [(rank, 3, 3, 0), (rank, 3, 3, 1)]
-    assert incidents[0].pid == before[rank] and "was killed by SIGKILL" in incidents[0].reason
-    assert all(each.pause_s is not None and each.pause_s < WITHIN_S for each in incidents)
+def test_a_killed_rank_is_replaced_and_tokens_go_on(engine: Engine, oracle: list[list[int]], rank: int) -> None:
+    before, epoch = _pids(engine), len(engine.incidents) and engine.incidents[-1].epoch + 1
+    assert _tokens(engine, rank, {20: lambda: _kill(engine, rank)}) == oracle[rank]
+    assert [pid == other for pid, other in zip(before, _pids(engine), strict=True)] == [seat != rank for seat in range(3)]
+    found = engine.incidents[-1]
+    assert (found.rank, found.pid, found.before, found.ranks, found.epoch) == (rank, before[rank], 3, 3, epoch)
+    assert "was killed by SIGKILL" in found.reason and found.where
+    assert found.pause_s is not None and found.pause_s < WITHIN_S
 
 
-def test_a_rank_killed_while_idle_is_replaced_before_it_is_needed(setup: Setup, oracle: list[list[int]]) -> None:
-    with engine_of(setup, Policy("restart", spares=1)) as engine:
-        before = _pids(engine)
+def test_a_rank_killed_while_idle_is_replaced_before_it_is_needed(engine: Engine, oracle: list[list[int]]) -> None:
+    before = _pids(engine)
+    _kill(engine, 2)
+    _until(lambda: _pids(engine) != before and engine.mending is None)
+    assert _pids(engine)[:2] == before[:2]
+    assert _tokens(engine, 2) == oracle[2]
+
+
+def test_two_ranks_at_once_and_one_while_mending(engine: Engine, oracle: list[list[int]]) -> None:
+    def both() -> None:
+        _kill(engine, 0)
         _kill(engine, 2)
-        _until(lambda: len(engine.incidents) == 1 and engine.mending is None)
-        assert _pids(engine)[:2] == before[:2] and _pids(engine)[2] != before[2]
-        assert _tokens(engine, 2) == oracle[2]
+
+    def again() -> None:
+        _kill(engine, 1)
+        _until(lambda: engine.mending is not None)
+        _kill(engine, 2)
+
+    assert _tokens(engine, 0, {10: both, 40: again}) == oracle[0]
+    assert engine.mending is None
 
 
-def test_two_ranks_at_once_and_one_while_mending(setup: Setup, oracle: list[list[int]]) -> None:
-    with engine_of(setup, Policy("restart", losses=9, spares=1)) as engine:
+@pytest.mark.parametrize("phase", ["decode", "idle"])
+def test_a_stopped_rank_is_named_and_replaced(engine: Engine, oracle: list[list[int]], phase: str) -> None:
+    before, stopped = _pids(engine), lambda: _kill(engine, 1, signal.SIGSTOP)
+    if phase == "idle":
+        stopped()
+        _until(lambda: _pids(engine) != before)
+    assert _tokens(engine, 0, {20: stopped} if phase == "decode" else None) == oracle[0]
+    found = engine.incidents[-1]
+    assert (found.rank, found.pid) == (1, before[1]) and "is stopped" in found.reason
 
-        def both() -> None:
-            _kill(engine, 0)
-            _kill(engine, 2)
 
-        def again() -> None:
-            _kill(engine, 1)
-            _until(lambda: engine.mending is not None)
-            _kill(engine, 2)
-
-        assert _tokens(engine, 0, {10: both, 40: again}) == oracle[0]
-        assert engine.mending is None
+def test_it_is_cut_anew_while_requests_run(engine: Engine, oracle: list[list[int]]) -> None:
+    told: list[object] = []
+    steps = {10: (1.0, 1.0), 25: (3.0, 1.0), 40: (1.0, 1.0, 1.0)}
+    count = len(engine.incidents)
+    found = _tokens(engine, 0, {at: partial(engine.reshard, shares, told.append) for at, shares in steps.items()})
+    assert found == oracle[0]
+    _until(lambda: len(told) == 3)
+    assert [each.layout.mesh.size for each in told if isinstance(each, Setup)] == [2, 2, 3]
+    assert len(engine.incidents) == count
 
 
 def test_the_others_take_a_lost_part_over_and_give_it_back(setup: Setup, oracle: list[list[int]]) -> None:
@@ -138,57 +158,18 @@ def test_the_others_take_a_lost_part_over_and_give_it_back(setup: Setup, oracle:
         assert isinstance(told[0], Setup) and len(_pids(engine)) == 3
 
 
-def test_it_is_cut_anew_while_requests_run(setup: Setup, oracle: list[list[int]]) -> None:
-    with engine_of(setup, Policy("restart")) as engine:
-        told: list[object] = []
-        steps = {10: (1.0, 1.0), 25: (3.0, 1.0), 40: (1.0, 1.0, 1.0)}
-        found = _tokens(engine, 0, {at: lambda shares=shares: engine.reshard(shares, told.append) for at, shares in steps.items()})
-        assert found == oracle[0]
-        _until(lambda: len(told) == 3)
-        assert [each.layout.mesh.size for each in told if isinstance(each, Setup)] == [2, 2, 3]
-        assert not engine.incidents
+def test_more_losses_than_the_budget_end_it_also_while_the_first_group_is_formed(setup: Setup) -> None:
+    others = [worker.pid for worker in workers()]
+    killed: list[int] = []
 
-
-@pytest.mark.parametrize("phase", ["decode", "idle"])
-def test_a_stopped_rank_is_named_and_replaced(setup: Setup, oracle: list[list[int]], phase: str) -> None:
-    with engine_of(setup, Policy("restart", spares=1)) as engine:
-        stop = lambda: _kill(engine, 1, signal.SIGSTOP)  # noqa: E731
-        if phase == "idle":
-            stop()
-            _until(lambda: bool(engine.incidents))
-        assert _tokens(engine, 0, {20: stop} if phase == "decode" else None) == oracle[0]
-        assert [each.rank for each in engine.incidents] == [1] and "stopped" in engine.incidents[0].reason
-
-
-def test_more_losses_than_the_budget_end_it(setup: Setup) -> None:
-    with engine_of(setup, Policy("restart", losses=2)) as engine:
-        kill = lambda: _kill(engine, 1)  # noqa: E731
-        with pytest.raises(LossesSpent, match=r"rank 1 was lost during generate: .*; 2 others were lost within 60 s"):
-            _tokens(engine, 0, {5: kill, 15: kill, 25: kill})
-
-
-def test_nothing_is_mended_where_that_is_asked_for(setup: Setup) -> None:
-    with engine_of(setup, Policy("exit", spares=1)) as engine:
-        with pytest.raises(RankLost, match="rank 0 was lost during generate"):
-            _tokens(engine, 0, {5: lambda: _kill(engine, 0)})
-
-
-@pytest.mark.parametrize("rank", [0, 2])
-def test_a_rank_killed_while_the_first_group_is_formed(setup: Setup, oracle: list[list[int]], rank: int, tmp_path: Path) -> None:
-    killed = []
-
-    def kill(_rank: int, _count: int) -> None:
+    def at_first(_rank: int, _count: int) -> None:
         if not killed:
-            killed.append(ranks_started()[rank])
+            killed.append(next(worker.pid for worker in workers() if worker.pid not in others))
             os.kill(killed[0], signal.SIGKILL)
 
-    ranks = ProcessRanks(setup, kill, policy=Policy("restart"))
-    with Engine(setup, ranks) as engine:
-        assert _tokens(engine, 0) == oracle[0]
+    ended = pytest.raises(LossesSpent, match=r"rank 1 was lost during generate: .*; 2 others were lost within 60 s")
+    ranks = ProcessRanks(setup, at_first, policy=Policy("restart", losses=2))
+    with Engine(setup, ranks) as engine, ended:
         assert [each.pid for each in engine.incidents] == killed
-
-
-def ranks_started() -> list[int]:
-    from tests.engine.test_ranks import workers
-
-    return [worker.pid for worker in workers()]
+        kill = lambda: _kill(engine, 1)  # noqa: E731
+        _tokens(engine, 0, {5: kill, 15: kill})

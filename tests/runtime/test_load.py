@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
 from collections.abc import Callable
 from itertools import pairwise
 from math import prod
@@ -280,3 +282,27 @@ def test_dummy_weights_look_like_a_fresh_model() -> None:
             assert len(tensor[:, 0].unique()) > 0.9 * len(tensor), "rows are not the same over and over"
     matrices = [tensor for tensor in tensors.values() if tensor.shape == (256, 256)]
     assert all(not torch.equal(a, b) for i, a in enumerate(matrices) for b in matrices[:i])
+
+
+@pytest.mark.parametrize("when", ["before", "to nothing", "while it loads"])
+def test_a_file_that_is_cut_short_is_named_with_its_tensor(checkpoint: Checkpoints, tmp_path: Path, when: str) -> None:
+    """By somebody else, after its header was read."""
+    copy = tmp_path / "model"
+    shutil.copytree(checkpoint("llama"), copy)
+    file = copy / "model.safetensors"
+    layout = layout_of(copy, even(1))
+    places, total = bind(layout.model, open_checkpoint(copy)), file.stat().st_size
+    _, tensors = load.arena(layout, 0, CPU)
+    counts: list[int] = []
+
+    def cut(count: int) -> None:
+        counts.append(count)
+        if when == "while it loads" and len(counts) == 3:
+            os.truncate(file, total // 2)
+
+    if when != "while it loads":
+        os.truncate(file, total // 2 if when == "before" else 0)
+    said = r"is empty" if when == "to nothing" else rf"has {total // 2} bytes, and [\w.]+ ends at \d+: it was cut short"
+    with pytest.raises(CheckpointError, match=re.escape(str(file)) + ": " + said):
+        load.fill(tensors, layout.slices(0), places, cut)
+    assert len(counts) >= 3 or when != "while it loads"

@@ -12,7 +12,7 @@ import random
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from shardwise.errors import RequestError
 from shardwise.sched.limits import Limits
@@ -33,6 +33,7 @@ class Report:
     ended: Counter[str] = field(default_factory=Counter)
     steps: int = 0
     preempted: int = 0
+    raised: int = 0
     wait: float = 0.0
     trace: int = 0
 
@@ -41,6 +42,7 @@ class Report:
         self.ended += world.ended
         self.steps += world.steps
         self.preempted += world.preempted
+        self.raised += world.raised
         self.wait = max(self.wait, day.wait)
         self.trace = hash((self.trace, world.trace))
 
@@ -67,6 +69,8 @@ class Day:
         pages = [draw.choice([6, 8, 10] if tight else [14, 40, 120]) for _ in windows]
         self.world = World(pages, windows, limits, self._guess if draw.random() < 0.3 else None, build, checked)
         self.rate = draw.choice([0.1, 0.3, 0.6])
+        self.poison = draw.choice([0.0, 0.0, 0.0, 0.02, 0.1])
+        self.whole = pages, limits
         self.count = 0
         self.documents: list[tuple[int, ...]] = [()] * 3
         self.wait = 0.0
@@ -84,7 +88,10 @@ class Day:
             if draw.random() < 0.1:
                 self._happen()
             if (draw.random() < 0.1 or world.step() is None) and world.flight:
+                raised, issued = world.raised, sum(sequence.issued for sequence in world.scheduler.running)
                 world.apply(draw.randrange(9) if draw.random() < 0.002 else None)
+                # Suspects compute it by themselves, and again when they give way to the next one.
+                self._lost += 2 * issued * (world.raised - raised)
             if self.checked or turn % 256 == 0:
                 world.check()
             if turn % 64 == 0:
@@ -96,7 +103,8 @@ class Day:
         draw, world = self.random, self.world
         self.count += 1
         # Numbers come again as soon as they are free.
-        number = next(n for n in iter(lambda: draw.randint(1, 99), 0) if n not in world.clients)
+        free = [number for number in world.flying if number not in world.clients]
+        number = free[0] if free else next(n for n in iter(lambda: draw.randint(1, 99), 0) if n not in world.clients)
         if draw.random() < 0.12:
             self.documents[draw.randrange(3)] = tuple(draw.choices(range(VOCABULARY), k=64))
         prompt = draw.choice(self.documents)[: draw.choice([16, 32, 48, draw.randint(1, 64)])]
@@ -121,7 +129,7 @@ class Day:
         self._born[request.number] = (world.steps, ahead, self._before(request.priority))
         self._work[request.priority] += work(request)
         try:
-            world.add(request)
+            world.add(request, draw.randrange(len(prompt) + 8) if draw.random() < self.poison else None)
         except RequestError:
             del world.clients[request.number]
             world.ended["refused"] += 1
@@ -143,6 +151,23 @@ class Day:
         elif what < 0.37:
             self._lost += sum(sequence.issued for sequence in world.scheduler.running)
             world.forget()
+        elif what < 0.39:
+            self._lost += sum(sequence.issued for sequence in world.scheduler.running)
+            self._recut()
+        elif what < 0.41:
+            self._lost += 2 * sum(sequence.issued for sequence in world.scheduler.running)
+            world.accuse()
+        elif what < 0.42:
+            self._lost += sum(sequence.issued for sequence in world.scheduler.running)
+            world.replace()
+
+    def _recut(self) -> None:
+        """Fewer ranks, or all of them again."""
+        draw, (pages, limits) = self.random, self.whole
+        if draw.random() < 0.5:
+            pages = [draw.randint(4, count) for count in pages]
+            limits = replace(limits, sequences=draw.randint(1, limits.sequences))
+        self.world.recut(pages, limits, shorter=draw.random() < 0.5)
 
     def _guess(self, tokens: Sequence[int], most: int) -> list[int]:
         """What comes next, now and then with a mistake."""

@@ -6,6 +6,7 @@ The machine draws what happens; `World` knows what must hold. Failures shrink to
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
@@ -93,8 +94,9 @@ class Machine(RuleBasedStateMachine):
         request=st.one_of(requests, requests, requests, pooled),
         wait=st.sampled_from([None, None, None, 0, 30]),
         again=st.booleans(),
+        poison=st.sampled_from([None, None, None, None, 0, 3, 20, 45]),
     )
-    def add(self, request: Request, wait: int | None, again: bool) -> None:
+    def add(self, request: Request, wait: int | None, again: bool, poison: int | None) -> None:
         world = self.world
         if not again or self.number in world.clients:
             self.number = max(self.number, *world.clients, 0) + 1
@@ -102,7 +104,7 @@ class Machine(RuleBasedStateMachine):
         values = {name: getattr(request, name) for name in Request.__slots__}
         values |= {"number": self.number, "deadline": deadline, "n": min(request.n, world.limits.sequences)}
         try:
-            world.add(Request(**values))
+            world.add(Request(**values), poison)
         except RequestError:
             del world.clients[self.number]
 
@@ -142,6 +144,19 @@ class Machine(RuleBasedStateMachine):
     @rule()
     def forget(self) -> None:
         self.world.forget()
+
+    @rule()
+    def accuse(self) -> None:
+        self.world.accuse()
+
+    @rule(tokens=st.sampled_from([1, 5, 16, 40]), sequences=st.integers(1, 5), shorter=st.booleans(), data=st.data())
+    def recut(self, tokens: int, sequences: int, shorter: bool, data: st.DataObject) -> None:
+        pages = [data.draw(st.integers(3, 8)) for _ in self.world.scheduler.cache.pools]
+        self.world.recut(pages, replace(self.world.limits, tokens=tokens, sequences=sequences), shorter)
+
+    @rule()
+    def another(self) -> None:
+        self.world.replace()
 
     @rule(seconds=st.sampled_from([-5, 1, 20]))
     def clock(self, seconds: int) -> None:

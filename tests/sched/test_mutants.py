@@ -282,6 +282,56 @@ PLANTS = [
         "            self._leave(sequence)\n            self._roster.wait(sequence)\n        for number",
         "            self._roster.stop(sequence)\n            self._roster.wait(sequence)\n        for number",
     ),
+    Plant("only one is a suspect", "scheduler", "for number in suspects:", "for number in suspects[:1]:"),
+    Plant(
+        "others run beside a suspect",
+        "scheduler",
+        "        if (alone := self.alone) is None:\n",
+        "        if (alone := self.alone) is None or len(self._roster.running) > 1:\n",
+    ),
+    Plant(
+        "a suspect begins while another one is in flight",
+        "scheduler",
+        "return None if others(alone, self._flight) else next(own, None)",
+        "return next(own, None)",
+    ),
+    Plant("a suspect passes with its first step", "suspects", ">= wanted.get(sequence.choice, 0)", "> 0"),
+    Plant("one choice clears all", "suspects", "done.issuperset(wanted)", "not done.isdisjoint(wanted)"),
+    Plant(
+        "what it had issued counts less after another loss",
+        "suspects",
+        "max(found.get(choice, 0), before.get(choice, 0))",
+        "found.get(choice, 0)",
+    ),
+    Plant(
+        "who passed keeps its pages",
+        "scheduler",
+        "[s for s in own if s.running and self.alone is not None]",
+        "[s for s in own if s.running and self.alone is None]",
+    ),
+    Plant("an ended request is a suspect still", "scheduler", "        self._suspects.clear(number)\n", ""),
+    Plant(
+        "who has ended is not in doubt",
+        "scheduler",
+        "tuple(number if self._arrived(number) == arrival else None for arrival, number in leads.items())",
+        "tuple(number for arrival, number in leads.items() if self._arrived(number) == arrival)",
+    ),
+    Plant(
+        "a number that was taken again is in doubt",
+        "scheduler",
+        "tuple(number if self._arrived(number) == arrival else None for",
+        "tuple(number if self._arrived(number) is not None else None for",
+    ),
+    Plant("who does not fit stays", "scheduler", "                self.check(own[0].request)\n", "                pass\n"),
+    Plant("places of the ranks before", "scheduler", "        self._roster.most = self.limits.sequences\n", ""),
+    Plant("steps of the ranks before", "scheduler", "self.limits = limits or self.limits", "limits = limits or self.limits"),
+    Plant("pages of the ranks before", "scheduler", "Holdings(pages or [pool", "Holdings([pool"),
+    Plant(
+        "only the first choice has a lower limit",
+        "scheduler",
+        "for sequence in self._requests.get(number, ()):\n                sequence.request",
+        "for sequence in self._requests.get(number, ())[:1]:\n                sequence.request",
+    ),
 ]
 
 

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from shardwise.sched.events import Emitted, Ended, Event, Pooled, Scored
-from shardwise.sched.limits import Limits
+from shardwise.sched.limits import Limits, peak_pages
 from shardwise.sched.scheduler import Guess, Scheduler
 from shardwise.sched.sequence import Request
-from shardwise.sched.step import SCRATCH, Result, Step
-from tests.sched.fakes import Ranks, Story, need
+from shardwise.sched.step import SCRATCH, Item, Result, Step
+from shardwise.sched.written import Written
+from tests.sched.fakes import VOCABULARY, Ranks, Story, need
 
 
 @dataclass
@@ -29,10 +30,28 @@ class Client:
     pooled: bool = False
     left: bool = False
     failed: bool = False
+    poison: int | None = None
+    """The place of the token at which a rank raises, whichever of its choices it is."""
+    accused: bool = False
+    unfit: bool = False
 
     def __post_init__(self) -> None:
         self.told = [0] * self.request.n
         self.done = [False] * self.request.n
+
+
+@dataclass
+class Suspect:
+    """A request of a step that failed: by choice, how far it had been issued, and how far it has been computed since."""
+
+    client: Client
+    issued: dict[int, int] = field(default_factory=dict)
+    computed: dict[int, int] = field(default_factory=dict)
+
+    @property
+    def cleared(self) -> bool:
+        done = self.client.done
+        return all(done[choice] or self.computed.get(choice, 0) >= count for choice, count in self.issued.items())
 
 
 class World:
@@ -50,9 +69,13 @@ class World:
         self.now = 0.0
         self.limits = limits
         self.ranks = Ranks(tuple(pages), tuple(windows), limits, checked)
-        self.scheduler = build(tuple(pages), tuple(windows), limits, lambda: self.now, guess)
+        self._build = lambda: build(self.ranks.pages, tuple(windows), self.limits, lambda: self.now, guess)
+        self.scheduler = self._build()
         self.clients: dict[int, Client] = {}
         self.flight: deque[Step] = deque()
+        self.suspects: dict[int, Suspect] = {}
+        """Those that have not computed again what they had issued, by request."""
+        self.raised = 0
         self.ended = Counter[str]()
         self.preempted = 0
         self.steps = 0
@@ -60,8 +83,9 @@ class World:
 
     # --- what happens -------------------------------------------------------------------------------------------------
 
-    def add(self, request: Request) -> None:
-        self.clients[request.number] = Client(request, [Story(request, c, self.limits) for c in range(request.n)])
+    def add(self, request: Request, poison: int | None = None) -> None:
+        stories = [Story(request, c, self.limits) for c in range(request.n)]
+        self.clients[request.number] = Client(request, stories, poison=poison)
         self.take(self.scheduler.add(request))
 
     def abort(self, number: int) -> None:
@@ -94,6 +118,7 @@ class World:
             known = self.ranks.stories
             known |= {s.number: self.clients[s.request.number].stories[s.choice] for s in sequences if s.number not in known}
             self.ranks.submit(step, self.scheduler.running)
+            self._apart(step)
             self.flight.append(step)
             self.steps += 1
             self.trace = hash((self.trace, marks(step)))
@@ -101,12 +126,26 @@ class World:
         return step
 
     def apply(self, error: int | None = None) -> None:
-        """The results of the oldest step come; there is an `error` for one of its sequences."""
-        number = self.flight.popleft().number
+        """The results of the oldest step come; there is an `error` for one of its sequences. Or a rank raises."""
+        if any(self._poisoned(item) for item in self.flight[0].items):
+            self.fail()
+            return
+        step = self.flight.popleft()
+        number = step.number
         results = self.ranks.results(number)
+        self._note(step, results)
         if error is not None and results:
             results = self._failed(results, error)
         self.take(self.scheduler.apply(number, results))
+
+    def _note(self, step: Step, results: tuple[Result, ...]) -> None:
+        """How far suspects have come."""
+        guessed = {result.sequence: len(result.tokens) - 1 for result in results if result.tokens}
+        for item in step.items if self.suspects else ():
+            owner = self.scheduler.owner(item.sequence)
+            if owner and (suspect := self.suspects.get(owner[0])):
+                kept = item.count - item.drafts + guessed.get(item.sequence, 0)
+                suspect.computed[owner[1]] = item.start + kept
 
     def _failed(self, results: tuple[Result, ...], error: int) -> tuple[Result, ...]:
         """The results, one of them an error instead."""
@@ -127,15 +166,120 @@ class World:
 
     def forget(self) -> None:
         """New ranks, whose pages are empty."""
-        self.scheduler.forget()
+        need(not self.scheduler.forget(), "who fitted does not fit as many pages")
+        self._begin_anew()
+
+    def recut(self, pages: Sequence[int], limits: Limits, shorter: bool = False) -> None:
+        """Other ranks, with other numbers of pages; `shorter`: requests get lower limits, where they have not come to that."""
+        most = {}
+        for number, client in self.clients.items():
+            limit = max(client.told) + 1
+            if shorter and not client.request.pooled and limit < client.request.limit and not any(client.done):
+                most[number] = limit
+                client.request = replace(client.request, limit=limit)
+                for story in client.stories:
+                    story.request = client.request
+                    story.__dict__.pop("told", None)
+        self.ranks.pages, self.ranks.limits, self.limits = tuple(pages), limits, limits
+        for client in self.clients.values():
+            client.unfit = client.request.n > limits.sequences or not self._fits(client.request)
+        events = self.scheduler.forget(pages, limits=limits, most=most)
+        need(all(isinstance(event, Ended) and event.unfit for event in events), "something else than unfit:", events)
+        self.take(events)
+        need(not any(client.unfit for client in self.clients.values()), "who does not fit any more is here still")
+        self._begin_anew()
+
+    def _fits(self, request: Request) -> bool:
+        groups = zip(self.ranks.windows, self.ranks.pages, strict=True)
+        return all(peak_pages(window, request.cached) < count for window, count in groups)
+
+    def fail(self) -> None:
+        """A rank raises in the oldest step: what an engine makes of it."""
+        self.raised += 1
+        self._doubt()
+        doubted = self.scheduler.in_doubt
+        if len(doubted) == 1 and doubted[0] is not None:
+            need(self.clients[doubted[0]].poison is not None, "convicted without guilt:", doubted)
+            self.clients[doubted[0]].failed = True
+            need(not self.scheduler.forget(), "who fitted does not fit as many pages")
+            self._begin_anew()
+            self.take(self.scheduler.abort(doubted[0], "not a number"))
+        else:
+            self.accuse()
+
+    def _doubt(self) -> None:
+        """In doubt is who steps in flight compute for, and whether they do for anybody who has ended."""
+        flying = [self._client(item) for step in self.flight for item in step.items]
+        numbers = {client and client.request.number for client in flying}
+        need(numbers == set(self.scheduler.in_doubt), "in doubt", self.scheduler.in_doubt, self.flight)
+
+    def accuse(self) -> None:
+        """Everybody in flight is a suspect, be it one alone; and the ranks are new ones."""
+        suspects = [number for number in self.scheduler.in_doubt if number is not None]
+        for number in suspects:
+            self.clients[number].accused = True
+            if number not in self.suspects or self.suspects[number].cleared:
+                self.suspects[number] = Suspect(self.clients[number])
+        for item in (item for step in self.flight for item in step.items):
+            if client := self._client(item):
+                issued, choice = self.suspects[client.request.number].issued, self.ranks.stories[item.sequence].choice
+                issued[choice] = max(issued.get(choice, 0), item.start + item.count - item.drafts)
+        need(not self.scheduler.forget(suspects=suspects), "who fitted does not fit as many pages")
+        self._begin_anew()
+
+    def _begin_anew(self) -> None:
         self.ranks.forget()
         self.flight.clear()
+        self._forgive()
+        for suspect in self.suspects.values():
+            suspect.computed.clear()
+
+    def _forgive(self) -> None:
+        here = {number: suspect for number, suspect in self.suspects.items() if self.clients.get(number) is suspect.client}
+        self.suspects = {number: suspect for number, suspect in here.items() if not suspect.cleared}
+
+    @property
+    def flying(self) -> list[int]:
+        """The numbers of the requests in flight, ended ones too."""
+        return [self.ranks.stories[item.sequence].request.number for step in self.flight for item in step.items]
+
+    def _client(self, item: Item) -> Client | None:
+        """Whose item it is; None where that one has ended."""
+        story = self.ranks.stories[item.sequence]
+        client = self.clients.get(story.request.number)
+        return client if client and any(own is story for own in client.stories) else None
+
+    def _poisoned(self, item: Item) -> bool:
+        client = self._client(item)
+        return bool(client and client.poison is not None and item.start <= client.poison < item.start + item.count)
+
+    def _apart(self, step: Step) -> None:
+        """While there are suspects, there is only one request in flight, and that is one of them."""
+        self._forgive()
+        if not self.suspects:
+            return
+        clients = [self._client(item) for each in (*self.flight, step) for item in each.items]
+        need(all(client is clients[-1] for client in clients), "beside a suspect:", step, self.suspects)
+        need(clients[-1] and clients[-1].accused, "instead of a suspect:", step, self.suspects)
+
+    def replace(self) -> None:
+        """Another scheduler and other ranks, which go on with what the clients were told."""
+        self.ranks = Ranks(self.ranks.pages, self.ranks.windows, self.limits, self.ranks.checked)
+        began, self.scheduler = self.scheduler.began, self._build()
+        self.flight.clear()
+        self.suspects.clear()  # which it does not know
+        for client in self.clients.values():
+            told = tuple(tuple(s.told[0][:count]) for s, count in zip(client.stories, client.told, strict=True))
+            finished = tuple(choice for choice, done in enumerate(client.done) if done)
+            written = Written(told if any(told) else (), finished, client.scored - 1, began.get(client.request.number))
+            written.check(client.request, VOCABULARY)
+            need(not self.scheduler.add(client.request, written), "ended as it came again", client.request)
 
     def drain(self) -> None:
         """Runs until every request has ended: in no more steps than all the tokens that can have to be computed, one a step."""
         again = 2 + self.limits.preemptions + len(self.limits.turns)
         work = sum(again * r.n * (len(r.prompt) + r.limit) for r in (client.request for client in self.clients.values()))
-        most = 100 + 2 * work
+        most = 100 + 2 * work * (1 + 2 * sum(client.poison is not None for client in self.clients.values()))
         while self.scheduler.requests:
             if self.step() is None and self.flight:
                 self.apply()
@@ -193,9 +337,10 @@ class World:
         del self.clients[event.request]
         request = client.request
         self.preempted += event.preempted
-        self.ended["left" if client.left else "failed" if event.error else "complete"] += 1
+        self.ended["left" if client.left else "unfit" if event.unfit else "failed" if event.error else "complete"] += 1
         need(event.preempted <= self.limits.preemptions * request.n, "preempted", event)
-        if client.left:
+        need(event.unfit == client.unfit, "unfit", event, client.request)
+        if client.left or client.unfit:
             return
         if event.error:
             late = request.deadline is not None and request.deadline < self.now
@@ -213,6 +358,7 @@ class World:
         """Pages, places and orders, after whatever happened."""
         scheduler = self.scheduler
         running, waiting = scheduler.running, scheduler.waiting
+        self._doubt()
         need(scheduler.requests == len(self.clients), "requests", scheduler.requests)
         need(scheduler.in_flight == len(self.flight) <= self.limits.flight, "steps in flight")
         held = Counter(scheduler.cache.held(running))
@@ -244,7 +390,10 @@ class World:
         full = step is not None and step.tokens >= self.limits.tokens
         if full or (step is None and scheduler.in_flight >= self.limits.flight) or not scheduler.waiting:
             return
-        head = scheduler.waiting[0]
+        head = scheduler._next()
+        if head is None:
+            need(scheduler.alone is not None, "nobody is next")
+            return
         pledge = head.preempted < self.limits.preemptions or scheduler.cache.can_pledge(head)
         need(head.sources or not pledge or scheduler._room(head) is None, "there is room for", head)
 

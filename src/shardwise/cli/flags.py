@@ -48,7 +48,7 @@ class Parser(argparse.ArgumentParser):
         """`taken` is what the command may be given besides flags, which are too many for the line of usage."""
         super().__init__(
             prog=f"shardwise {command}",
-            usage=f"shardwise {command} [{taken}] [flags]",
+            usage=f"shardwise {command} {f'[{taken}] ' if taken else ''}[flags]",
             description=description,
             allow_abbrev=False,
             formatter_class=argparse.RawDescriptionHelpFormatter,

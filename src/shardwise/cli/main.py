@@ -21,8 +21,10 @@ COMMANDS = {
     "chat": "talk with a model in the terminal, here or on a server",
     "serve": "put a model behind an HTTP API: OpenAI's and others",
     "complete": "have a running server continue a prompt",
+    "reshard": "cut the model of a running server over other ranks, while it serves",
     "inspect": "show how a model is cut over ranks; its config.json is enough",
     "bench": "measure the machine, the ranks, a model, and others beside it",
+    "chaos": "kill and stop parts of a server, and compare what its clients get",
     "verify": "show that the cut changes nothing: several degrees, transformers, a server",
 }
 

@@ -48,6 +48,11 @@ class Server:
         where the server refuses it, TooLong where that is for its length, ShardwiseError where it fails."""
         return self._ask(path, json.dumps({**body, "stream": True}).encode())
 
+    def post(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        """The answer to a POST of `body` at /v1/`path`. Raises as `stream`."""
+        with closing(self._ask(path, json.dumps(body).encode())) as found:
+            return next(found)
+
     def _ask(self, path: str, body: bytes | None) -> Generator[dict[str, Any], None, None]:
         where = self._client.at(path)
         with self._client.answer(path, body) as answer:

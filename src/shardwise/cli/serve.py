@@ -35,6 +35,7 @@ def run(argv: Sequence[str]) -> int:
         raise UserError("`serve` starts its ranks itself; call it without torchrun")
     given = {option.name: getattr(args, option.name) for option in OPTIONS}
     from shardwise.cli.bars import bars
+    from shardwise.engine.intensity import Intensity
     from shardwise.engine.supervise import Policy
     from shardwise.server.serve import Wanted, serve
 
@@ -42,6 +43,7 @@ def run(argv: Sequence[str]) -> int:
         fronts=args.workers,
         queue=args.max_queue,
         policy=Policy(args.on_rank_loss, args.recovery_budget[0], args.recovery_budget[1], args.warm_spares),
+        intensity=Intensity(args.recovery_budget[0] if args.on_engine_loss == "resume" else 0, args.recovery_budget[1]),
         anybody=args.insecure_no_key,
         verbose=args.stats,
         bars=bars if sys.stderr.isatty() and not log.in_json() else None,

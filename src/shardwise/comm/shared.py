@@ -170,7 +170,9 @@ class Shared:
         return self.account(self._fail(self.handle))
 
     def account(self, breaker: int) -> tuple[int, str]:
-        """(culprit, reason) as the rank that broke the group has left them."""
+        """(culprit, reason) as the rank that broke the group has left them; the culprit is -1 where no rank did."""
+        if breaker >= self.size:
+            return -1, "the group was ended from outside"
         culprit, _, reason = (self.said(breaker, reason=True) or f"{breaker} rank {breaker} broke the group").partition(" ")
         return int(culprit), reason
 
@@ -183,6 +185,16 @@ class Shared:
             self._close(handle)
         if fd >= 0:
             os.close(fd)
+
+
+def end_group(fd: int, epoch: int, size: int) -> None:
+    """Breaks the group of `epoch` for its `size` ranks, by who is none of them: those who wait in it give up at once, not only
+    when they next look whether their peers live. Nothing happens where none has come to it yet: `memory.want` is for those."""
+    length = native.function("sw_shm_bytes", native.NUMBER, native.WHOLE, native.WHOLE, result=native.WHOLE)
+    if os.fstat(fd).st_size < begins(epoch) + length(size, SLOT_BYTES, LETTER_BYTES):
+        return
+    end = native.function("sw_shm_end", native.NUMBER, native.WHOLE, native.NUMBER, native.WHOLE, native.WHOLE)
+    end(fd, begins(epoch), size, SLOT_BYTES, LETTER_BYTES)
 
 
 def packed(text: str, limit: int) -> bytes:

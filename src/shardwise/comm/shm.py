@@ -332,8 +332,9 @@ class ShmComm(Asking):
 
     def _break(self, ask: Ask, culprit: int, reason: str) -> NoReturn:
         culprit, reason = self._shared.fail(culprit, reason)
-        self._end(reason, culprit)
-        raise failure(ask, reason, culprit)
+        known = None if culprit < 0 else culprit
+        self._end(reason, known)
+        raise failure(ask, reason, known)
 
     def _stop(self, error: BaseException) -> None:
         """The others must not take for data what this rank has left half done."""
@@ -341,7 +342,7 @@ class ShmComm(Asking):
             self._shared.fail(self.rank, f"rank {self.rank} stopped: {type(error).__name__}: {error}")
             self._end(f"this rank stopped: {type(error).__name__}", self.rank)
 
-    def _end(self, reason: str, culprit: int) -> None:
+    def _end(self, reason: str, culprit: int | None) -> None:
         if self._handle is not None:
             self._broken, self._culprit, self._handle = reason, culprit, None
             self._memory = _NOTHING

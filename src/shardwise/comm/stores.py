@@ -20,11 +20,14 @@ _POLL_S = 0.01
 
 def file_store(folder: Path, size: int, epoch: int) -> Store:
     """A store in a folder that only this user can enter; one file for each epoch. The folder is the
-    caller's to remove: torch's own removal of the file misses when two ranks leave at once, or one is killed.
+    caller's to remove: torch's own removal of the file misses when two ranks leave at once, or one is killed. Where `folder`
+    is a file, it was made for this epoch alone, and the store is in that.
 
     Raises ValueError for a folder that others can enter: whoever can write there can redirect the group.
     """
     mode = folder.stat().st_mode
+    if stat.S_ISREG(mode):
+        return FileStore(str(folder), size)
     if not stat.S_ISDIR(mode) or mode & 0o077:
         raise ValueError(f"{folder} must be a folder of mode 0700, for it says where ranks connect to")
     later = [int(name.suffix[1:]) for name in folder.glob("epoch.*") if name.suffix[1:].isdigit()]

@@ -26,6 +26,7 @@ from shardwise.sched.limits import Limits
 from shardwise.sched.pooling import PoolingParams
 from shardwise.sched.request import MOST, SamplingParams
 from shardwise.sched.step import Chosen
+from shardwise.sched.written import Written
 from shardwise.spec.config import read_model
 from shardwise.spec.formats import Grouped
 from shardwise.spec.layout import Layout, Shares
@@ -147,7 +148,8 @@ def unpack_setup(body: bytes) -> Setup:
 class Submit(msgspec.Struct, frozen=True, tag=True):
     """A request, by a number that the front chose. Answered by Admitted or Refused; its events may come before Admitted.
 
-    One of `sampling` and `pooling` is given.
+    One of `sampling` and `pooling` is given. `again`: an engine that is gone had taken it in, and given it what `written`,
+    `finished`, `scored` and `began` say, as in `Written`.
     """
 
     number: Number
@@ -160,6 +162,16 @@ class Submit(msgspec.Struct, frozen=True, tag=True):
     tenant: str = ""
     timeout_s: Annotated[float, msgspec.Meta(ge=0)] | None = None
     key: str = ""
+    again: bool = False
+    written: Words = ()
+    finished: tuple[Id, ...] = ()
+    scored: Number = 0
+    began: tuple[Number, Number] | None = None
+
+    @property
+    def before(self) -> Written | None:
+        """What an engine that is gone has given it; None where there was none."""
+        return Written(self.written, self.finished, self.scored, self.began) if self.again else None
 
     @property
     def params(self) -> SamplingParams | PoolingParams:
@@ -275,7 +287,15 @@ class Pooled(msgspec.Struct, frozen=True, array_like=True, tag=4):
     count: int
 
 
-Packed = Token | Figured | Scored | Ended | Pooled
+class Began(msgspec.Struct, frozen=True, array_like=True, tag=5, gc=False):
+    """It runs: what its `Ended` will say of its prompt. For the front alone, which needs it where the engine is lost."""
+
+    request: int
+    prefilled: int
+    cached: int
+
+
+Packed = Token | Figured | Scored | Ended | Pooled | Began
 
 
 class Events(msgspec.Struct, frozen=True, tag=True):
@@ -402,7 +422,7 @@ def pack(event: told.Event, request: int) -> Packed:
     return Scored(request, event.scores)
 
 
-def unpack(event: Packed) -> told.Event:
+def unpack(event: Token | Figured | Scored | Ended | Pooled) -> told.Event:
     """The event that a front is told."""
     if isinstance(event, Token):
         return told.Emitted(event.request, event.choice, Chosen(event.token), event.finish)

@@ -13,6 +13,7 @@ from shardwise.engine.status import Status
 from shardwise.sched.events import Event
 from shardwise.sched.pooling import PoolingParams
 from shardwise.sched.request import SamplingParams
+from shardwise.sched.written import Written
 
 
 class TokenEngine(Protocol):
@@ -64,6 +65,25 @@ class HostedEngine(TokenEngine, Protocol):
     turned: Callable[[], None]
     changed: Callable[[], None]
 
+    def submit(
+        self,
+        prompt: Sequence[int],
+        params: SamplingParams | PoolingParams,
+        sink: Callable[[Event], None],
+        *,
+        ends: Sequence[int] = (),
+        bad: Sequence[Sequence[int]] = (),
+        priority: int = 0,
+        tenant: str = "",
+        timeout_s: float | None = None,
+        key: str = "",
+        written: Written | None = None,
+        began: Callable[[int, int], None] | None = None,
+    ) -> int:
+        """As `TokenEngine.submit`; a request that an engine before this one had taken in goes on after what is `written`.
+        `began` is called, as the sink is, with what `Ended` will say of its `prefilled` and `cached` once it runs."""
+        ...
+
     def knock(self, key: str, tokens: int) -> None:
         """QueueFull where a request of about so many prompt tokens, which is known by `key`, would not be taken in now."""
         ...
@@ -86,6 +106,11 @@ class HostedEngine(TokenEngine, Protocol):
 class ServingEngine(TokenEngine, Protocol):
     """What a server asks: an engine that may be elsewhere, may be full, and may be lost. Its coroutines run on any event loop,
     a remote one's on its own."""
+
+    @property
+    def away(self) -> str | None:
+        """Why nothing is computed for the moment, though it will be; None while that is not so. Requests wait meanwhile."""
+        ...
 
     async def room(self, key: str, tokens: int) -> None:
         """QueueFull where it is known already that a request of about so many prompt tokens, which is known by `key`, would not

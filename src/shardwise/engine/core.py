@@ -92,7 +92,7 @@ class Core:
             self._note((self._unfit(entry),))
             return
         try:
-            events = self.scheduler.add(self.request(entry))
+            events = self.scheduler.add(self.request(entry), entry.written)
         except RequestError as error:  # it fitted when it was checked, and other ranks have taken over since
             events = (Ended(entry.number, f"{SHRUNK}: {error}", unfit=True),)
         if isinstance(entry.params, SamplingParams):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import signal
 import socket
 import subprocess
 import threading
@@ -11,6 +10,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
+from shardwise import children
 from shardwise.engine import bridge
 from shardwise.engine.host_process import HostProcess
 from shardwise.engine.rank_processes import STOP_S
@@ -49,6 +49,8 @@ class CoreProcess:
         self._host = host or HostProcess(setup.layout.mesh.size)
         self._process, self._control = self._host.process, self._host.control
         self._closing = False
+        self.crashed = False
+        """Whether the process ended without a word: what it served is well, and may go on in another one."""
         self._reason: str | None = None
         self._ended = threading.Event()
         self._watchers: list[Callable[[str], None]] = []
@@ -99,6 +101,7 @@ class CoreProcess:
                         cause = message.reason
                     elif isinstance(message, bridge.Failed):
                         cause = message.message
+        self.crashed = cause is None and not self._closing
         reason = "the engine was closed" if self._closing else cause or self._death()
         with self._lock:
             self._reason = reason
@@ -113,11 +116,7 @@ class CoreProcess:
             code = self._process.wait(STOP_S)
         except subprocess.TimeoutExpired:
             return f"the engine's process {self.pid} closed its connection but still runs"
-        if code >= 0:
-            return f"the engine's process {self.pid} ended with exit code {code}"
-        name = signal.Signals(-code).name
-        hint = " (the kernel does that when memory runs out)" if name == "SIGKILL" else ""
-        return f"the engine's process {self.pid} was killed by {name}{hint}"
+        return f"the engine's process {self.pid} {children.end_of(code)}"
 
     @property
     def pid(self) -> int:

@@ -60,6 +60,11 @@ class Line:
             if isinstance(event, Ended):
                 self.open.pop(number, None)
 
+    def began(self, number: int, prefilled: int, cached: int) -> None:
+        """What the end of a request will say of its prompt; as `note`."""
+        with self._lock:
+            self._events.append(bridge.Began(number, prefilled, cached))
+
     def flush(self) -> bool:
         """Sends the events since the last flush as one frame. Whether the serving thread has something to do now."""
         if not self._events:
@@ -289,6 +294,8 @@ class Desk:
                 tenant=asked.tenant,
                 timeout_s=asked.timeout_s,
                 key=asked.key,
+                written=asked.before,
+                began=partial(line.began, asked.number),
             )
         except ShardwiseError as error:
             line.open.pop(asked.number, None)

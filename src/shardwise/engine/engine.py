@@ -34,6 +34,7 @@ from shardwise.errors import Conflict, RequestError, ShardwiseError
 from shardwise.sched.events import Emitted, Ended, Event
 from shardwise.sched.pooling import PoolingParams
 from shardwise.sched.request import SEEDS, SamplingParams
+from shardwise.sched.written import NEW, Written
 from shardwise.telemetry import log
 
 CLOSED = "the engine was closed"
@@ -106,13 +107,16 @@ class Engine:
         tenant: str = "",
         timeout_s: float | None = None,
         key: str = "",
+        written: Written | None = None,
+        began: Callable[[int, int], None] | None = None,
     ) -> int:
         """The number of a request that now runs, or waits to. `ends` are the ids that end it (none with `ignore_eos`), `bad`
         the sequences of ids that it must not write; `tenant` keeps its cache apart. `timeout_s` from now it fails with TIME_UP.
         `key` is what it is known by when it comes again after QueueFull. With PoolingParams nothing is drawn: the prompt's
         hidden states are wanted. Structured outputs are compiled on a thread of their own, in limits of their own, and what
         does not compile fails the request; to have strangers' grammars refused, and tried where they do no harm, is the front's
-        part (`Front.check`).
+        part (`Front.check`). `written`: an engine that is gone had taken it in, and given it that; so it is not too many.
+        `began` is as in `Entry`.
 
         `sink` gets its events on the engine's thread and must not wait. RequestError where the request can never run;
         QueueFull where too many wait; ShardwiseError, the cause, where the engine has ended.
@@ -126,21 +130,28 @@ class Engine:
         words = tuple(tuple(word) for word in bad if word and all(0 <= i < vocab for i in word))
         now, given = time.monotonic(), tuple(prompt)
         until = None if timeout_s is None else now + timeout_s
-        entry = Entry(next(self._numbers), given, params, seed, limit, sink, kept, words, priority, tenant, now, until)
-        self.core.scheduler.check(self.core.request(entry))
+        before = NEW if written is None else written
+        number = next(self._numbers)
+        entry = Entry(number, given, params, seed, limit, sink, kept, words, priority, tenant, now, until, None, before, began)
+        request = self.core.request(entry)
+        self.core.scheduler.check(request)
+        before.check(request, vocab)
         take = self.core.add if entry.structured is None else self.core.expect
         with self._lock:
             if self._ended is not None:
                 raise self._ended
-            self.gate.enter(entry.number, len(given), key or (tenant, hash(given)))
+            if written is None:
+                self.gate.enter(number, len(given), key or (tenant, hash(given)))
+            elif before.began is None:
+                self.gate.let_in(number, len(given))
             self._orders.append(lambda: take(entry))
             os.eventfd_write(self._wake, 1)
         if entry.structured is not None:
             if until is not None:  # which passes while its grammar, or another's, is compiled
-                self._alarm.at(until, partial(self._expire, entry.number))
+                self._alarm.at(until, partial(self._expire, number))
             with suppress(RuntimeError):  # closed meanwhile, which ends what is expected
                 self._compiler.submit(self._compile, entry)
-        return entry.number
+        return number
 
     def _expire(self, request: int) -> None:
         self._order(lambda: self.core.expire(request), late=True)
@@ -213,6 +224,11 @@ class Engine:
         return None if self._ended is None else str(self._ended)
 
     @property
+    def away(self) -> str | None:
+        """It is here, or lost."""
+        return None
+
+    @property
     def mending(self) -> Incident | None:
         """The loss for which nothing is computed now; None while the ranks are whole."""
         return self.ranks.mending if isinstance(self.ranks, ProcessRanks) else None
@@ -282,6 +298,8 @@ class Engine:
                 os.eventfd_write(self._wake, 1)
 
     def _begun(self, request: int) -> None:
+        if (began := self.core.journal.entries[request].began) is not None:
+            began(*self.core.scheduler.began[request])
         with self._lock:
             self.gate.start(request)
 

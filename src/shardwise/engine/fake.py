@@ -27,6 +27,7 @@ from shardwise.sched.events import Emitted, Ended, Event, Finish, Pooled, Scored
 from shardwise.sched.pooling import PoolingParams, packed
 from shardwise.sched.request import SamplingParams
 from shardwise.sched.step import Chosen
+from shardwise.sched.written import NEW, Written
 
 Answer = Callable[[Sequence[int], int, int], int]
 """The token of (prompt, choice, how many of that choice came before)."""
@@ -72,6 +73,8 @@ class FakeEngine:
         self._open: dict[int, _Request] = {}
         self._profiler = Profiler(1, self._told, lambda _seconds, _call: None)
         self._recorded, self._since = wire.Record("", "", 0), 0
+        self.unfit: str | None = None
+        """How all requests end, as if other ranks had no room for them."""
         self.slow_to_form = False
         """Whether `reshard` waits for `form`."""
         self._forming: tuple[Setup, TellSetup] | None = None
@@ -113,18 +116,27 @@ class FakeEngine:
         tenant: str = "",
         timeout_s: float | None = None,
         key: str = "",
+        written: Written | None = None,
+        began: Callable[[int, int], None] | None = None,
     ) -> int:
         limit = admit(self.setup, prompt, params)
         with self._lock:
             if self._lost is not None:
                 raise Unavailable(self._lost)
             number = len(self.submitted) + 1
-            self.gate.enter(number, len(prompt), key or (tenant, tuple(prompt)))
+            if written is None:
+                self.gate.enter(number, len(prompt), key or (tenant, tuple(prompt)))
+            elif written.began is None:
+                self.gate.let_in(number, len(prompt))
+            if began is not None and (written is None or written.began is None):
+                began(len(prompt), 0)
             self.submitted.append((tuple(prompt), params))
             now, n = time.monotonic(), choices_of(params)
             until = math.inf if timeout_s is None else now + timeout_s
+            before = written or NEW
+            left, had = [i for i in range(n) if i not in before.finished], [len(before.tokens(i)) for i in range(n)]
             self._open[number] = _Request(
-                tuple(prompt), params, sink, frozenset(ends), limit, list(range(n)), now, until, priority, [0] * n, tenant
+                tuple(prompt), params, sink, frozenset(ends), limit, left, now, until, priority, had, tenant, 1 + before.scored
             )
             self._changed.notify_all()
             return number
@@ -176,6 +188,12 @@ class FakeEngine:
         elif not self.slow_to_form:
             self.form()
 
+    @property
+    def forming(self) -> bool:
+        """Whether `reshard` waits."""
+        with self._lock:
+            return self._forming is not None
+
     def form(self) -> None:
         """Its ranks are as they were last asked to be."""
         with self._lock:
@@ -198,6 +216,10 @@ class FakeEngine:
     @property
     def lost(self) -> str | None:
         return self._lost
+
+    @property
+    def away(self) -> str | None:
+        return None
 
     def abort(self, request: int) -> None:
         with self._lock:
@@ -302,6 +324,9 @@ class FakeEngine:
     def _tick(self, number: int, request: _Request) -> None:
         """One more token for every open choice, before the first the scores of the prompt; or its hidden states."""
         params = request.params
+        if self.unfit is not None:
+            self._end(number, Ended(number, self.unfit, unfit=True))
+            return
         if isinstance(params, PoolingParams):
             request.sink(self._pooled(number, request.prompt, params))
             self._end_if_done(number, request)

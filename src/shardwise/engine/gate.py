@@ -101,7 +101,11 @@ class Gate:
         now = self._clock()
         if (promise := self._due(now, key)) is not None:
             self._drop(promise)
-        self._rate.tick(now, self.waiting + 1)
+        self.let_in(number, tokens)
+
+    def let_in(self, number: int, tokens: int) -> None:
+        """As `enter`, whether there is room or not: for one that was taken in before, by an engine that is gone."""
+        self._rate.tick(self._clock(), self.waiting + 1)
         self._waiting[number] = tokens
         self._tokens += tokens
         self.accepted += 1

@@ -21,6 +21,7 @@ from dataclasses import asdict, astuple, replace
 from pathlib import Path
 from subprocess import DEVNULL, PIPE, Popen
 
+from shardwise import children
 from shardwise.engine.grammar import BROKEN, Grammars
 from shardwise.errors import CheckpointError, RequestError, ShardwiseError
 from shardwise.sched.structured import StructuredOutputs
@@ -39,7 +40,10 @@ KEPT, KEPT_BYTES = 256, 4 << 20
 
 TOO_DEAR = f"takes more than {CPU_S:g} s, or {GROWTH_BYTES >> 20} MiB, to compile; send a smaller one, with fewer repetitions"
 _SOME = re.compile(rb"[^\0]")
-_START = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from shardwise.engine.grammar_check import serve; serve()"
+_START = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from shardwise.bound import bound; bound(int(sys.argv[-1])); "
+    "from shardwise.engine.grammar_check import serve; serve()"
+)
 
 
 class GrammarCheck:
@@ -95,7 +99,8 @@ class GrammarCheck:
             kept = {name: os.environ[name] for name in ("LD_LIBRARY_PATH", "PATH") if name in os.environ}  # no keys
             paths = json.dumps([path for path in sys.path if path])
             command = [sys.executable, "-I", "-c", _START, paths, str(self._folder.resolve()), str(self._vocab)]
-            self._process = Popen(command, stdin=PIPE, stdout=PIPE, stderr=DEVNULL, cwd="/", env=kept)
+            command.append(str(os.getpid()))
+            self._process = children.started(command, stdin=PIPE, stdout=PIPE, stderr=DEVNULL, cwd="/", env=kept)
             weakref.finalize(self, _end, self._process)
             if (reason := _line(self._process, None, OPEN_S)) != "":
                 _end(self._process)

@@ -23,6 +23,7 @@ def main() -> None:
     parser.add_argument("--fd", type=int, required=True)
     parser.add_argument("--ranks", type=int, required=True)
     args = parser.parse_args()
+    control = socket.socket(fileno=args.fd)
     # Whoever started it decides when it ends, and says so by closing the connection; its ranks inherit this.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
@@ -36,7 +37,7 @@ def main() -> None:
 
     log.begin(env.log_format())
 
-    os._exit(serve(socket.socket(fileno=args.fd), started))
+    os._exit(serve(control, started))
 
 
 if __name__ == "__main__":

@@ -9,11 +9,10 @@ import contextlib
 import os
 import socket
 import subprocess
-import sys
 from types import TracebackType
 from typing import Self
 
-from shardwise import env
+from shardwise import children, env
 from shardwise.engine.rank_processes import STOP_S
 
 
@@ -25,13 +24,14 @@ class HostProcess:
     """
 
     def __init__(self, ranks: int, log_format: str = "text") -> None:
+        self.log_format = log_format
         self.control, theirs = socket.socketpair()
         with theirs:
             own = ["--fd", str(theirs.fileno()), "--ranks", str(ranks)]
-            command = [sys.executable, "-m", "shardwise.engine.host", *own]
+            command = children.module("shardwise.engine.host", *own)
             # Its own process group: a Ctrl-C at the terminal is for this process alone to act on.
             told = {**os.environ, env.LOG_FORMAT: log_format}  # which ranks inherit
-            self.process = subprocess.Popen(
+            self.process = children.started(
                 command, pass_fds=[theirs.fileno()], process_group=0, stdin=subprocess.DEVNULL, env=told
             )
 

@@ -16,6 +16,7 @@ from shardwise.sched.events import Emitted, Ended, Event
 from shardwise.sched.pooling import PoolingParams
 from shardwise.sched.request import SamplingParams
 from shardwise.sched.structured import StructuredOutputs
+from shardwise.sched.written import NEW, Written
 
 Sink = Callable[[Event], None]
 """Where the events of a request go. Called on the engine's thread: it must neither wait nor raise."""
@@ -38,7 +39,8 @@ def choices_of(params: SamplingParams | PoolingParams) -> int:
 class Entry:
     """One open request. `ends` are the ids that end it, `bad` the sequences of ids that it must not write; `grammar` is what
     its answers must follow, compiled of what its `params` say of that. It came at `since`, and is given until `deadline`, on
-    the engine's clock."""
+    the engine's clock. `written` is what an engine before this one had given it. `began` is called with what `Ended` will say
+    of its prompt once that is known, as `sink` is."""
 
     number: int
     prompt: tuple[int, ...]
@@ -53,11 +55,14 @@ class Entry:
     since: float = 0.0
     deadline: float | None = None
     grammar: Grammar | None = None
+    written: Written = NEW
+    began: Callable[[int, int], None] | None = None
     choices: list[Continuation] = field(default_factory=list)
     ended: bool = False
 
     def __post_init__(self) -> None:
-        self.choices = [Continuation() for _ in range(choices_of(self.params))]
+        before = map(self.written.tokens, range(choices_of(self.params)))
+        self.choices = [Continuation(list(tokens), Counter(tokens)) for tokens in before]
 
     @property
     def structured(self) -> StructuredOutputs | None:

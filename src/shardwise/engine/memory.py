@@ -70,13 +70,15 @@ class Demand:
     tokens: int
     sequences: int
     free: int | None = None
-    """Bytes that each rank may take where `memory` does not say; None asks the machine."""
+    """Bytes that may be taken where `memory` does not say: of each GPU, or of the host by all ranks together; None asks the
+    machine."""
 
     @property
     def budget(self) -> int:
         """Bytes that each rank may take."""
-        free = self.free if self.free is not None else available_bytes(self.device, self.layout.mesh.tp)
-        return self.memory or free
+        if self.memory or self.free is None:
+            return self.memory or available_bytes(self.device, self.layout.mesh.tp)
+        return self.free if self.device == "cuda" else self.free // self.layout.mesh.tp
 
     def pages(self, context: int, kept: int) -> tuple[int, ...]:
         """Pages of each group for `kept` tokens of several sequences, one of `context` tokens at the least."""

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 
-from shardwise.comm.way import way_of
+from shardwise.comm.way import Way, way_of
 from shardwise.engine.incident import Incident
 from shardwise.engine.rank_lines import Gone, RankLines, Said, Woken
 from shardwise.engine.rank_processes import RankProcesses
@@ -33,8 +33,8 @@ KEPT = 16
 
 class ProcessRanks:
     """One process a rank, on this host. They end with this process, whatever ends it. `started` are those that run already;
-    `policy` says what a loss leads to. `busy_s` is how long the lead rank has worked on steps so far. By `lines` they are heard,
-    `clock` tells the seconds, and `cut` is how a setup is cut for other shares.
+    `policy` says what a loss leads to. `busy_s` is how long the lead rank has worked on steps so far. By `lines` they are
+    heard, `clock` tells the seconds, and `cut` is how a setup is cut for other shares.
 
     `setup` is what runs, or is to run next; `incidents` are the last losses, in order."""
 
@@ -56,6 +56,8 @@ class ProcessRanks:
         """Called within `wait` with what a rank has recorded, since `record`."""
         self._progress, self._phase = progress, "start"
         self._started = started or RankProcesses()
+        self._started.reach(setup.layout.mesh.size)
+        self._lookout = self._started.lookout()
         self._lines = lines or RankLines()
         self._clock, self._cut = clock, cut
         self._supervisor = Supervisor(policy, setup.layout.mesh.size)
@@ -68,6 +70,7 @@ class ProcessRanks:
         self._failed: str | None = None
         self._lost_s: float | None = None
         self._news = False
+        self._asked = 0
         try:
             self._do(self._supervisor.start())
             while not self._supervisor.serving:
@@ -103,6 +106,7 @@ class ProcessRanks:
         """See `Ranks.sample`."""
         for body in wire.encode_sample(number, tuple(draws)):
             self._tell(body)
+        self._asked += 1
 
     def wait(self, wake: int) -> Done | Formed | None:
         """See `Ranks.wait`."""
@@ -140,16 +144,25 @@ class ProcessRanks:
     def _turn(self, wake: int | None) -> bool:
         """Hears what there is to hear, waiting for something. Whether somebody wants this thread."""
         due, now = self._supervisor.next_due, self._clock()
+        left_s = self._lookout.left_s(now, self._busy)
         woken = False
-        for news in self._lines.news(None if due is None else max(0.0, due - now), wake):
+        for news in self._lines.news(left_s if due is None else max(0.0, min(left_s, due - now)), wake):
             if isinstance(news, Woken):
                 woken = True
             elif isinstance(news, Said):
                 self._hear(news.process, news.message)
             else:
                 self._bury(news)
-        self._do(self._supervisor.due(self._clock()))
+        now = self._clock()
+        self._do(self._supervisor.due(now))
+        if finding := self._lookout.look(now, self._busy):
+            self._do(self._supervisor.stuck(self._supervisor.seats[finding.seat], finding.reason, now))
         return woken
+
+    @property
+    def _busy(self) -> bool:
+        """Whether ranks were told all that they need to answer, and have not."""
+        return self._asked > 0 or not self._supervisor.serving
 
     def _hear(self, number: int, message: wire.Message) -> None:
         """What a process says, if it is of the group that is."""
@@ -178,6 +191,7 @@ class ProcessRanks:
         elif isinstance(message, wire.Done) and seat == 0:
             # What the others computed is the same; theirs only say that they are alive.
             self.busy_s += message.busy_s
+            self._asked -= 1
             early, self._early = self._early, ()
             self._out.append((message.number, early + message.results))
 
@@ -222,20 +236,25 @@ class ProcessRanks:
 
     def _form(self, form: Form) -> None:
         """Tells every process its seat in the next group."""
+        before = self.setup
         try:
             self.setup = self._setup_of(form.places)
         except UserError as error:
             self._do(self._supervisor.refused(str(error), self._clock()))
             return
-        self._started.want(form.epoch)
+        # Who waits for a lost rank would notice by himself only when he next looks.
+        shared = form.epoch > 0 and way_of(before.device, before.layout.mesh.size) is Way.SHARED
+        self._started.want(form.epoch, before.layout.mesh.size if shared else 0)
         # Who talks through shared memory needs no place to meet: nothing then has a name that could be left behind.
         way = way_of(self.setup.device, len(form.seats))
         meeting = self._started.meeting() if way.meets else ""
         self._reports = {}
         self._early = ()
+        self._asked = 0
         self._rows.clear()
         # Nothing that the group of before has said is taken any more.
         self._out = deque(found for found in self._out if isinstance(found, Formed))
+        self._lookout.begin(form.epoch, [self._pids[number] for number in form.seats], self._clock())
         for seat, number in enumerate(form.seats):
             if self._supervisor.epoch == form.epoch:  # none of those before was found stuck
                 self._send(number, wire.encode(start_message(self.setup, seat, form.epoch, meeting)))
@@ -273,7 +292,8 @@ class ProcessRanks:
         done = "it was formed anew" if not loss.gone else "a new process took its place"
         if len(self._supervisor.seats) < before:
             done = "the others took its part over"
-        incident = Incident(time.time(), loss.epoch, loss.seat, pid, host, loss.reason, "", before, done)
+        where = self._lookout.where(loss.seat)
+        incident = Incident(time.time(), loss.epoch, loss.seat, pid, host, loss.reason, where, before, done)
         self._failed = loss.reason if loss.lone else None
         if self._incident is None:
             self._incident = incident
@@ -291,6 +311,7 @@ class ProcessRanks:
         """See `Ranks.close`. Twice is once."""
         self._lines.close()
         self._started.close()
+        self._lookout.close()
 
 
 def _say(text: str) -> None:

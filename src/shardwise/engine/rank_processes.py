@@ -6,16 +6,17 @@ It imports next to nothing, so that ranks are started before all else: what they
 from __future__ import annotations
 
 import os
-import shutil
-import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
+from typing import TYPE_CHECKING
 
-from shardwise import env
+from shardwise import children, env
 from shardwise.comm import memory
+
+if TYPE_CHECKING:
+    from shardwise.engine.lookout import Lookout
 
 STOP_S = 1.5
 """How long a process may take to end before it is killed."""
@@ -33,8 +34,8 @@ class RankProcess:
         with theirs:
             own = ["--fd", str(theirs.fileno()), "--shared", str(shared)]
             # Its own process group: a Ctrl-C at the terminal is for this process alone to act on.
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "shardwise.runtime.worker", *own],
+            self.process = children.started(
+                children.module("shardwise.runtime.worker", *own),
                 pass_fds=[theirs.fileno(), shared],
                 process_group=0,
                 stdin=subprocess.DEVNULL,
@@ -55,11 +56,7 @@ class RankProcess:
             code = self.process.wait(STOP_S)
         except subprocess.TimeoutExpired:
             return f"process {self.pid} closed its channel but still runs"
-        if code >= 0:
-            return f"process {self.pid} ended with exit code {code}"
-        name = signal.Signals(-code).name
-        hint = " (the kernel does that when memory runs out)" if name == "SIGKILL" else ""
-        return f"process {self.pid} was killed by {name}{hint}"
+        return f"process {self.pid} {children.end_of(code)}"
 
     def kill(self) -> None:
         """Nothing of it is left."""
@@ -83,7 +80,7 @@ class RankProcesses:
         self.shared = -1
         self._running: dict[int, RankProcess] = {}
         self._count = 0
-        self._folders: list[str] = []
+        self._meetings: list[int] = []
 
     @property
     def processes(self) -> list[subprocess.Popen[bytes]]:
@@ -105,19 +102,31 @@ class RankProcesses:
             self._count += 1
 
     def meeting(self) -> str:
-        """A new folder where a group can meet that shares no memory; only this user may enter it."""
+        """A new file where a group can meet that shares no memory: without a name, so that nothing is left of it. Only
+        processes of this user may open it, while this one has."""
         self.met()
-        self._folders.append(tempfile.mkdtemp(prefix=f"shardwise-{os.getpid()}-"))
-        return self._folders[-1]
+        self._meetings.append(memory.anonymous())
+        return f"/proc/{os.getpid()}/fd/{self._meetings[-1]}"
 
     def met(self) -> None:
-        """No name of a group is left on the file system: all have met, or none will any more."""
-        while self._folders:
-            shutil.rmtree(self._folders.pop(), ignore_errors=True)
+        """Nobody can come to the meeting any more: all have met, or none will."""
+        while self._meetings:
+            os.close(self._meetings.pop())
 
-    def want(self, epoch: int) -> None:
-        """Who waits in a group of an older epoch is to give up at once."""
+    def want(self, epoch: int, before: int = 0) -> None:
+        """Who waits in a group of an older epoch is to give up at once: to join it, or, if that of the last epoch was of
+        `before` ranks that shared memory, for its peers."""
         memory.want(self.shared, epoch)
+        if before:
+            from shardwise.comm.shared import end_group  # not before processes are started
+
+            end_group(self.shared, epoch - 1, before)
+
+    def lookout(self) -> Lookout:
+        """Eyes on those that share this memory."""
+        from shardwise.engine.lookout import Lookout
+
+        return Lookout(self.shared)
 
     def give_back(self, epoch: int) -> None:
         """The memory of groups older than that of `epoch`, which all have left."""
@@ -128,7 +137,7 @@ class RankProcesses:
         self._running.pop(number).kill()
 
     def _end_meeting(self) -> None:
-        """No name and no memory of the group is held by this process."""
+        """No memory of the group is held by this process."""
         self.met()
         shared, self.shared = self.shared, -1
         if shared >= 0:

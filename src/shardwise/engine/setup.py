@@ -69,8 +69,8 @@ class Options:
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """What `recut` decides anew: `threads`, `cores` and `cache_memory` as in Options. `free`: the bytes that each rank might
-    take at the start; None where `memory` says."""
+    """What `recut` decides anew: `threads`, `cores` and `cache_memory` as in Options. `free`: the bytes that might be
+    taken at the start, as `Demand` has it; None where `memory` says."""
 
     threads: int | None = None
     cores: str = "auto"
@@ -146,7 +146,7 @@ def resolve(options: Options) -> Setup:
             f"--max-num-seqs {sequences} is more than the {tokens} tokens of a step (--max-num-batched-tokens): each "
             "sequence needs one"
         )
-    free = None if options.memory else available_bytes(device, layout.mesh.tp)
+    free = None if options.memory else available_bytes(device, layout.mesh.tp if device == "cuda" else 1)
     demand = Demand(layout, device, options.memory, options.cache_memory, tokens, sequences, free)
     found = room(demand, options.max_model_len, fewer=options.max_num_seqs is None)
     weights = options.load_format == "auto"
@@ -200,7 +200,6 @@ def recut(setup: Setup, shares: Sequence[float]) -> Setup:
         limits=replace(setup.limits, sequences=found_room.sequences),
         threads=given.threads or threads_of(cores, ranks),
         cores=cores,
-        given=replace(given, free=_shared(setup, ranks)),
     )
 
 
@@ -213,21 +212,15 @@ def _places(setup: Setup, ranks: int) -> Places:
 
 
 def _free(setup: Setup, ranks: int) -> int:
-    """What each of so many ranks may take: what is free with what those of `setup` hold, and no more than these might take at
-    the start. A rank that is gone holds nothing, and is free already: that is why there is an upper bound."""
-    layout, most = setup.layout, _shared(setup, ranks)
+    """What so many ranks may take, as `Demand.free` has it: what is free with what those of `setup` hold, and no more than was
+    free at the start. A rank that is gone holds nothing, and is in what is free already: hence that bound."""
+    layout, begun = setup.layout, setup.given.free
     held = [layout.arena_bytes(rank) + layout.kv_bytes(rank, setup.pages) for rank in range(layout.mesh.size)]
-    if setup.device == "cuda":  # each on a GPU of its own; further GPUs hold nothing
+    if setup.device == "cpu":
+        now = available_bytes("cpu", 1) + sum(held)
+    else:  # each has a GPU of its own; further ones hold nothing
         now = available_bytes("cuda", ranks) + (min(held) if ranks <= len(held) else 0)
-    else:
-        now = (available_bytes("cpu", 1) + sum(held)) // ranks
-    return now if most is None else min(now, most)
-
-
-def _shared(setup: Setup, ranks: int) -> int | None:
-    """What each of so many ranks might have taken at the start: as much as any on a GPU, an equal part of all on a CPU."""
-    free = setup.given.free
-    return free if free is None or setup.device == "cuda" else free * setup.layout.mesh.size // ranks
+    return now if begun is None else min(now, begun)
 
 
 def quantization_of(options: Options) -> Grouped | None:

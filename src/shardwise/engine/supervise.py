@@ -22,6 +22,9 @@ TRIES = 2
 GROW_S = 30.0
 """How long a smaller group serves before the places that it lacks are tried again; each failure doubles it."""
 
+WARM_S = 5.0
+"""How long a process is given to import what it needs, where nothing waits for it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Policy:
@@ -182,9 +185,7 @@ class Supervisor:
         if self._settled is not None and now >= self._settled:
             return self._judge(now)
         if self.serving and self._grow is not None and now >= self._grow:
-            self._grow = None
-            self._grow_s *= 2
-            return self.resize(self.size, now)
+            return self._regrow(now)
         return ()
 
     @property
@@ -210,6 +211,18 @@ class Supervisor:
         seated = dict(zip(self.places, self.seats, strict=True))
         spawned = self._fill(seated, tuple(range(self.size)))
         return (*spawned, *self._form())
+
+    def _regrow(self, now: float) -> Actions:
+        """Tries the places that the group lacks; first, where there are none, with processes that get ready beside it."""
+        missing = self.size - len(self.places) - len(self._spares)
+        if missing > 0:
+            spawned = tuple(self._spawn() for _ in range(missing))
+            self._spares += [spawn.process for spawn in spawned]
+            self._grow = now + WARM_S
+            return spawned
+        self._grow = None
+        self._grow_s *= 2
+        return self.resize(self.size, now)
 
     # --- judgement ----------------------------------------------------------------------------------------------------
 

@@ -25,11 +25,16 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
+from shardwise import children
+
 COMPILE_S = 2.0  # of CPU time, once
 CPU_S = 0.25  # for one rendering
 WALL_S = 10.0  # for one rendering on a machine so busy that its CPU time does not come
 MEMORY_BYTES = 512 << 20  # of address space, 60 MiB of it the interpreter
-_START = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from shardwise.engine.template_process import serve; serve()"
+_START = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from shardwise.bound import bound; bound(int(sys.argv[-1])); "
+    "from shardwise.engine.template_process import serve; serve()"
+)
 
 
 class _Generation(Extension):
@@ -139,7 +144,8 @@ class Isolated:
         if self._process is None or self._process.poll() is not None:
             kept = {name: os.environ[name] for name in ("LD_LIBRARY_PATH", "PATH", "TZ") if name in os.environ}  # no keys
             command = [sys.executable, "-I", "-c", _START, json.dumps([path for path in sys.path if path])]
-            self._process = Popen(command, stdin=PIPE, stdout=PIPE, stderr=DEVNULL, cwd="/", env=kept)
+            command.append(str(os.getpid()))
+            self._process = children.started(command, stdin=PIPE, stdout=PIPE, stderr=DEVNULL, cwd="/", env=kept)
             weakref.finalize(self, _end, self._process)
         return self._process
 

@@ -6,6 +6,7 @@ processor that others have. Pure: it knows no clock, no process and no memory, a
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -87,7 +88,7 @@ class Watch:
     def __init__(self, least_s: float = 2.0, factor: float = 8.0) -> None:
         self.least_s, self.factor = least_s, factor
         self.epoch = -1
-        self._pace = Pace()
+        self._paces: defaultdict[int, Pace] = defaultdict(Pace)
         self._at: float | None = None
         self._accounts: dict[int, _Account] = {}
 
@@ -188,7 +189,7 @@ class Watch:
         halted = vital.state in "TZ" and vital.state == was.state and ran_s <= 0
         account.halted_s = account.halted_s + look.s if halted else 0.0
         if where != before:
-            self._pace.saw(before, where, account.stood_s, max(0.0, look.gap_s - waited_s))
+            self._paces[seat].saw(before, where, account.stood_s, max(0.0, min(look.gap_s - waited_s, look.s)))
             account.begin()
             return
         account.moved = False
@@ -199,16 +200,17 @@ class Watch:
             account.stood_s, account.last_s, account.ran_s = account.stood_s + added_s, added_s, account.ran_s + ran_s
 
     def _verdict(self, look: _Look) -> Finding | None:
-        """Of those whose time is over, the one that has come least far; in the same place, one that does not sleep."""
+        """Of those whose time is over, the one that has come least far. In the same place, one that does not sleep, or the one
+        that slept most: who waits in shared memory looks around now and then."""
         come = {seat: self._come(account.where) for seat, account in self._accounts.items()}
         guilty = [
-            (come[seat], account.vital.state == "S", seat, reason)
+            (come[seat], account.vital.state == "S", account.ran_s, seat, reason)
             for seat, account in self._accounts.items()
-            if (reason := self._reason(account, look)) is not None
+            if (reason := self._reason(seat, account, look)) is not None
         ]
         if not guilty:
             return None
-        far, _, seat, reason = min(guilty)
+        far, _, _, seat, reason = min(guilty)
         finding = Finding(seat, reason, self._accounts[seat].where)
         others = (account for other, account in self._accounts.items() if come[other] < far)
         if self._halted_s(self._accounts[seat], look) < STOPPED_S and any(self._holds_up(account) for account in others):
@@ -224,7 +226,7 @@ class Watch:
     def _halted_s(account: _Account, look: _Look) -> float:
         return account.halted_s - (look.s if look.late and account.halted_s else 0.0)
 
-    def _reason(self, account: _Account, look: _Look) -> str | None:
+    def _reason(self, seat: int, account: _Account, look: _Look) -> str | None:
         vital = account.vital
         if self._halted_s(account, look) >= STOPPED_S:
             said = "has lost its main thread" if vital.state == "Z" else "is stopped"
@@ -232,20 +234,23 @@ class Watch:
         # A look that came late decides nothing by what it adds itself.
         stood_s = account.stood_s - (account.last_s if look.late else 0.0)
         waits = account.disk_s >= SLOW_S
-        if not waits and (stood_s < self.least_s or stood_s < self._limit_s(account)):
+        if not waits and (stood_s < self.least_s or stood_s < self._limit_s(seat, account)):
             return None
         away = account.where.epoch != self.epoch
         said = f"has not come to epoch {self.epoch}" if away else "makes no progress"
         does = "waits for a disk" if waits else "runs" if account.ran_s >= account.stood_s / 2 else "sleeps"
         return f"{said} for {max(stood_s, account.disk_s):.1f} s: process {vital.pid} {does}"
 
-    def _limit_s(self, account: _Account) -> float:
+    def _limit_s(self, seat: int, account: _Account) -> float:
         """For how long a rank may stand where it does."""
         where = account.where
         if self._patient(where):
             return SLOW_S
         if where.state == State.IDLE:
             return self.least_s
-        expected_s = self._pace.expected_s(where)
-        limit_s = FIRST_S if expected_s is None else max(self.least_s, self.factor * expected_s)
+        expected_s = self._paces[seat].expected_s(where)
+        if expected_s is None:
+            return FIRST_S
+        longest_s = max(expected_s, *(pace.seen_s(where) for pace in self._paces.values()))
+        limit_s = max(self.least_s, self.factor * longest_s)
         return max(limit_s, FRESH_S) if where.step <= account.first else limit_s

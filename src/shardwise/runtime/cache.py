@@ -14,12 +14,15 @@ from shardwise.spec.layout import PAGE_TOKENS
 
 
 class PagedCache:
-    """What this rank's layers keep of tokens: `pages[g]` pages of PAGE_TOKENS tokens for each group g."""
+    """What this rank's layers keep of tokens: `pages[g]` pages of PAGE_TOKENS tokens for each group g. `room`: memory of just
+    that size, if there is some."""
 
-    def __init__(self, rank: Rank, pages: Sequence[int]) -> None:
+    def __init__(self, rank: Rank, pages: Sequence[int], room: torch.Tensor | None = None) -> None:
         layout = rank.layout
         # Not cleared here: a page is when its first token comes (`GroupBatch.begun`), so a CPU gives memory only as it is used.
-        self.arena = torch.empty(layout.kv_bytes(rank.index, pages), dtype=torch.uint8, device=rank.device)
+        size = layout.kv_bytes(rank.index, pages)
+        self.arena = torch.empty(size, dtype=torch.uint8, device=rank.device) if room is None else room
+        assert self.arena.nbytes == size, "room of another size"
         self._layers: dict[int, tuple[tuple[torch.Tensor, ...], int]] = {}
         stage, start = layout.stages[rank.at.pp], 0
         for index, (group, count) in enumerate(zip(layout.cache, pages, strict=True)):

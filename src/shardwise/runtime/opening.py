@@ -14,11 +14,11 @@ from shardwise.comm.way import Way, way_of
 from shardwise.nn.batch import Rank
 from shardwise.nn.kernels.kernels import Kernels
 from shardwise.runtime import wire
+from shardwise.runtime.cache import PagedCache
 from shardwise.runtime.load import Progress
 from shardwise.runtime.pulse import open_pulse
 from shardwise.runtime.runner import Runner
-from shardwise.spec.binding import bind
-from shardwise.spec.checkpoint import open_checkpoint
+from shardwise.runtime.weights import Weights, origin_of
 from shardwise.spec.config import read_model
 from shardwise.spec.formats import Grouped
 from shardwise.spec.layout import Layout, Shares
@@ -43,14 +43,53 @@ def kernels_of(layout: Layout, device: torch.device, threads: int, *, crowded: b
     return Kernels.of(device, threads, crowded) if layout.compute_dtype == "float32" else Kernels.reference()
 
 
-def open_runner(start: wire.Start, comm: Comm, progress: Progress) -> Runner:
-    """Loads this rank's part and allocates its cache; returns when every rank of the group has."""
+class Kept:
+    """What a rank process keeps from one group to the next: its weights, if both are of one model, and its cache's memory."""
+
+    def __init__(self) -> None:
+        self._weights: Weights | None = None
+        self._room: torch.Tensor | None = None
+        self._of: object = None
+
+    @property
+    def holds(self) -> bool:
+        """Whether there are weights that others can be cut of."""
+        return self._weights is not None
+
+    def weights(self, start: wire.Start, layout: Layout, device: torch.device, progress: Progress) -> Weights:
+        """The weights that a message asks for: cut anew where some of this model are there, else loaded. Those of before are of
+        no use any more, whatever becomes of it."""
+        held, self._weights = self._weights, None
+        origin, model = origin_of(layout, Path(start.folder) if start.folder else None), _model_of(start)
+        if held is not None and self._of == model:
+            held.recut(layout, start.rank, device, origin, progress)
+        else:
+            held = None  # before there are others
+            held = Weights(layout, start.rank, device, origin, progress)
+        self._weights, self._of = held, model
+        return held
+
+    def room(self, size: int, device: torch.device) -> torch.Tensor | None:
+        """Memory of that size, if the last cache had as much; else what there was is given back."""
+        if self._room is not None and (self._room.nbytes, self._room.device) != (size, device):
+            self._room = None
+        return self._room
+
+    def keep(self, cache: PagedCache) -> None:
+        """The cache's memory is there for the next one."""
+        self._room = cache.arena
+
+
+def _model_of(start: wire.Start) -> object:
+    """Equal where weights are cut of the same whole, for the same kind of device."""
+    return start.config, start.folder, start.dtype, start.quantization, start.device
+
+
+def open_runner(start: wire.Start, comm: Comm, progress: Progress, kept: Kept | None = None) -> Runner:
+    """Loads this rank's part, but for what was kept, and allocates its cache; returns when every rank of the group has."""
     layout, device = layout_of(start), device_of(start)
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    bound = bind(layout.model, open_checkpoint(Path(start.folder))) if start.folder else None
-    dtypes = getattr(torch, layout.compute_dtype), getattr(torch, layout.kv_dtype)
-    kernels = kernels_of(layout, device, start.threads, crowded=start.crowded)
     pulse = comm.ticks if isinstance(comm, Ticking) else Silent()
     pulse.loading()
 
@@ -58,8 +97,15 @@ def open_runner(start: wire.Start, comm: Comm, progress: Progress) -> Runner:
         pulse.loading()
         progress(count)
 
+    kept = kept or Kept()
+    # The old cache goes before other weights come.
+    room = kept.room(layout.kv_bytes(start.rank, start.pages), device)
+    weights = kept.weights(start, layout, device, loaded)
+    dtypes = getattr(torch, layout.compute_dtype), getattr(torch, layout.kv_dtype)
+    kernels = kernels_of(layout, device, start.threads, crowded=start.crowded)
     rank = Rank(layout, start.rank, comm, device, *dtypes, kernels, pulse)
-    runner = Runner(rank, start.pages, start.limits, bound, loaded)
+    runner = Runner(rank, weights, start.pages, start.limits, room=room)
+    kept.keep(runner.cache)
     comm.barrier(site="loaded")
     pulse.idle()
     return runner

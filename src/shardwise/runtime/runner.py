@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 
 from shardwise.comm.ticking import CHOOSING, HEAD
 from shardwise.nn.batch import Batch, Rank
 from shardwise.nn.build import Decoder
-from shardwise.runtime import load
 from shardwise.runtime.cache import PagedCache
 from shardwise.runtime.inputs import Inputs
 from shardwise.runtime.kinds import pieces
@@ -17,40 +16,40 @@ from shardwise.runtime.limits import Buckets, Limits
 from shardwise.runtime.parts import Parts
 from shardwise.runtime.recent import Recent
 from shardwise.runtime.sample import Sampler
+from shardwise.runtime.weights import Weights
 from shardwise.sched.step import Draw, Result, Step
-from shardwise.spec.binding import Place
 
 
 class Runner:
-    """Computes steps. Made whole: after the constructor the weights are loaded and the cache is allocated.
+    """Computes steps with the weights of this rank. Made whole: after the constructor the cache is allocated.
 
-    `pages` counts the page SCRATCH of each cache group too. `bound` None means random weights (`--load-format dummy`).
-    `buckets` None are those that suit the device.
+    `pages` counts the page SCRATCH of each cache group too. `buckets` None are those that suit the device. `room` is memory
+    for the cache, where there is some of the right size already.
     """
 
     def __init__(
         self,
         rank: Rank,
+        weights: Weights,
         pages: Sequence[int],
         limits: Limits,
-        bound: Mapping[str, Place] | None,
-        progress: load.Progress,
         buckets: Buckets | None = None,
+        room: torch.Tensor | None = None,
     ) -> None:
         self.rank = rank
-        self.arena, tensors = load.arena(rank.layout, rank.index, rank.device)
-        slices = rank.layout.slices(rank.index)
-        if bound is None:
-            load.fill_dummy(tensors, slices, progress, getattr(torch, rank.layout.dtype))
-        else:
-            load.fill(tensors, slices, bound, progress)
-        self.cache = PagedCache(rank, pages)
-        self.decoder = Decoder(rank, tensors)
+        self.weights = weights
+        self.cache = PagedCache(rank, pages, room)
+        self.decoder = Decoder(rank, weights.tensors)
         recent = Recent(limits.sequences, rank.device)
         self.inputs = Inputs(rank, limits, buckets or Buckets.of(rank.device.type, limits), recent)
         self.parts = Parts(rank)
         self.sampler = Sampler(self.parts, self.decoder.final, self.decoder.logits, recent)
         self._early: tuple[Draw, ...] = ()
+
+    @property
+    def arena(self) -> torch.Tensor:
+        """The memory of the weights."""
+        return self.weights.arena
 
     @torch.inference_mode()
     def forward(self, step: Step) -> None:

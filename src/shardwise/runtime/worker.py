@@ -12,12 +12,11 @@ import gc
 import os
 import queue
 import resource
-import shutil
 import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,6 +28,7 @@ from shardwise.telemetry import log
 if TYPE_CHECKING:
     from shardwise.comm.protocol import Comm
     from shardwise.runtime.load import Progress
+    from shardwise.runtime.opening import Kept
     from shardwise.runtime.recording import Recording
     from shardwise.runtime.runner import Runner
     from shardwise.sched.step import Step
@@ -40,11 +40,12 @@ def main() -> None:
     parser.add_argument("--fd", type=int, required=True)
     parser.add_argument("--shared", type=int, required=True)
     args = parser.parse_args()
+    sock = socket.socket(fileno=args.fd)
     # The engine decides when ranks end; a Ctrl-C at the terminal is its to handle.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     log.begin(env.log_format())
-    channel = wire.Channel(socket.socket(fileno=args.fd))
+    channel = wire.Channel(sock)
     inbox: queue.SimpleQueue[wire.Message] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(channel, inbox), daemon=True, name="listen").start()
     try:
@@ -59,14 +60,8 @@ def main() -> None:
 
 def _listen(channel: wire.Channel, inbox: queue.SimpleQueue[wire.Message]) -> None:
     """Ends the process when the engine is gone, whatever the main thread is waiting for."""
-    rendezvous = ""
     while (message := channel.receive()) is not None:
-        if isinstance(message, wire.Start):
-            rendezvous = message.rendezvous
         inbox.put(message)
-    if rendezvous:
-        # The engine removes it, unless it was killed first.
-        shutil.rmtree(rendezvous, ignore_errors=True)
     os._exit(0)
 
 
@@ -75,10 +70,14 @@ class Member:
 
     def __init__(self, channel: wire.Channel, inbox: queue.SimpleQueue[wire.Message], shared: int) -> None:
         self._channel, self._inbox, self._shared = channel, inbox, shared
+        self._everywhere = os.sched_getaffinity(0)
 
     def run(self) -> None:
         """Never returns: the listening thread ends the process."""
         import_torch()
+        from shardwise.runtime.opening import Kept
+
+        self._kept = Kept()
         start = self._next_start()
         while True:
             try:
@@ -99,43 +98,46 @@ class Member:
 
     def _live(self, start: wire.Start) -> wire.Start:
         """Joins a group, loads, and computes its steps until it is told of the next group, which it returns."""
+        keep_to(start, self._everywhere)
         with contextlib.closing(joined(start, self._shared)) as comm:
-            runner = build(start, comm, lambda count: self._channel.send(wire.Loading(count, start.epoch)))
+            runner = build(start, comm, lambda count: self._channel.send(wire.Loading(count, start.epoch)), self._kept)
             self._channel.send(ready(runner, start.epoch))
             return self._steps(start, runner)
 
     def _steps(self, start: wire.Start, runner: Runner) -> wire.Start:
         busy_s = 0.0
-        # What does the steps: the runner, or what records it.
-        on: Runner | Recording = runner
         recording: Recording | None = None
-        while True:
-            message = self._inbox.get()
-            began = time.perf_counter()
-            if isinstance(message, wire.Forward):
-                on.forward(message.step)
-                busy_s = time.perf_counter() - began
-            elif isinstance(message, wire.Draws):
-                runner.early(message.draws)
-            elif isinstance(message, wire.Logits):
-                for rows in rows_of(runner, message.step):
-                    self._channel.send(rows)
-            elif isinstance(message, wire.Sample):
-                *early, last = wire.in_messages(on.sample(message.number, message.draws))
-                for results in early:
-                    self._channel.send(wire.Results(results, start.epoch))
-                self._channel.send(wire.Done(message.number, last, busy_s + time.perf_counter() - began, start.epoch))
-            elif isinstance(message, wire.Record):
-                from shardwise.runtime.recording import Recording
+        try:
+            while not isinstance(message := self._inbox.get(), wire.Start):
+                began = time.perf_counter()
+                # What does the steps: the runner, or what records it.
+                on = recording or runner
+                if isinstance(message, wire.Forward):
+                    on.forward(message.step)
+                    busy_s = time.perf_counter() - began
+                elif isinstance(message, wire.Draws):
+                    runner.early(message.draws)
+                elif isinstance(message, wire.Logits):
+                    for rows in rows_of(runner, message.step):
+                        self._channel.send(rows)
+                elif isinstance(message, wire.Sample):
+                    *early, last = wire.in_messages(on.sample(message.number, message.draws))
+                    for results in early:
+                        self._channel.send(wire.Results(results, start.epoch))
+                    self._channel.send(wire.Done(message.number, last, busy_s + time.perf_counter() - began, start.epoch))
+                elif isinstance(message, wire.Record):
+                    from shardwise.runtime.recording import Recording
 
-                on = recording = Recording(runner, start.rank, message)
-            elif isinstance(message, wire.Start):
-                return message
-            else:
-                assert isinstance(message, wire.EndRecord)
-            if recording is not None and (recording.full or isinstance(message, wire.EndRecord)):
+                    recording = Recording(runner, start.rank, message)
+                else:
+                    assert isinstance(message, wire.EndRecord)
+                if recording is not None and (recording.full or isinstance(message, wire.EndRecord)):
+                    ended, recording = recording, None
+                    self._channel.send(ended.end())
+            return message
+        finally:
+            if recording is not None:
                 self._channel.send(recording.end())
-                on, recording = runner, None
 
 
 def rows_of(runner: Runner, step: Step) -> Iterator[wire.Rows]:
@@ -149,7 +151,7 @@ def rows_of(runner: Runner, step: Step) -> Iterator[wire.Rows]:
 def ready(runner: Runner, epoch: int = 0) -> wire.Ready:
     """What the rank holds, measured on its live storages, and the most memory that the process has had resident."""
     held = runner.arena.nbytes, runner.cache.arena.nbytes, peak_bytes()
-    return wire.Ready(*held, os.getpid(), socket.gethostname(), epoch)
+    return wire.Ready(*held, os.getpid(), socket.gethostname(), epoch, runner.weights.kept_bytes)
 
 
 def peak_bytes() -> int:
@@ -169,33 +171,48 @@ def import_torch() -> None:
 
 
 def joined(start: wire.Start, shared: int) -> Comm:
-    """This rank's end of its group, on its own processors and with its number of threads."""
+    """This rank's end of its group, in a process with the rank's number of threads."""
     import torch
 
     from shardwise.runtime.opening import join
 
-    keep_to(start)
     torch.set_num_threads(start.threads)
     return join(start, shared)
 
 
-def build(start: wire.Start, comm: Comm, progress: Progress) -> Runner:
-    """Loads what the rank is to hold."""
+def build(start: wire.Start, comm: Comm, progress: Progress, kept: Kept) -> Runner:
+    """Loads what the rank is to hold and does not yet, and holds the process to the memory that was planned."""
     from shardwise.runtime.opening import open_runner
 
-    if start.memory and start.device == "cpu":
-        # The kernel keeps what was planned: memory of this process's own, mapped files not counted.
-        resource.setrlimit(resource.RLIMIT_DATA, (start.memory, resource.getrlimit(resource.RLIMIT_DATA)[1]))
-    runner = open_runner(start, comm, progress)
+    limited = start.memory is not None and start.device == "cpu"
+    if limited:
+        # While weights are cut anew the kernel counts the old ones to the last, though less and less of them is there.
+        hold_to(None if kept.holds else start.memory)
+    runner = open_runner(start, comm, progress, kept)
+    if limited:
+        hold_to(start.memory)
     heap.keep()  # not what loading has freed
     return runner
 
 
-def keep_to(start: wire.Start) -> None:
+def hold_to(limit: int | None) -> None:
+    """Has the kernel keep this process to so much memory of its own, mapped files not counted; to no more than others with
+    None."""
+    hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
+    resource.setrlimit(resource.RLIMIT_DATA, (hard if limit is None else limit, hard))
+
+
+def keep_to(start: wire.Start, everywhere: Collection[int] = ()) -> None:
     """Has this thread, and those that it starts, run on the rank's own processors: before it writes to its weights and cache,
-    which then are in the memory next to them."""
-    if start.cores:
-        os.sched_setaffinity(0, start.cores[start.rank])
+    which then are in the memory next to them. Those that it started for an earlier group follow. `everywhere`: where it may run
+    if it has none of its own, by default where it does."""
+    own = set(start.cores[start.rank] if start.cores else everywhere)
+    if not own or own == os.sched_getaffinity(0):
+        return
+    others = {thread.native_id for thread in threading.enumerate() if thread is not threading.current_thread()}
+    for thread in {int(task.name) for task in Path("/proc/self/task").iterdir()} - others:
+        with contextlib.suppress(OSError):  # it has ended
+            os.sched_setaffinity(thread, own)
 
 
 def _report(channel: wire.Channel, error: BaseException, epoch: int) -> None:

@@ -39,7 +39,12 @@ class Holdings:
     # --- whether there is room ----------------------------------------------------------------------------------------
 
     def check(self, request: Request) -> None:
-        """RequestError where one continuation of the request, alone, would come to more pages than there are."""
+        """RequestError where the request has nothing to begin with or too many continuations, or where one of these, alone,
+        would come to more pages than there are."""
+        if not request.prompt:
+            raise RequestError("the prompt is empty: it needs at least one token")
+        if request.n > self._limits.sequences:
+            raise RequestError(f"n is {request.n}, but at most {self._limits.sequences} sequences run at once (--max-num-seqs)")
         for window, pool in zip(self.windows, self.pools, strict=True):
             if peak_pages(window, request.cached) > pool.count - 1:
                 held = (pool.count - 1) * PAGE_TOKENS

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, fields
 from enum import IntEnum
 from numbers import Integral
@@ -143,6 +144,12 @@ class SamplingParams:
             raise RequestError(
                 f"{self.structured_outputs.said} is set, but with max_tokens 0 there is no answer; leave one of them out"
             )
+
+    def seeded(self, seed: int) -> SamplingParams:
+        """The same with a seed, which is in its range; nothing is checked again."""
+        found = copy(self)
+        object.__setattr__(found, "seed", seed)
+        return found
 
     def check_vocabulary(self, vocab: int) -> None:
         """RequestError for an id that a model of `vocab` ids does not have."""

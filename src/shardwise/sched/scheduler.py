@@ -23,10 +23,10 @@ from shardwise.sched.roster import Roster
 from shardwise.sched.sequence import Order, Request, Sequence
 from shardwise.sched.step import Item, Result, Step
 from shardwise.sched.suspects import Suspects, doubted, goals, others
+from shardwise.sched.written import NEW, Written
 
 Guess = Callable[[Many[int], int], Many[int]]
 """guess(tokens, most): up to `most` tokens that may come next. Wrong ones cost time and nothing else."""
-
 
 NOTHING = Result(0)
 """What a step made for a sequence that it neither draws for nor scores."""
@@ -53,7 +53,8 @@ class Scheduler:
         self._guess = guess
         self._requests: dict[int, list[Sequence]] = {}
         self._owners: dict[int, tuple[int, int]] = {}
-        self._began: dict[int, tuple[int, int]] = {}
+        self.began: dict[int, tuple[int, int]] = {}
+        """How many tokens of a prompt were computed when its request first ran, and how many found."""
         self.begun: list[int] = []
         """The requests that the last call of `step` gave pages to for the first time."""
         self._deadlines = Deadlines()
@@ -107,24 +108,23 @@ class Scheduler:
 
     def check(self, request: Request) -> None:
         """RequestError if the request can never run, with the number that it needs and the one there is. Any thread may ask."""
-        if not request.prompt:
-            raise RequestError("the prompt is empty: it needs at least one token")
-        if request.n > self.limits.sequences:
-            raise RequestError(f"n is {request.n}, but at most {self.limits.sequences} sequences run at once (--max-num-seqs)")
         self.cache.check(request)
 
-    def add(self, request: Request) -> tuple[Event, ...]:
-        """Takes a request in. RequestError if it can never run."""
+    def add(self, request: Request, written: Written = NEW) -> tuple[Event, ...]:
+        """Takes a request in, with what it was given elsewhere (`Written.check`). RequestError if it can never run."""
         if request.number in self._requests:
             raise RequestError(f"request {request.number} is here already")
         self.check(request)
         if request.limit == 0 and request.cached == 0:
             return (Ended(request.number),)
-        lead = self._sequence(request, (request.priority, next(self._arrivals), 0), list(request.prompt), len(request.prompt))
-        self._requests[request.number] = [lead]
+        first: Order = (request.priority, next(self._arrivals), 0)
+        own = [self._sequence(request, (*first[:2], c), tokens, len(request.prompt)) for c, tokens in written.texts(request)]
+        for sequence in written.given_to(own):
+            self._roster.wait(sequence)
+        self.began |= {request.number: written.began} if written.began else {}
+        self._requests[request.number] = own
         if request.deadline is not None:
-            self._deadlines.add(request.deadline, request.number, lead.order[1])
-        self._roster.wait(lead)
+            self._deadlines.add(request.deadline, request.number, first[1])
         return ()
 
     def _sequence(self, request: Request, order: Order, tokens: list[int], known: int) -> Sequence:
@@ -155,7 +155,7 @@ class Scheduler:
         self._suspects.clear(number)
         for sequence in sequences:
             self._retire(sequence)
-        prefilled, cached = self._began.pop(number, (0, 0))
+        prefilled, cached = self.began.pop(number, (0, 0))
         return Ended(number, error, prefilled, cached, sum(s.preempted for s in sequences), unfit=unfit)
 
     def _retire(self, sequence: Sequence) -> None:
@@ -314,8 +314,8 @@ class Scheduler:
             self.cache.pledge(sequence)
         self._roster.start(sequence)
         self.cache.enter(sequence, path)
-        if sequence.request.number not in self._began:
-            self._began[sequence.request.number] = sequence.goal - sequence.issued, sequence.issued
+        if sequence.request.number not in self.began:
+            self.began[sequence.request.number] = sequence.goal - sequence.issued, sequence.issued
             self.begun.append(sequence.request.number)
         return sequence
 

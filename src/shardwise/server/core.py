@@ -42,6 +42,14 @@ class CoreStart:
         assert self._core is not None
         return self._core
 
+    def host(self) -> HostProcess:
+        """A process for another engine."""
+        return HostProcess(self.setup.layout.mesh.size, self._host.log_format)
+
+    def engine(self, host: HostProcess) -> CoreProcess:
+        """Another engine like the first one."""
+        return CoreProcess(self.setup, host=host, queue=self._queue)
+
     @property
     def split(self) -> dict[str, float]:
         """What the start went to, in seconds: importing and meeting, weights, the rest."""

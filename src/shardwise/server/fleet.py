@@ -12,13 +12,15 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from functools import partial
 
 import msgspec
 
+from shardwise import children
+from shardwise.engine.core_keeper import CoreKeeper
 from shardwise.errors import ShardwiseError, UserError
 from shardwise.server.settings import Settings
 from shardwise.telemetry import log
@@ -60,8 +62,8 @@ class Member:
         self.number = begin.number
         ours, theirs = socket.socketpair()
         with theirs:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "shardwise.server.worker", "--fd", str(theirs.fileno())],
+            self.process = children.started(
+                children.module("shardwise.server.worker", "--fd", str(theirs.fileno())),
                 pass_fds=[theirs.fileno()],
                 process_group=0,  # a Ctrl-C at the terminal is for the first front alone to act on
                 stdin=subprocess.DEVNULL,
@@ -83,10 +85,15 @@ class Member:
             self._said += data
         return msgspec.json.decode(self._said, type=Report)
 
-    async def ended(self) -> None:
-        """Returns once it has ended."""
+    async def ended(self, connect: Callable[[], Awaitable[socket.socket]]) -> None:
+        """Returns once it has ended. Whenever it asks for one, it is handed another connection to the engine."""
         while await self._read():
-            pass
+            try:
+                with await connect() as core:
+                    self._hand([b"+"], [core.fileno()])
+            except ShardwiseError as error:
+                body = str(error).encode()
+                self._hand([b"-", len(body).to_bytes(4, "little"), body], [])
         await asyncio.to_thread(self.process.wait)
         self._channel.close()
 
@@ -96,19 +103,21 @@ class Member:
         except OSError:
             return b""
 
+    def _hand(self, data: list[bytes], descriptors: list[int]) -> None:
+        with contextlib.suppress(OSError):  # it has ended, which is noticed elsewhere
+            socket.send_fds(self._channel, data, descriptors)
+
     def signal(self, number: int) -> None:
         with contextlib.suppress(ProcessLookupError):
             self.process.send_signal(number)
 
 
 class Fleet:
-    """`count` further fronts. `connect` opens one more connection to the engine, and may wait for it."""
+    """`count` further fronts of the engine that `core` keeps up."""
 
-    def __init__(
-        self, count: int, setup: bytes, settings: Settings, listener: socket.socket, connect: Callable[[], socket.socket]
-    ) -> None:
+    def __init__(self, count: int, setup: bytes, settings: Settings, listener: socket.socket, core: CoreKeeper) -> None:
         self._begin = [Begin(number, setup, settings) for number in range(1, count + 1)]
-        self._listener, self._connect = listener, connect
+        self._listener, self._core = listener, core
         self.members: dict[int, Member] = {}
         self._deaths: deque[float] = deque()
         self._watches: list[asyncio.Task[None]] = []
@@ -120,7 +129,7 @@ class Fleet:
         self._watches = [asyncio.create_task(self._watch(begin)) for begin in self._begin]
 
     async def _one(self, begin: Begin) -> None:
-        core = await asyncio.to_thread(self._connect)
+        core = await self._core.connect()
         self.members[begin.number] = member = Member(begin, self._listener, core)
         report = await member.report()
         if report.failure is not None:
@@ -130,10 +139,10 @@ class Fleet:
         """Keeps one front up."""
         while True:
             member = self.members[begin.number]
-            await member.ended()
+            await member.ended(partial(self._core.connect, again=True))
             if self._ending:
                 return
-            how = f"front {begin.number} (process {member.process.pid}) {_death(member.process.returncode)}"
+            how = f"front {begin.number} (process {member.process.pid}) {children.end_of(member.process.returncode)}"
             if not replaceable(self._deaths, time.monotonic()):
                 _say(f"{how}; {MOST} others have within {WITHIN_S:g} s, so it is not replaced")
                 return
@@ -158,10 +167,6 @@ class Fleet:
         self._ending = True
         for member in self.members.values():
             member.signal(number)
-
-
-def _death(code: int) -> str:
-    return f"ended with exit code {code}" if code >= 0 else f"was killed by {signal.Signals(-code).name}"
 
 
 def _say(text: str) -> None:

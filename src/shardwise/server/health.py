@@ -33,10 +33,12 @@ class Version(msgspec.Struct):
 
 
 async def health(service: Service, _call: Call, _body: Any) -> Reply:
-    """200 while the engine computes what it is asked, also while it drains. 503 while a lost rank is made up for: requests are
-    taken meanwhile, and go on afterwards."""
+    """200 while the engine computes what it is asked, also while it drains. 503 with the reason while a lost rank is made up
+    for, or another engine takes the place of one that is gone: requests are taken meanwhile, and go on afterwards."""
     if (reason := service.engine.lost) is not None:
         raise Refusal(503, f"the engine is lost: {reason}", code="engine_lost")
+    if (reason := service.engine.away) is not None:
+        raise Refusal(503, reason, code="engine_away", retry_after_s=RETRY_S)
     if (incident := service.engine.mending) is not None:
         raise Refusal(503, f"mending: {incident}", code="mending", retry_after_s=RETRY_S)
     return Json(Health(incidents=service.engine.incidents))

@@ -165,6 +165,9 @@ SERVING = (
     Option("recovery_budget", ("--recovery-budget",),
            "ranks that may be lost in a time; with one more the server ends, exit code 70 (default: 5/60s)", budget, "N/TIME",
            (5, 60.0)),
+    Option("on_engine_loss", ("--on-engine-loss",),
+           "when the engine's process is killed or crashes: resume starts another one, within the recovery budget, where open "
+           "requests go on; exit ends the server (default: resume)", one_of("resume", "exit"), "HOW", "resume"),
     Option("warm_spares", ("--warm-spares",),
            "processes that wait, with all imports done, to take a lost rank's place (default: 1)", whole(0, 64), "N", 1),
     Option("chat_template", ("--chat-template",), "a Jinja file instead of the model's own chat template", str, "FILE"),

@@ -12,6 +12,7 @@ from shardwise.server import (
     messages,
     models,
     profile,
+    reshard,
     responses,
     tgi,
     tokens,
@@ -32,5 +33,6 @@ ROUTES: tuple[Route, ...] = (
     *vectors.ROUTES,
     *tgi.ROUTES,
     *profile.ROUTES,
+    *reshard.ROUTES,
     *health.ROUTES,
 )

@@ -9,11 +9,13 @@ import signal
 import socket
 import sys
 import time
+from functools import partial
 
 import uvloop
 
 from shardwise.engine.bridge import pack_setup
-from shardwise.engine.core_process import CoreProcess
+from shardwise.engine.core_keeper import CoreKeeper
+from shardwise.engine.intensity import Intensity
 from shardwise.engine.remote import RemoteEngine
 from shardwise.errors import ShardwiseError
 from shardwise.sched.events import Ended, Event
@@ -37,13 +39,16 @@ WARM_TOKENS = 2
 class Run:
     """One server. It is made while the ranks load."""
 
-    def __init__(self, core: CoreStart, settings: Settings, fronts: int, listener: socket.socket) -> None:
+    def __init__(
+        self, core: CoreStart, settings: Settings, fronts: int, listener: socket.socket, intensity: Intensity | None = None
+    ) -> None:
+        self._intensity = intensity
         self._start, self._settings, self._fronts, self._listener = core, settings, fronts, listener
         self._told: list[int] = []
         """The signals that came so far."""
         self._change = asyncio.Event()
         self._fleet: Fleet | None = None
-        self._core: CoreProcess | None = None
+        self._core: CoreKeeper | None = None
 
     def to_end(self) -> int:
         """The exit code: 0 where it was told to end. ShardwiseError where the engine was lost."""
@@ -51,7 +56,8 @@ class Run:
         text = open_text(setup, self._settings.chat_template)
         for line in warnings(setup, text):
             sys.stderr.write(log.line(line, logging.WARNING, "shardwise: "))
-        with self._start.result() as self._core:
+        start = self._start
+        with start.result() as first, CoreKeeper(first, start.host, start.engine, _say, self._intensity) as self._core:
             if (lost := uvloop.run(self._serve(text))) is not None:
                 raise ShardwiseError(lost)
         return 0
@@ -62,9 +68,10 @@ class Run:
         setup, settings, loop = self._start.setup, self._settings, asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._tell, number)
-        engine = await RemoteEngine.open(self._core.connect(), setup, self._core.wait)
+        again = partial(self._core.connect, again=True)
+        engine = await RemoteEngine.open(await self._core.connect(), setup, self._core.why, again)
         web = Web(Service(engine, settings, text.front(engine, settings.seed, 0)), self._listener)
-        self._fleet = Fleet(self._fronts - 1, pack_setup(setup), settings, self._listener, self._core.connect)
+        self._fleet = Fleet(self._fronts - 1, pack_setup(setup), settings, self._listener, self._core)
         begun = time.monotonic()
         await asyncio.gather(warmed(engine), self._fleet.start())
         warm_s = time.monotonic() - begun
@@ -99,9 +106,13 @@ class Run:
             if self._fleet is not None:
                 self._fleet.end(signal.SIGKILL)
             if self._core is not None:
-                os.kill(self._core.pid, signal.SIGKILL)  # its ranks end with it
+                self._core.kill()
             sys.stdout.flush()
             os._exit(128 + number)
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(log.line(text, logging.WARNING, "shardwise: "))
 
 
 async def warmed(engine: RemoteEngine) -> None:

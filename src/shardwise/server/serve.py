@@ -6,10 +6,11 @@ This process never imports torch: it is the first front, and the engine and its 
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from shardwise.engine.host_process import HostProcess
+from shardwise.engine.intensity import Intensity
 from shardwise.engine.setup import Options, resolve
 from shardwise.engine.supervise import FAIL_FAST, Policy
 from shardwise.errors import UserError
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 class Wanted:
     """What the server is told besides its settings. `fronts` processes speak HTTP, this one among them; `queue` requests may
     wait, None leaves it to the engine. `policy` says what the loss of a rank leads to. `anybody` may ask it, also from
-    elsewhere, without a key."""
+    elsewhere, without a key. `intensity`: how many losses of the engine's process are made good; none where `most` is 0."""
 
     fronts: int = 1
     queue: int | None = None
@@ -34,6 +35,7 @@ class Wanted:
     policy: Policy = FAIL_FAST
     verbose: bool = False
     bars: Bars | None = None
+    intensity: Intensity = field(default_factory=Intensity)
 
 
 def serve(options: Options, settings: Settings, wanted: Wanted) -> int:
@@ -53,7 +55,7 @@ def serve(options: Options, settings: Settings, wanted: Wanted) -> int:
         say(banner.plan(setup))
         from shardwise.server.run import Run
 
-        return Run(core, replace(settings, port=listener.getsockname()[1]), wanted.fronts, listener).to_end()
+        return Run(core, replace(settings, port=listener.getsockname()[1]), wanted.fronts, listener, wanted.intensity).to_end()
 
 
 def say(line: str) -> None:

@@ -1,6 +1,6 @@
 """Lives of an engine whose ranks die, stop, fail and are late: a seed decides everything, and tells the same life again.
 
-    python -m tests.engine.recovery.simulation [--seeds 10000] [--seed 0] [--one SEED]
+python -m tests.engine.recovery.simulation [--seeds 10000] [--seed 0] [--one SEED]
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from shardwise.engine.supervise import OnLoss, Policy
 from shardwise.sched.limits import Limits
 from shardwise.sched.request import SamplingParams
 from tests.engine.recovery.cluster import Broken, Cluster, Plan
-from tests.engine.recovery.world import Machine, Parts, World
 from tests.engine.recovery.worker import POISON
+from tests.engine.recovery.world import Machine, Parts, World
 
 KINDS = (
     ("die",),

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import sys
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -28,8 +27,8 @@ from shardwise.sched.events import Emitted, Ended, Event, Scored
 from shardwise.sched.limits import Limits
 from shardwise.sched.request import SamplingParams
 from tests.checkpoints import BASE
-from tests.engine.recovery.cluster import Cluster, Plan, need
-from tests.engine.recovery.worker import POISON, ROOT, VOCABULARY, drawn, key_of, score, seen
+from tests.engine.recovery.cluster import Cluster, need
+from tests.engine.recovery.worker import POISON, ROOT, drawn, key_of, score, seen
 
 SERVES_S = 40.0
 """So long after the last fault a group serves, whatever came before: longer than any start, forming, or try to grow."""
@@ -150,7 +149,9 @@ class Client:
             need(planted or event.error in world.cluster.raised, "fails for what it did not do:", event)
 
 
-def _drawn(context: int, seed: int, choice: int, position: int, written: tuple[tuple[int, int], ...], barred: Sequence[int]) -> int:
+def _drawn(
+    context: int, seed: int, choice: int, position: int, written: tuple[tuple[int, int], ...], barred: Sequence[int]
+) -> int:
     from shardwise.sched.step import Draw, Edit
 
     return drawn(context, Draw(0, 1.0, seed, choice, edit=Edit(written=written, barred=tuple(barred))), position)
