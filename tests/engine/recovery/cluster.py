@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from random import Random
 from zlib import crc32
@@ -16,6 +16,12 @@ from zlib import crc32
 from shardwise.engine.rank_lines import Gone, News, Said, Woken
 from shardwise.runtime import wire
 from tests.engine.recovery.worker import Group, Worker
+
+PIDS = 1000
+"""What is added to the number of a process."""
+
+TURNS = 4000
+"""The most that an engine asks for news in one life."""
 
 SPIKE = 0.03
 """How often a message, or the engine, is late."""
@@ -34,8 +40,9 @@ def need(holds: object, *words: object) -> None:
 @dataclass(frozen=True)
 class Plan:
     """What goes wrong, and until when. `rates`: how often a process is struck at a place; `kinds`: by what. After `patience_s`
-    the watch says who is stopped; after `deadline_s` ranks give each other up, if they do. Messages take about
-    `delay_s`, and `notice_s` to see that a peer is gone; the engine's thread is `late` so often; a process is `cursed` so often: it joins no group."""
+    the watch says who is stopped; after `deadline_s` ranks give each other up, if they do. Messages take about `delay_s`; it
+    takes about `notice_s` to see that a peer is gone. The engine's thread is `late` so often; so often a process is
+    `stillborn`, or `cursed`: it joins no group."""
 
     faults: int = 0
     until: float = 2.0
@@ -57,7 +64,7 @@ class Life:
     """One process as the engine's side has it: what `RankProcess` is."""
 
     def __init__(self, cluster: Cluster, number: int) -> None:
-        self.cluster, self.number, self.pid = cluster, number, 1000 + number
+        self.cluster, self.number, self.pid = cluster, number, PIDS + number
         self.worker = Worker(cluster, number)
         self.heard_of_end = False
         self.killed = False
@@ -77,6 +84,42 @@ class Life:
         return f"process {self.number} was killed by SIGKILL"
 
 
+@dataclass(frozen=True)
+class Finding:
+    """As `engine.watch.Finding`."""
+
+    seat: int
+    reason: str
+
+
+class Eyes:
+    """As `Lookout`: it sees who is stopped, and blames nobody else."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self.cluster = cluster
+        self.processes: list[int] = []
+
+    def begin(self, epoch: int, pids: Sequence[int], now: float) -> None:
+        self.processes = [pid - PIDS for pid in pids]
+
+    def left_s(self, now: float, busy: bool) -> float:
+        return 0.25
+
+    def look(self, now: float, busy: bool) -> Finding | None:
+        for seat, process in enumerate(self.processes):
+            worker = self.cluster.lives[process].worker
+            if worker.alive and worker.stopped and now - worker.since >= self.cluster.plan.patience_s:
+                self.cluster.last_fault = now
+                return Finding(seat, "it is stopped")
+        return None
+
+    def where(self, seat: int) -> str:
+        return ""
+
+    def close(self) -> None:
+        pass
+
+
 class Cluster:
     """As `started` and as `lines` of ProcessRanks; `now` is the time."""
 
@@ -89,7 +132,7 @@ class Cluster:
         self.lives: list[Life] = []
         self.epoch_of: dict[int, int] = {}
         self.orders: deque[Callable[[], None]] = deque()
-        self.findings: deque[tuple[int, str]] = deque()
+        self.turns = 0
         self.raised: set[str] = set()
         self.trace = 0
         self.closed = False
@@ -104,6 +147,7 @@ class Cluster:
             self.after(when, lambda: self._strike_anyone(self.plan.kinds))
         for when in plan.jumps:
             self.after(when, self._jump)
+        self._tick()
 
     # --- time ---------------------------------------------------------------------------------------------------------
 
@@ -127,6 +171,12 @@ class Cluster:
         self.now += 30.0
         self.last_fault = self.now
 
+    def _tick(self) -> None:
+        """Somebody asks the engine how it is, now and then."""
+        if len(self.orders) < 2:
+            self.order(lambda: None)
+        self.after(0.5, self._tick)
+
     def note(self, *what: object) -> None:
         self.trace = crc32(repr((round(self.now, 9), *what)).encode(), self.trace)
 
@@ -143,19 +193,18 @@ class Cluster:
 
     def news(self, timeout_s: float | None, wake: int | None) -> list[News]:
         """Lets time pass until there is something to say."""
+        self.turns += 1
+        need(self.turns < TURNS, "it goes on for ever")
         late = 0.3 * self.random.random() if self.random.random() < self.plan.late else self.some(2e-4)
         until = self.now + late
         while self._heap and self._heap[0][0] <= until:
             self._next()
         self.now = max(self.now, until)
         end = None if timeout_s is None else self.now + max(0.0, timeout_s - late)
-        while not (self._heard or self.findings or (wake is not None and self.orders)):
+        while not (self._heard or (wake is not None and self.orders)):
             if end is not None and (not self._heap or self._heap[0][0] > end):
                 self.now = end
                 break
-            if not self._heap:
-                need(wake is not None, "the engine waits for what never comes")
-                self.after(0.5, lambda: self.order(lambda: None))
             self._next()
         heard, self._heard = list(self._heard), deque()
         said = [each for each in heard if isinstance(each, Said)]
@@ -185,7 +234,10 @@ class Cluster:
         life.last_in = max(life.last_in, self.now + self.some(self.plan.delay_s))
         self.at(life.last_in, lambda: life.worker.take(message))
 
-    def want(self, epoch: int) -> None:
+    def lookout(self) -> Eyes:
+        return Eyes(self)
+
+    def want(self, epoch: int, before: int = 0) -> None:
         """Older groups are of no use from now on."""
         need(epoch > self.wanted, "epoch", epoch, "is wanted after", self.wanted)
         self.wanted = epoch
@@ -304,10 +356,9 @@ class Cluster:
         if kind == "die":
             worker.die()
         elif kind == "stop":
-            worker.stopped = True
-            self.after(self.plan.patience_s, lambda: self._judge(worker))
+            worker.stopped, worker.since = True, self.now
         elif kind == "pause":
-            worker.stopped = True
+            worker.stopped, worker.since = True, self.now
             self.after(0.9 * self.plan.patience_s * self.random.random(), worker.go_on)
         elif kind == "raise":
             message = f"planted error {self.faults}"
@@ -321,9 +372,3 @@ class Cluster:
         """A request makes it fail."""
         self.last_fault = self.now
         worker.faults += 1
-
-    def _judge(self, worker: Worker) -> None:
-        """As the watch does."""
-        if worker.alive and worker.stopped:
-            self.last_fault = self.now
-            self.findings.append((worker.number, "it is stopped"))

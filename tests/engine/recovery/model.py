@@ -14,7 +14,7 @@ import copy
 import io
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -60,6 +60,16 @@ class Meeting(NamedTuple):
     broken: bool = False
 
 
+class Eyes:
+    """As `Lookout`; what it finds is a move of the model."""
+
+    def begin(self, epoch: int, pids: Sequence[int], now: float) -> None:
+        pass
+
+    def where(self, seat: int) -> str:
+        return ""
+
+
 class Host:
     """As `started` and `lines` of ProcessRanks."""
 
@@ -94,7 +104,10 @@ class Host:
     def remove(self, number: int) -> None:
         self.workers.pop(number, None)
 
-    def want(self, epoch: int) -> None:
+    def lookout(self) -> Eyes:
+        return Eyes()
+
+    def want(self, epoch: int, before: int = 0) -> None:
         need(epoch > self.wanted, "epoch", epoch, "is wanted after", self.wanted)
         self.wanted = epoch
 
@@ -335,7 +348,7 @@ class Explored:
 def first(size: int, faults: int, spares: int, on_loss: str, parts: Parts) -> State:
     """An engine that has begun, and whose processes have not."""
     limits = Limits(tokens=4, sequences=2)
-    machine = Machine(size, {n: 8 for n in range(1, size + 1)}, 1, limits, 100)
+    machine = Machine(size, dict.fromkeys(range(1, size + 1), 8), 1, limits, 100)
     host = Host()
     rules: Any = parts.policy(on_loss, 10, 60.0, spares)  # type: ignore[arg-type]
 
@@ -360,7 +373,9 @@ class _Begun(BaseException):
         self.ranks = ranks
 
 
-def explore(size: int, faults: int, steps: int = 1, spares: int = 1, on_loss: str = "restart", parts: Parts | None = None) -> Explored:
+def explore(
+    size: int, faults: int, steps: int = 1, spares: int = 1, on_loss: str = "restart", parts: Parts | None = None
+) -> Explored:
     """Goes through all states. AssertionError with the way to the first that is wrong, or from which it does not go on."""
     found = Explored()
     with contextlib.redirect_stderr(io.StringIO()):

@@ -109,7 +109,7 @@ class Worker:
         self.doomed = False
         """Whether anything has happened to it for which it may be killed."""
         self.serving = False
-        self.faults = 0
+        self.faults, self.since = 0, 0.0
         self.inbox: deque[wire.Message] = deque()
         self.busy = True
         self.waiting: Callable[[], None] | None = None
@@ -276,8 +276,9 @@ class Worker:
         group, step = self.group, self._step
         assert group is not None and step is not None and step.number == message.number, "a Sample of another step"
         parts = list(group.calls[step.number].values())
-        # Of one mind, or a token that nobody expects.
-        contexts = parts[0] if all(part == parts[0] for part in parts) else tuple((hash(part), ()) for part in zip(*parts))
+        contexts = parts[0]
+        if any(part != contexts for part in parts):  # they are not of one mind: tokens that nobody expects
+            contexts = tuple((hash(part), ()) for part in zip(*parts, strict=True))
         draws = iter(message.draws)
         results = []
         for item, (context, targets) in zip(step.items, contexts, strict=True):

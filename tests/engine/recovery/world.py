@@ -161,13 +161,6 @@ def observed(ranks: type[ProcessRanks], world: World) -> type[ProcessRanks]:
     """The class with what is checked of each action, and with the findings of a watch."""
 
     class Observed(ranks):  # type: ignore[valid-type, misc]
-        def _turn(self, wake: int | None) -> bool:
-            woken: bool = super()._turn(wake)
-            while world.cluster.findings:
-                process, reason = world.cluster.findings.popleft()
-                self._do(self._supervisor.stuck(process, reason, world.cluster.now))
-            return woken
-
         def _serve(self) -> None:
             world.tries.clear()
             super()._serve()
@@ -194,7 +187,7 @@ class World:
         self.retired: set[int] = set()
         self.epochs: dict[int, int] = {}
         self.last_event = 0.0
-        self.steps = self.turns = 0
+        self.steps = 0
         self.planned = False
         self.seated: dict[int, int] = {}
         self.tries = Counter[int]()
@@ -230,7 +223,6 @@ class World:
                 core.issue()
             if self._quiet():
                 break
-            self._serves_again()
             found = ranks.wait(0)
             if isinstance(found, Formed):
                 self._resized(found.setup)
@@ -360,14 +352,11 @@ class World:
     def _open(self) -> list[int]:
         return [number for number, client in self.clients.items() if client.ended is None]
 
-    def _serves_again(self) -> None:
-        self.turns += 1
-        need(self.turns < 5000, "it goes on for ever")
-
     def _check_quiet(self) -> None:
         ranks, cluster = self.ranks, self.cluster
         assert ranks is not None and self.core is not None
         supervisor: Any = ranks._supervisor
+        need(not ranks._busy, "nothing is asked, and ranks are taken to be busy")
         need(ranks.whole, "the group does not serve, long after the last fault")
         need(ranks.mending is None, "it serves, and says that it does not:", ranks.mending)
         need(not self.core.journal.entries and not self.core.in_flight, "something is open still")
