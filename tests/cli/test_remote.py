@@ -111,6 +111,35 @@ def test_a_completion_comes_as_it_is_streamed() -> None:
     assert server.keys == ["Bearer k"] * 2
 
 
+SERVES = {"tp": 2, "shares": [3.0, 1.0], "max_model_len": 512, "max_num_seqs": 8, "kv_pages": [33], "status": "serving"}
+
+
+@pytest.mark.parametrize(
+    ("flags", "body", "said"),
+    [
+        (
+            ("-tp", "2", "--shares", "3,1"),
+            {"tp": 2, "shares": [3.0, 1.0]},
+            "2 ranks serve, 3:1: requests of up to 512",
+        ),
+        (("-tp", "2", "--json"), {"tp": 2}, json.dumps(SERVES)),
+    ],
+)
+def test_other_ranks_are_asked_for(flags: tuple[str, ...], body: dict[str, Any], said: str) -> None:
+    with canned(lambda door, _: whole(door, 200, SERVES)) as server:
+        done = shardwise("reshard", "--url", server.url, "--api-key", "k", *flags)
+    assert (done.code, done.err) == (0, "") and done.out.startswith(said)
+    assert (server.asked, server.keys) == ([{"path": "/v1/admin/reshard", **body}], ["Bearer k"])
+
+
+def test_a_server_that_cannot_be_cut_like_that_says_why() -> None:
+    error = {"error": {"message": "the largest that works is -tp 4"}}
+    with canned(lambda door, _: whole(door, 400, error)) as server:
+        done = shardwise("reshard", "--url", server.url, "-tp", "9")
+    assert done.code == 2 and "answered 400: the largest that works is -tp 4" in done.err
+    assert "say how many ranks" in shardwise("reshard").err
+
+
 def test_a_server_that_does_not_stream_and_a_prompt_from_standard_input() -> None:
     with canned(lambda door, _: whole(door, 200, *texts("all at once"))) as server:
         done = shardwise("complete", "--url", server.url, "--model", "m", "-n", "5", given="Grüße\n".encode())

@@ -25,6 +25,11 @@ def on(setup: Setup, free: int) -> Setup:
     return replace(setup, memory=None, given=replace(setup.given, free=free))
 
 
+def begun(setup: Setup) -> Setup:
+    """A setup that was recut, as one that was not."""
+    return replace(setup, given=replace(setup.given, first=None))
+
+
 def taken(setup: Setup) -> int:
     """What its ranks take together."""
     layout = setup.layout
@@ -33,7 +38,7 @@ def taken(setup: Setup) -> int:
 
 def test_the_same_shares_are_the_same_setup():
     setup = setup_of()
-    assert recut(setup, (1, 1)) == setup
+    assert begun(recut(setup, (1, 1))) == setup
 
 
 @pytest.mark.parametrize("shares", [(1,), (1, 1, 1), (3, 1), (1, 2, 1)])
@@ -44,7 +49,7 @@ def test_any_number_and_proportion(shares: tuple[float, ...]):
     assert new.layout.model is setup.layout.model and new.context <= setup.context
     assert new.layout.activations == setup.layout.activations
     assert Boot.of(new).setup() == new, "it travels"
-    assert recut(new, (1, 1)) == setup, "and is taken back"
+    assert begun(recut(new, (1, 1))) == setup, "and is taken back"
 
 
 @pytest.mark.parametrize(
@@ -84,6 +89,9 @@ def test_less_memory_is_fewer_pages_then_fewer_sequences_then_a_shorter_context_
     assert measures == sorted(measures, reverse=True) and len(set(measures)) > 2
     assert all(each.context <= setup.context for each in seen)
     assert {each.bound for each in seen if each.context < setup.context} <= {"memory"}
+    short = seen[-1]
+    assert (back := begun(recut(on(short, 64 * GIB), (1,) * 4))).context == setup.context, "all of it comes back"
+    assert (back.limits, back.bound) == (setup.limits, setup.bound)
     with pytest.raises(CapacityError, match=r"rank \d of 3 needs .* \(4 ranks serve now\)"):
         recut(on(setup, 500 * 2**20), (1,) * 3)
 

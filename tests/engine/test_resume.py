@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from queue import SimpleQueue
 
 import pytest
 
@@ -16,6 +17,7 @@ from shardwise.engine.desk import Desk
 from shardwise.engine.engine import Engine
 from shardwise.engine.fake import FakeEngine
 from shardwise.engine.pending import Pending
+from shardwise.engine.ranks import first_readable
 from shardwise.engine.remote import AWAY, WAITING, RemoteEngine
 from shardwise.engine.setup import Options, Setup, resolve
 from shardwise.errors import QueueFull, RequestError, ShardwiseError, Unavailable
@@ -124,6 +126,32 @@ def test_what_was_never_written_is_refused(engine: Engine) -> None:
     ):
         with pytest.raises(RequestError):
             engine.submit((1, 2), one, lambda _: None, written=wrong)
+
+
+class Broken:
+    """Ranks with a fault that nobody foresaw."""
+
+    ready, whole = (), True
+
+    def forward(self, step: object) -> None:
+        raise KeyError(step)
+
+    def wait(self, wake: int) -> None:
+        first_readable(wake)
+
+    def close(self) -> None:
+        pass
+
+
+def test_what_nobody_foresaw_is_told_before_anything_ends(small: Setup) -> None:
+    """So that a process can end without a word, and its requests go on elsewhere."""
+    told: list[object] = []
+    with Engine(small, Broken()) as engine:  # type: ignore[arg-type]
+        engine.crashed = told.append
+        heard = SimpleQueue[Event]()
+        engine.submit((1, 2), SamplingParams(seed=1), lambda event: (told.append(event), heard.put(event))[0])
+        assert isinstance(ended := heard.get(timeout=OUT_S), Ended) and "the engine failed: KeyError" in str(ended.error)
+    assert isinstance(told[0], KeyError) and told[1:] == [ended]
 
 
 # --- what a front makes of it -----------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
@@ -50,6 +51,57 @@ def test_ranks_that_lost_their_pages_are_told_everything_again():
     assert counts(world.turn()) == [(0, 42)]
     world.drain()
     assert world.end(1).preempted == 0, "it is not its fault"
+
+
+def test_suspects_run_alone_until_they_have_computed_again_what_they_had():
+    world = Told(Limits(tokens=20, sequences=4, flight=2))
+    for number, length in ((1, 6), (2, 3), (3, 12)):
+        world.add(Request(number, prompt(length, kind=number), 4, n=number if number < 3 else 1))
+    world.turn()
+    world.items()
+    world.items()
+    issued = {(s.request.number, s.choice): s.issued for s in world.scheduler.running}
+    assert {number for number, _ in issued} == {1, 2, 3} == set(world.scheduler.in_doubt)
+    world.accuse()
+    world.add(Request(9, prompt(2), 1, priority=-9))
+    order = []
+    while (alone := world.scheduler.alone) is not None:
+        order.append(alone)
+        world.step()
+        if world.flight:
+            world.apply()
+        for sequence in world.scheduler.sequences(alone):
+            if world.scheduler.alone != alone:
+                assert sequence.computed >= issued[alone, sequence.choice] or sequence.finished or not sequence.running
+    assert list(dict.fromkeys(order)) == [1, 2, 3], "and who has come since waits, whatever its priority"
+    assert not any(event.request == 9 for event in world.events)
+    world.drain()
+
+
+def test_a_suspect_alone_may_have_its_guesses():
+    world = Told(Limits(tokens=64, sequences=8, flight=1), guess=lambda _, most: [8] * most)
+    for number in (1, 2):
+        world.add(Request(number, prompt(5, kind=number), 9))
+    world.turn()
+    world.items()
+    world.accuse()
+    assert [item.drafts for item in world.turn()] == [0], "what it had issued, guesses aside, is one token behind its prompt"
+    assert world.scheduler.alone is not None
+    world.drain()
+
+
+def test_who_does_not_fit_other_ranks_ends_and_the_others_go_on():
+    world = Told(LINE)
+    for number, length in ((1, 30), (2, 60), (3, 30)):
+        world.add(Request(number, prompt(length, kind=number), 10))
+        world.turn()
+    world.recut((5,), replace(LINE, sequences=2))
+    assert world.end(2).unfit and "there is less room than when the request came: the prompt has 60" in str(world.end(2).error)
+    world.add(Request(4, prompt(20), 4, n=2))
+    world.recut((5,), replace(LINE, sequences=1))
+    assert "at most 1 sequences run at once" in str(world.end(4).error)
+    world.drain()
+    assert not world.end(1).error and not world.end(3).error
 
 
 def waiting(world: Told) -> None:

@@ -38,7 +38,7 @@ class Campaign:
         at all, or does not answer while nothing is done to it."""
         rows = []
         try:
-            self._server, self._course.start_s = self._start()
+            self._server, _ = self._start()
             self._learn(self._server)
             for trial in self._plan.trials:
                 self._say(f"trial {trial.number}: {trial.fault}, {trial.phase}")
@@ -58,6 +58,7 @@ class Campaign:
             said = server.last_words()
             server.close()
             raise ShardwiseError(f"the server {how}: {said}")
+        self._course.start_s = min(taken, self._course.start_s or taken)
         return server, taken
 
     def _learn(self, server: Server) -> None:

@@ -16,9 +16,10 @@ class Row:
     """One trial. Counts are of streams, and of starts that failed; `excused` are streams that the fault itself cut, with the
     process that it took. Seconds count from the fault, and `start_s` from a start.
 
-    `stood`: where the victim was, by its pulse. `named_s`: when the log first named a rank, `named`: which, where it should have
-    been one of `wanted`. `unwell_s`: when /health first said so; `whole_s`: when all ranks ran again; `gone_s`: when no process
-    was left; `stuck`: neither became true. `files` are open ones, of all processes of a quiet server; `corrupt` are the requests
+    `pauses`: the longest silence of each stream; `silence_s`: that of all together, how long nobody got a token. `stood`: where
+    the victim was, by its pulse. `named_s`: when the log first named a rank, `named`: which; it should have been
+    one of `wanted`. `unwell_s`: when /health first said so; `whole_s`: when all ranks ran again; `gone_s`: when no process was
+    left; `stuck`: neither became true. `files` are open ones, of all processes of a quiet server; `corrupt` are the requests
     that were. `undone`: why the fault was not done."""
 
     number: int
@@ -29,6 +30,7 @@ class Row:
     counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(KINDS, 0))
     excused: int = 0
     pauses: list[float] = field(default_factory=list)
+    silence_s: float | None = None
     stood: str | None = None
     wanted: list[str] = field(default_factory=list)
     named: str | None = None
@@ -57,16 +59,17 @@ def described(row: Row) -> dict[str, Any]:
     """The row as JSON has it."""
     found = asdict(row)
     found["pauses"] = [round(pause, 4) for pause in row.pauses]
-    for name in ("named_s", "unwell_s", "whole_s", "gone_s", "start_s", "load"):
+    for name in ("silence_s", "named_s", "unwell_s", "whole_s", "gone_s", "start_s", "load"):
         found[name] = None if found[name] is None else round(found[name], 4)
     return {**found, "bad": row.bad}
 
 
 HEADS = (
     "fault", "phase", "trials", "streams", "fine", "failed", "lost", "corrupt", "cut",
-    "pause p50", "p95", "max", "whole p50", "max", "named", "in s", "left",
+    "silence p50", "p95", "max", "pause p50", "p95", "max", "whole p50", "max", "named", "in s", "left",
 )  # fmt: skip
-"""`cut`: streams that the fault itself ended. `named`: trials in which the log named the right rank first."""
+"""`cut`: streams that the fault itself ended. `silence`: of all streams together; `pause`: of each. `named`: trials in which
+the log named the right rank first."""
 
 
 def table(rows: Sequence[Row]) -> list[tuple[str, ...]]:
@@ -85,13 +88,15 @@ def _cells(rows: Sequence[Row]) -> tuple[str, ...]:
     counts = {kind: sum(row.counts[kind] for row in rows) for kind in KINDS}
     cut = sum(row.excused for row in rows)
     pauses = [pause for row in rows for pause in row.pauses]
+    silences = [row.silence_s for row in rows if row.silence_s is not None]
     wholes = [row.whole_s for row in rows if row.whole_s is not None]
     asked = [row for row in rows if row.wanted]
     right = [row for row in asked if row.named in row.wanted]
     late = max((row.named_s for row in right if row.named_s is not None), default=None)
     return (
         str(len(rows)), str(sum(counts.values()) + cut), *(str(counts[kind]) for kind in ("fine", "failed", "lost", "corrupt")),
-        str(cut), *(_seconds(quantile(pauses, part)) for part in (0.5, 0.95, 1.0)),
+        str(cut), *(_seconds(quantile(silences, part)) for part in (0.5, 0.95, 1.0)),
+        *(_seconds(quantile(pauses, part)) for part in (0.5, 0.95, 1.0)),
         *(_seconds(quantile(wholes, part)) for part in (0.5, 1.0)),
         f"{len(right)}/{len(asked)}" if asked else "", _seconds(late), str(sum(len(row.left) for row in rows)),
     )  # fmt: skip

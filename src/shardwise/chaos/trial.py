@@ -28,7 +28,7 @@ END_S = 5.0
 """A server that is not whole again may take so long to end."""
 
 START_PART = 0.9
-"""Of a usual start, from the first rank's process on: faults come within it."""
+"""Of the shortest start so far, from the first rank's process on: faults come within it."""
 
 
 @dataclass(slots=True)
@@ -51,7 +51,8 @@ class Course:
     def answered(self, server: Server) -> bool:
         """Whether the server answers a request to its end, as every client's patience has it."""
         call = self.call(server, self.requests[0], "afterwards")
-        return call.wait(time.monotonic() + self.patience_s).end == "closed"
+        heard = call.wait(time.monotonic() + self.patience_s)
+        return heard.status == 200 and heard.end == "closed"
 
     def call(self, server: Server, asked: Asked, salt: str) -> Call:
         """A client with that request. `salt` keeps its prompt from being known already."""
@@ -77,8 +78,10 @@ def on_live(trial: Trial, server: Server, course: Course) -> Row:
     until = strike.at_s + course.patience_s
     heard = [call.wait(until) for call in calls]
     fatal = FAULTS[trial.fault].fatal and row.undone is None
+    times: list[float] = []
     for number, (asked, each) in enumerate(zip(turn, heard, strict=True)):
         found = told(each)
+        times += found.times
         verdict = judge(each, found, course.truths[asked.number], exact=asked.number not in course.loose)
         if verdict.kind in ("lost", "failed") and (fatal or number in strike.excused):
             row.excused += 1
@@ -90,6 +93,7 @@ def on_live(trial: Trial, server: Server, course: Course) -> Row:
             row.why.append(f"request {asked.number} is {verdict.kind}: {verdict.why}")
         elif (silent := pause(found.times, each.sent_s, strike.at_s, each.ended_s)) is not None:
             row.pauses.append(silent)
+    row.silence_s = pause(sorted(times), min(each.sent_s for each in heard), strike.at_s, max(each.ended_s for each in heard))
     _aftermath(row, server, watch, strike, course, max(until, time.monotonic() + 2.0))
     return row
 
@@ -102,8 +106,10 @@ def on_start(trial: Trial, command: Command, course: Course) -> tuple[Row, Serve
         until = server.begun_s + command.start_s
         while not (found := server.herd.of("rank")) and time.monotonic() < until and not server.ended:
             time.sleep(0.005)
-        time.sleep(trial.delay * START_PART * max(0.0, course.start_s - (time.monotonic() - server.begun_s)))
-        row.aimed = bool(found) and server.up_now() is False
+        due = time.monotonic() + trial.delay * START_PART * max(0.0, course.start_s - (time.monotonic() - server.begun_s))
+        while time.monotonic() < due and not server.up_now() and not server.ended:
+            time.sleep(0.01)
+        row.aimed = bool(found) and not server.up_now()
         ranks = [process.pid for process in server.herd.of("rank")]
         strike = _Strike(trial, server, ranks, [], row)
         watch = Watch(server, strike.at_s)

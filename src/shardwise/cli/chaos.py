@@ -29,7 +29,10 @@ BUDGET = ("--recovery-budget", "1000/60s")
 
 def run(argv: Sequence[str]) -> int:
     """The command; `argv` is what follows its name. 0 where nothing is wrong, 1 where anything is."""
-    args, rest = _parser().parse_known_args(argv)
+    parser = _parser()
+    if {"-h", "--help"}.intersection(argv):
+        flags.add_model(parser)  # to be shown: they are the server's to read, as all others of `shardwise serve`
+    args, rest = parser.parse_known_args(argv)
     found, command = _plan(args), _command(args, rest)
     from shardwise.bench.about import commit, machine
     from shardwise.chaos.campaign import Campaign
@@ -72,7 +75,7 @@ def _explained() -> str:
     phases = "\n".join(f"  {name:12}{text}" for name, text in PHASES.items())
     return (
         "Starts a server, does one fault after the other to it while clients stream from it, and compares each stream with\n"
-        "what the same request was answered before. Flags that are not below are the server's.\n\n"
+        "what the same request was answered before. MODEL, its flags and all others of `shardwise serve` are the server's.\n\n"
         f"  shardwise chaos -tp 4 --faults kill,stop --trials 20\n\nfaults:\n{faults}\n\nwhen:\n{phases}"
     )
 

@@ -22,7 +22,7 @@ from torch.distributed import Store, Work  # type: ignore[attr-defined]
 
 from shardwise.comm.asking import Asking
 from shardwise.comm.asks import DISAGREE, Ask, failure
-from shardwise.comm.stores import appeared
+from shardwise.comm.stores import appeared, gone
 from shardwise.comm.sums import rank_order_sum
 
 DIRECT_BYTES = 1 << 17
@@ -220,13 +220,17 @@ class GlooComm(Asking):
 
     def _publish(self, culprit: int, ask: Ask, disagreement: str) -> None:
         """Leaves this rank's account of the failure where the others can read it."""
-        # The store may be gone with the rank that kept it; the account is a courtesy.
+        # The store may be gone, with the rank that kept it or once all had met; the account is a courtesy.
+        if gone(self._store):
+            return
         with suppress(RuntimeError):
             self._store.set_timeout(timedelta(seconds=PATIENCE_S))
             self._store.set(f"failed/{self.rank}", f"{culprit}\n{ask}\n{disagreement}")
 
     def _account_of(self, peer: int) -> tuple[int, str, str]:
         """Whom a peer blames, what it asked for, and how it disagreed; (peer, "", "") if it says nothing."""
+        if gone(self._store):
+            return peer, "", ""
         with suppress(RuntimeError):
             if not appeared(self._store, [f"failed/{peer}"], PATIENCE_S):
                 return peer, "", ""

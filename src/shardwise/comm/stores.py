@@ -64,6 +64,13 @@ def appeared(store: Store, keys: Sequence[str], patience_s: float, given_up: Cal
     return True
 
 
+def gone(store: Store) -> bool:
+    """Whether the store was a file that was removed: each call on it would look for the file for a whole second."""
+    while isinstance(store, PrefixStore):
+        store = store.underlying_store
+    return isinstance(store, FileStore) and not Path(store.path).exists()  # type: ignore[attr-defined]
+
+
 def joining_failed(rank: int | None, reason: str, culprit: int | None = None) -> CommError:
     """The error of a rank that could not join its group; its rank is -1 where none is known yet."""
     who = "" if rank is None else f" on rank {rank}"

@@ -8,10 +8,7 @@ from itertools import count
 from typing import Any
 
 from shardwise.engine import bridge
-from shardwise.errors import Conflict, ShardwiseError, UserError
-
-RESHARD_ERRORS: dict[str, type[ShardwiseError]] = {"conflict": Conflict, "user": UserError, "failed": ShardwiseError}
-"""What those raise who asked for other shares, by the kind of the refusal."""
+from shardwise.errors import Conflict, ShardwiseError
 
 Told = bridge.Answer | bridge.Profiled | bridge.Resharded
 
@@ -49,7 +46,7 @@ class Asked:
         elif told.refused is None:
             answer.set_result(None)
         else:
-            answer.set_exception(RESHARD_ERRORS[told.kind](told.refused))
+            answer.set_exception(bridge.RESHARD_ERRORS[told.kind](told.refused))
 
     def fail(self, error: ShardwiseError) -> None:
         """Nothing is answered any more of what was asked so far."""

@@ -1,37 +1,28 @@
 """What a front and the engine's process say to each other: typed messages, msgpack, length first, tokens in and tokens out.
 
-Also how a `Setup` travels: deciding it twice would measure memory twice. Nothing is ever pickled; it opens no sockets.
+Nothing is ever pickled; it opens no sockets.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Annotated, Literal
 
 import msgspec
 
+from shardwise.engine.boot import Boot as Boot
 from shardwise.engine.incident import Incident
-from shardwise.engine.memory import Bound
 from shardwise.engine.profile import Bounds, Traces
-from shardwise.engine.setup import Given, Setup
+from shardwise.engine.setup import Setup
 from shardwise.engine.status import Status
-from shardwise.engine.supervise import FAIL_FAST, Policy
-from shardwise.errors import RequestError, ShardwiseError
+from shardwise.errors import Conflict, RequestError, ShardwiseError, Unavailable, UserError
 from shardwise.runtime import wire
 from shardwise.sched import events as told
 from shardwise.sched.events import Finish
-from shardwise.sched.limits import Limits
 from shardwise.sched.pooling import PoolingParams
 from shardwise.sched.request import MOST, SamplingParams
 from shardwise.sched.step import Chosen
 from shardwise.sched.written import Written
-from shardwise.spec.config import read_model
-from shardwise.spec.formats import Grouped
-from shardwise.spec.layout import Layout, Shares
-from shardwise.spec.mesh import Mesh
-from shardwise.spec.requantised import quantised_as
 
 MOST_RANKS = 4096
 """The most ranks that may be asked for: a front is not to fill the engine's memory."""
@@ -42,91 +33,6 @@ LIMIT_BYTES = 64 * 2**20
 Id = Annotated[int, msgspec.Meta(ge=0, le=MOST)]
 Number = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 Words = tuple[tuple[Id, ...], ...]
-
-# --- how a setup travels ----------------------------------------------------------------------------------------------
-
-
-class Boot(msgspec.Struct, frozen=True, tag=True):
-    """A `Setup` as plain values, the bounds of the queue, and what a loss leads to. `config` is the model's config.json as JSON
-    text: msgpack has no whole numbers beyond 64 bits. The layout is made again from the same numbers."""
-
-    name: str
-    folder: str
-    config: str
-    tp: int
-    shares: tuple[tuple[float, ...], tuple[float, ...], tuple[float, ...]]
-    dtype: str
-    kv_dtype: str
-    activations: str | None
-    expert_parallel: bool
-    device: str
-    load_format: str
-    context: int
-    bound: Bound
-    pages: tuple[int, ...]
-    limits: Limits
-    threads: int
-    memory: int | None
-    quantization: tuple[str, int] | None = None
-    cores: tuple[tuple[int, ...], ...] = ()
-    given: Given = Given()
-    queue: int | None = None
-    queue_tokens: int | None = None
-    policy: Policy = FAIL_FAST
-
-    @staticmethod
-    def of(setup: Setup, queue: int | None = None, queue_tokens: int | None = None, policy: Policy = FAIL_FAST) -> Boot:
-        """Everything that it takes to have the same setup elsewhere."""
-        layout = setup.layout
-        return Boot(
-            name=setup.name,
-            folder=str(setup.folder),
-            config=json.dumps(setup.config),
-            tp=layout.mesh.tp,
-            shares=(layout.shares.attention, layout.shares.mlp, layout.shares.vocab),
-            dtype=layout.dtype,
-            kv_dtype=layout.kv_dtype,
-            activations=layout.activations,
-            expert_parallel=layout.expert_parallel,
-            device=setup.device,
-            load_format=setup.load_format,
-            context=setup.context,
-            bound=setup.bound,
-            pages=setup.pages,
-            limits=setup.limits,
-            threads=setup.threads,
-            memory=setup.memory,
-            quantization=(setup.quantization.kind, setup.quantization.size) if setup.quantization else None,
-            cores=setup.cores,
-            given=setup.given,
-            queue=queue,
-            queue_tokens=queue_tokens,
-            policy=policy,
-        )
-
-    def setup(self) -> Setup:
-        """The setup, equal to the one that it was made of."""
-        config = json.loads(self.config)
-        mesh, shares = Mesh(tp=self.tp), Shares(*self.shares)
-        form = Grouped(*self.quantization) if self.quantization else None
-        model = quantised_as(read_model(config), form)
-        return Setup(
-            name=self.name,
-            folder=Path(self.folder),
-            config=config,
-            layout=Layout(model, mesh, shares, self.dtype, self.kv_dtype, self.expert_parallel, self.activations),
-            device=self.device,
-            load_format=self.load_format,
-            context=self.context,
-            bound=self.bound,
-            pages=self.pages,
-            limits=self.limits,
-            threads=self.threads,
-            memory=self.memory,
-            quantization=form,
-            cores=self.cores,
-            given=self.given,
-        )
 
 
 def pack_setup(setup: Setup) -> bytes:
@@ -327,11 +233,21 @@ class Noticed(msgspec.Struct, frozen=True, tag=True):
 
 
 class Resharded(msgspec.Struct, frozen=True, tag=True):
-    """Other ranks serve; or, in `refused`, why not, which is of a `kind`: something else is under way, or it cannot be."""
+    """Other ranks serve; or, in `refused`, why not, which is of a `kind`: something else is under way, it cannot be, the engine
+    has ended, or it went wrong."""
 
     number: int
     refused: str | None = None
-    kind: Literal["conflict", "user", "failed"] = "failed"
+    kind: Literal["conflict", "user", "gone", "failed"] = "failed"
+
+
+RESHARD_ERRORS: dict[Literal["conflict", "user", "gone", "failed"], type[ShardwiseError]] = {
+    "conflict": Conflict,
+    "user": UserError,
+    "gone": Unavailable,
+    "failed": ShardwiseError,
+}
+"""What those raise who asked for other shares, by the kind of the refusal."""
 
 
 class Recut(msgspec.Struct, frozen=True, tag=True):

@@ -20,8 +20,10 @@ from typing import Self
 from shardwise.engine.core_process import CoreProcess
 from shardwise.engine.host_process import HostProcess
 from shardwise.engine.intensity import Intensity, Losses
-from shardwise.engine.remote import SETTLE_S
 from shardwise.errors import ShardwiseError, Unavailable, UserError
+
+SETTLE_S = 0.2
+"""How long the end of a process may come behind the end of its connections."""
 
 Start = Callable[[HostProcess], CoreProcess]
 """An engine like the first one, in a process that has started."""

@@ -15,14 +15,13 @@ from collections import deque
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
-from typing import Literal
 
 from shardwise.engine import bridge
 from shardwise.engine.contract import HostedEngine
 from shardwise.engine.profile import Traces
 from shardwise.engine.setup import Setup
 from shardwise.engine.status import Status
-from shardwise.errors import Conflict, QueueFull, RequestError, ShardwiseError, UserError
+from shardwise.errors import Conflict, QueueFull, RequestError, ShardwiseError
 from shardwise.sched.events import Ended, Event
 
 BUFFER_BYTES = 64 * 2**20
@@ -335,10 +334,8 @@ class Desk:
     def _resharded(self, line: Line, number: int, said: Setup | ShardwiseError) -> None:
         """On the engine's thread, but where it has ended."""
         if isinstance(said, ShardwiseError):
-            kind: Literal["conflict", "user", "failed"] = "failed"
-            if isinstance(said, Conflict | UserError):
-                kind = "conflict" if isinstance(said, Conflict) else "user"
-            line.send(bridge.Resharded(number, str(said), kind))
+            kinds = (name for name, kind in bridge.RESHARD_ERRORS.items() if isinstance(said, kind))
+            line.send(bridge.Resharded(number, str(said), "gone" if self._engine.lost is not None else next(kinds)))
         else:
             self._flush()  # so that its front knows the setup before the answer
             line.send(bridge.Resharded(number))

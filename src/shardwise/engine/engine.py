@@ -59,6 +59,8 @@ class Engine:
         self.setup = setup
         self.turned: Callable[[], None] = lambda: None
         """Called on the engine's thread when it is about to wait, after all events of a step. It must not wait or raise."""
+        self.crashed: Callable[[BaseException], None] = lambda _: None
+        """Called on the engine's thread with what nobody foresaw, before anybody is told that the engine has ended."""
         self.changed: Callable[[], None] = lambda: None
         """Called on the engine's thread when ranks were lost, or go on; `mending` and `incidents` say more. As `turned`."""
         self.gate = Gate(queue, queue_tokens, time.monotonic)
@@ -333,6 +335,8 @@ class Engine:
         except BaseException as error:
             if env.debug():
                 log.trace(error)
+            if not isinstance(error, ShardwiseError):
+                self.crashed(error)
             self._end(error if isinstance(error, ShardwiseError) else ShardwiseError(f"the engine failed: {error!r}"))
         finally:
             # Nothing is ordered any more. What is here still comes in, to be ended with the rest.

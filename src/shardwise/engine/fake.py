@@ -194,11 +194,12 @@ class FakeEngine:
         with self._lock:
             return self._forming is not None
 
-    def form(self) -> None:
-        """Its ranks are as they were last asked to be."""
+    def form(self, context: int | None = None) -> None:
+        """Its ranks are as they were last asked to be; with a shorter `context`, as if there were little memory."""
         with self._lock:
             assert self._forming is not None, "nobody asked for other ranks"
-            (self.setup, told), self._forming = self._forming, None
+            (setup, told), self._forming = self._forming, None
+            self.setup = setup if context is None else replace(setup, context=context, bound="memory")
             self.turned()
             told(self.setup)
 
@@ -244,6 +245,9 @@ class FakeEngine:
                 self._lost = cause
             for number in list(self._open):
                 self._end(number, Ended(number, self._lost))
+            if self._forming is not None:
+                (_, told), self._forming = self._forming, None
+                told(Unavailable(self._lost))
             self._changed.notify_all()
         self.turned()
 

@@ -24,6 +24,10 @@ SWITCH_S = 0.0005
 """How long one thread may keep the others from running: reading a long prompt is not to hold the engine up."""
 
 
+CRASHED = 70
+"""The exit code of a process whose engine met what nobody foresaw (EX_SOFTWARE)."""
+
+
 class Control:
     """The connection to whoever started this process."""
 
@@ -90,6 +94,12 @@ def serve(sock: socket.socket, started: RankProcesses) -> int:
     return 0 if lost is None else 1
 
 
+def crashed(error: BaseException) -> None:
+    """Ends this process, and its ranks with it: what it served is well, and goes on where another engine takes its place."""
+    log.trace(error)
+    os._exit(CRASHED)
+
+
 def run(control: Control, started: RankProcesses) -> str | None:
     """Serves until the engine is lost: why; or until nobody wants it any more: None."""
     boot = control.boot()
@@ -101,6 +111,7 @@ def run(control: Control, started: RankProcesses) -> str | None:
 
     ranks = ProcessRanks(setup, progress, started, boot.policy)
     with Engine(setup, ranks, queue=boot.queue, queue_tokens=boot.queue_tokens) as engine:
+        engine.crashed = crashed
         control.desk = Desk(engine)
         control.tell(bridge.Ready())
         return control.desk.serve()

@@ -39,8 +39,8 @@ class Pace:
             if _kind(before) in self._longest:
                 self._note(before, stood_s)
         if after.step > before.step and self._done(after):
-            # The whole of what is done of the step was done since.
-            self._most[_kind(after)] = gap_s / self._done(after)
+            # The whole of what is done of the step was done since, its layers in any case.
+            self._most[False, _size(after)] = gap_s / self._done(after)
 
     def _note(self, where: Where, took_s: float) -> None:
         recent = self._longest.setdefault(_kind(where), deque(maxlen=STEPS))
@@ -70,8 +70,12 @@ class Pace:
 
 
 def _kind(where: Where) -> tuple[bool, int]:
-    """Whether it is about choosing, and the power of 2 that the step's tokens come up to."""
-    return where.layer == CHOOSING, where.tokens.bit_length()
+    """Whether it is about choosing, and the power of 2 that the step's tokens do not come up to."""
+    return where.layer == CHOOSING, _size(where)
+
+
+def _size(where: Where) -> int:
+    return where.tokens.bit_length()
 
 
 def _of_size(size: int, known: dict[int, float]) -> float | None:

@@ -43,9 +43,6 @@ none comes."""
 
 AWAY = "the connection to the engine was lost, and is being made anew"
 
-SETTLE_S = 0.2
-"""How long the end of a process may come behind the end of its connections."""
-
 AWAY_S = 2
 """When to come again, where too many wait for an engine."""
 
@@ -116,7 +113,8 @@ class RemoteEngine(asyncio.Protocol):
             raise Unavailable(self._lost)
         limit = admit(self.setup, prompt, params)
         number, given = next(self._numbers), tuple(prompt)
-        if isinstance(params, SamplingParams) and params.seed is None:  # as another engine would not draw the same one
+        if isinstance(params, SamplingParams) and params.seed is None and params.temperature:
+            # As another engine would not draw the same one.
             params = params.seeded(secrets.randbelow(SEEDS))
         sampling, pooling = (params, None) if isinstance(params, SamplingParams) else (None, params)
         self._scheduler.check(Request(number, given, limit, n=sampling.n if sampling else 1))
@@ -274,8 +272,7 @@ class RemoteEngine(asyncio.Protocol):
     async def _return(self, again: Again) -> None:
         """The engine is gone, and may come back: then all that is open goes on."""
         self._leave(AWAY)
-        if self._why is not None and (why := await asyncio.to_thread(self._why, SETTLE_S)) is not None:
-            self._away = f"{why}; another one is started"
+        learning = self._loop.create_task(self._learn_why())
         try:
             sock = await again()
             if self._lost is not None:
@@ -285,9 +282,15 @@ class RemoteEngine(asyncio.Protocol):
         except (ShardwiseError, OSError) as error:
             self._end(str(error))
             return
+        finally:
+            learning.cancel()
         if self._lost is None and self._transport is not None:  # else it was lost again
             self._away = None
             self._resume()
+
+    async def _learn_why(self) -> None:
+        if self._why is not None and (why := await asyncio.to_thread(self._why, WHY_S)) is not None:
+            self._away = f"{why}; another one is started"
 
     def _leave(self, reason: str) -> None:
         """Nothing is computed for a while. What is over has ended; what was asked of the engine itself is not answered."""

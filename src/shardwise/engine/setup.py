@@ -70,12 +70,14 @@ class Options:
 @dataclass(frozen=True, slots=True)
 class Given:
     """What `recut` decides anew: `threads`, `cores` and `cache_memory` as in Options. `free`: the bytes that might be
-    taken at the start, as `Demand` has it; None where `memory` says."""
+    taken at the start, as `Demand` has it; None where `memory` says. `first`: the context, what bound it, and the sequences of
+    the setup that was resolved, in one that was recut: with as many ranks again, these come back."""
 
     threads: int | None = None
     cores: str = "auto"
     cache_memory: int | None = None
     free: int | None = None
+    first: tuple[int, Bound, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,10 +177,11 @@ def resolve(options: Options) -> Setup:
 def recut(setup: Setup, shares: Sequence[float]) -> Setup:
     """The same model on as many ranks as there are `shares`, with as many pages as memory allows now.
 
-    What the ranks of `setup` hold is free for the new ones, which take no more together than those might at the start. Nothing
-    is longer, and no more sequences run at once, than in `setup`; both may become less. UserError, which says what would work,
-    where there are too many ranks for the model, the machine or its memory, or they have no room."""
+    What the ranks of `setup` hold is free for the new ones, which take no more together than was free at the start. Requests
+    may be no longer, and no more sequences run at once, than when that was resolved, and both may become less. UserError, which
+    says what would work, where there are too many ranks for the model or the machine, or they have no room."""
     ranks, before, given = len(shares), setup.layout.mesh.size, setup.given
+    longest, bound_first, sequences = first = given.first or (setup.context, setup.bound, setup.limits.sequences)
     if not ranks:
         raise UserError("no shares: give one for each rank, such as 1,1 for two")
     layout = replace(setup.layout, mesh=Mesh(tp=ranks), shares=Shares.of(shares))
@@ -186,20 +189,21 @@ def recut(setup: Setup, shares: Sequence[float]) -> Setup:
         raise UserError(f"{ranks} ranks need {ranks} GPUs, one each, and this machine shows {found}; use {found} or fewer")
     cores = _places(setup, ranks) if setup.device == "cpu" else ()
     free = None if setup.memory else _free(setup, ranks)
-    demand = Demand(layout, setup.device, setup.memory, given.cache_memory, setup.limits.tokens, setup.limits.sequences, free)
+    demand = Demand(layout, setup.device, setup.memory, given.cache_memory, setup.limits.tokens, sequences, free)
     try:
-        found_room = room(demand, None, fewer=True, most=setup.context)
+        found_room = room(demand, None, fewer=True, most=longest)
     except CapacityError as error:
         raise CapacityError(f"{error} ({before} ranks serve now)") from None
     return replace(
         setup,
         layout=layout,
         context=found_room.context,
-        bound="memory" if found_room.context < setup.context else setup.bound,
+        bound="memory" if found_room.context < longest else bound_first,
         pages=found_room.pages,
         limits=replace(setup.limits, sequences=found_room.sequences),
         threads=given.threads or threads_of(cores, ranks),
         cores=cores,
+        given=replace(given, first=first),
     )
 
 

@@ -207,30 +207,32 @@ class FromNoise:
     def __init__(self, dtype: torch.dtype) -> None:
         self._dtype = dtype
         self._noise = torch.rand(NOISE, generator=torch.Generator().manual_seed(0)) * 2 - 1
+        self._scaled: dict[tuple[int, torch.dtype], torch.Tensor] = {}
 
     def fill(self, tensors: Mapping[str, torch.Tensor], part: Slice, box: Box) -> None:
         """See `Source`."""
         weight, columns = part.weight, len(box[-1])
         if weight.tile is not None:
-            windows = _windows(weight, columns, self._dtype, self._noise)
+            windows = self._windows(weight, columns, self._dtype)
             _quantise(tensors, part, box, self._dtype, partial(_noise, weight=weight, windows=windows))
             return
         target = within(tensors[weight.name], part, box)
         if len(part.shape) == 1 or weight.name.endswith("bias"):
             target.fill_(1.0 if weight.name.endswith("weight") else 0.0)
         elif target.numel():
-            _noise(target, box, weight, _windows(weight, columns, target.dtype, self._noise))
+            _noise(target, box, weight, self._windows(weight, columns, target.dtype))
+
+    def _windows(self, weight: Weight, columns: int, dtype: torch.dtype) -> torch.Tensor:
+        """[NOISE, columns] of overlapping rows, of the variance that the weight's should have."""
+        width = weight.axes[-1].size
+        if (width, dtype) not in self._scaled:
+            scaled = (self._noise * (3.0 / width) ** 0.5).to(dtype)
+            self._scaled = {(width, dtype): torch.cat((scaled, scaled[:width]))}  # some MiB: not of several widths at once
+        return self._scaled[width, dtype].unfold(0, columns, 1)
 
 
 NOISE = 1_048_583
 """A prime, so that rows of any length start at ever new places."""
-
-
-def _windows(weight: Weight, columns: int, dtype: torch.dtype, noise: torch.Tensor) -> torch.Tensor:
-    """[NOISE, columns] of overlapping rows, of the variance that the weight's should have."""
-    width = weight.axes[-1].size
-    scaled = (noise * (3.0 / width) ** 0.5).to(dtype)
-    return torch.cat((scaled, scaled[:width])).unfold(0, columns, 1)
 
 
 def _noise(target: torch.Tensor, ranges: Box, weight: Weight, windows: torch.Tensor) -> None:

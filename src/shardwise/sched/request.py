@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from copy import copy
 from dataclasses import dataclass, fields
 from enum import IntEnum
 from numbers import Integral
@@ -147,7 +146,9 @@ class SamplingParams:
 
     def seeded(self, seed: int) -> SamplingParams:
         """The same with a seed, which is in its range; nothing is checked again."""
-        found = copy(self)
+        found = object.__new__(SamplingParams)
+        for name in FIELDS:
+            object.__setattr__(found, name, getattr(self, name))
         object.__setattr__(found, "seed", seed)
         return found
 
