@@ -104,9 +104,9 @@ class ProcessRanks:
 
     def sample(self, number: int, draws: Sequence[Draw]) -> None:
         """See `Ranks.sample`."""
+        self._asked += self._supervisor.serving  # before it is told: that may end this group, and then nothing was asked
         for body in wire.encode_sample(number, tuple(draws)):
             self._tell(body)
-        self._asked += 1
 
     def wait(self, wake: int) -> Done | Formed | None:
         """See `Ranks.wait`."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from random import Random
 from zlib import crc32
@@ -16,6 +16,12 @@ from zlib import crc32
 from shardwise.engine.rank_lines import Gone, News, Said, Woken
 from shardwise.runtime import wire
 from tests.engine.recovery.worker import Group, Worker
+
+PIDS = 1000
+"""What is added to the number of a process."""
+
+TURNS = 4000
+"""The most that an engine asks for news in one life."""
 
 SPIKE = 0.03
 """How often a message, or the engine, is late."""
@@ -33,7 +39,10 @@ def need(holds: object, *words: object) -> None:
 
 @dataclass(frozen=True)
 class Plan:
-    """What goes wrong, and until when. `rates`: how often a process is struck at a place; `kinds`: by what."""
+    """What goes wrong, and until when. `rates`: how often a process is struck at a place; `kinds`: by what. After `patience_s`
+    the watch says who is stopped; after `deadline_s` ranks give each other up, if they do. Messages take about `delay_s`; it
+    takes about `notice_s` to see that a peer is gone. The engine's thread is `late` so often; so often a process is
+    `stillborn`, or `cursed`: it joins no group."""
 
     faults: int = 0
     until: float = 2.0
@@ -44,14 +53,19 @@ class Plan:
     stillborn: float = 0.0
     jumps: tuple[float, ...] = ()
     patience_s: float = 2.0
+    deadline_s: float | None = None
+    delay_s: float = 2e-4
+    notice_s: float = 0.05
+    late: float = 0.0
+    cursed: float = 0.0
 
 
 class Life:
     """One process as the engine's side has it: what `RankProcess` is."""
 
     def __init__(self, cluster: Cluster, number: int) -> None:
-        self.cluster, self.number, self.pid = cluster, number, 1000 + number
-        self.worker = Worker(cluster, number, 0)
+        self.cluster, self.number, self.pid = cluster, number, PIDS + number
+        self.worker = Worker(cluster, number)
         self.heard_of_end = False
         self.killed = False
         self.last_in = self.last_out = 0.0
@@ -70,6 +84,42 @@ class Life:
         return f"process {self.number} was killed by SIGKILL"
 
 
+@dataclass(frozen=True)
+class Finding:
+    """As `engine.watch.Finding`."""
+
+    seat: int
+    reason: str
+
+
+class Eyes:
+    """As `Lookout`: it sees who is stopped, and blames nobody else."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self.cluster = cluster
+        self.processes: list[int] = []
+
+    def begin(self, epoch: int, pids: Sequence[int], now: float) -> None:
+        self.processes = [pid - PIDS for pid in pids]
+
+    def left_s(self, now: float, busy: bool) -> float:
+        return 0.25
+
+    def look(self, now: float, busy: bool) -> Finding | None:
+        for seat, process in enumerate(self.processes):
+            worker = self.cluster.lives[process].worker
+            if worker.alive and worker.stopped and now - worker.since >= self.cluster.plan.patience_s:
+                self.cluster.last_fault = now
+                return Finding(seat, "it is stopped")
+        return None
+
+    def where(self, seat: int) -> str:
+        return ""
+
+    def close(self) -> None:
+        pass
+
+
 class Cluster:
     """As `started` and as `lines` of ProcessRanks; `now` is the time."""
 
@@ -78,11 +128,11 @@ class Cluster:
         self.now = 0.0
         self.wanted = -1
         self.faults = 0
-        self.poisonings = 0
         self.last_fault = 0.0
         self.lives: list[Life] = []
+        self.epoch_of: dict[int, int] = {}
         self.orders: deque[Callable[[], None]] = deque()
-        self.findings: deque[tuple[int, str]] = deque()
+        self.turns = 0
         self.raised: set[str] = set()
         self.trace = 0
         self.closed = False
@@ -97,6 +147,7 @@ class Cluster:
             self.after(when, lambda: self._strike_anyone(self.plan.kinds))
         for when in plan.jumps:
             self.after(when, self._jump)
+        self._tick()
 
     # --- time ---------------------------------------------------------------------------------------------------------
 
@@ -104,8 +155,11 @@ class Cluster:
         return self.now
 
     def after(self, seconds: float, call: Callable[[], None]) -> None:
+        self.at(self.now + seconds, call)
+
+    def at(self, when: float, call: Callable[[], None]) -> None:
         self._count += 1
-        heapq.heappush(self._heap, (self.now + seconds, self._count, call))
+        heapq.heappush(self._heap, (when, self._count, call))
 
     def some(self, seconds: float) -> float:
         """A while, most often shorter than `seconds`, now and then much longer."""
@@ -115,6 +169,13 @@ class Cluster:
     def _jump(self) -> None:
         """The host slept: all that would have been done meanwhile is done late."""
         self.now += 30.0
+        self.last_fault = self.now
+
+    def _tick(self) -> None:
+        """Somebody asks the engine how it is, now and then."""
+        if len(self.orders) < 2:
+            self.order(lambda: None)
+        self.after(0.5, self._tick)
 
     def note(self, *what: object) -> None:
         self.trace = crc32(repr((round(self.now, 9), *what)).encode(), self.trace)
@@ -132,19 +193,18 @@ class Cluster:
 
     def news(self, timeout_s: float | None, wake: int | None) -> list[News]:
         """Lets time pass until there is something to say."""
-        late = self.some(2e-4)
+        self.turns += 1
+        need(self.turns < TURNS, "it goes on for ever")
+        late = 0.3 * self.random.random() if self.random.random() < self.plan.late else self.some(2e-4)
         until = self.now + late
         while self._heap and self._heap[0][0] <= until:
             self._next()
         self.now = max(self.now, until)
         end = None if timeout_s is None else self.now + max(0.0, timeout_s - late)
-        while not (self._heard or self.findings or (wake is not None and self.orders)):
+        while not (self._heard or (wake is not None and self.orders)):
             if end is not None and (not self._heap or self._heap[0][0] > end):
                 self.now = end
                 break
-            if not self._heap:
-                need(wake is not None, "the engine waits for what never comes")
-                self.after(0.5, lambda: self.order(lambda: None))
             self._next()
         heard, self._heard = list(self._heard), deque()
         said = [each for each in heard if isinstance(each, Said)]
@@ -164,15 +224,20 @@ class Cluster:
         need(number in self._listened, "process", number, "is told something, and has no line")
         if not life.worker.alive and self.random.random() < 0.5:
             raise BrokenPipeError
-        if life.worker.stopped and self.random.random() < 0.1:
+        if life.worker.stopped and self.random.random() < 0.5:
             raise BlockingIOError
         if self._decoded is None or self._decoded[0] is not body:
             self._decoded = body, wire.decode(body)
         message = self._decoded[1]
-        life.last_in = max(life.last_in, self.now + self.some(2e-4))
-        self.after(life.last_in - self.now, lambda: life.worker.take(message))
+        if isinstance(message, wire.Forward):
+            self.epoch_of[message.step.number] = self.wanted
+        life.last_in = max(life.last_in, self.now + self.some(self.plan.delay_s))
+        self.at(life.last_in, lambda: life.worker.take(message))
 
-    def want(self, epoch: int) -> None:
+    def lookout(self) -> Eyes:
+        return Eyes(self)
+
+    def want(self, epoch: int, before: int = 0) -> None:
         """Older groups are of no use from now on."""
         need(epoch > self.wanted, "epoch", epoch, "is wanted after", self.wanted)
         self.wanted = epoch
@@ -183,10 +248,10 @@ class Cluster:
     def said(self, number: int, message: wire.Message) -> None:
         """What a process says to the engine."""
         life = self.lives[number]
-        life.last_out = max(life.last_out, self.now + self.some(2e-4))
+        life.last_out = max(life.last_out, self.now + self.some(self.plan.delay_s))
         unheard: list[object] = [message]
         life.unheard.append(unheard)
-        self.after(life.last_out - self.now, lambda: self._hear(life, unheard))
+        self.at(life.last_out, lambda: self._hear(life, unheard))
 
     def _hear(self, life: Life, unheard: list[object]) -> None:
         if unheard and life.number in self._listened:
@@ -203,8 +268,8 @@ class Cluster:
             keep = self.random.randrange(len(life.unheard))
             while len(life.unheard) > keep:
                 life.unheard.pop().clear()
-        life.last_out = max(life.last_out, self.now + self.some(2e-3))
-        self.after(life.last_out - self.now, lambda: self._heard.append(Gone(number)))
+        life.last_out = max(life.last_out, self.now + self.some(self.random.choice([2e-3, 0.06])))
+        self.at(life.last_out, lambda: self._heard.append(Gone(number)))
 
     # --- processes ----------------------------------------------------------------------------------------------------
 
@@ -214,6 +279,9 @@ class Cluster:
             self.lives.append(life)
             if self._may_fault() and self.random.random() < self.plan.stillborn:
                 self._strike(life.worker, "die")
+            elif self.wanted >= 0 and self._may_fault() and self.random.random() < self.plan.cursed:
+                life.worker.cursed = life.worker.doomed = True
+                self._struck(life.worker)
 
     def __getitem__(self, number: int) -> Life:
         need(number in self, "process", number, "is not there any more")
@@ -267,24 +335,30 @@ class Cluster:
 
     def _strike_anyone(self, kinds: tuple[str, ...]) -> None:
         alive = [life.worker for life in self.lives if life.worker.alive]
+        waiting = [worker for worker in alive if worker.epoch < 0]
+        if waiting and self.random.random() < 0.5:
+            alive = waiting
         outside = tuple(kind for kind in kinds if kind in ("die", "stop", "pause")) or ("die",)
         if alive and self._may_fault():
             self._strike(self.random.choice(alive), self.random.choice(outside))
 
-    def _strike(self, worker: Worker, kind: str) -> None:
+    def _struck(self, worker: Worker) -> None:
         self.faults += 1
         self.last_fault = self.now
-        worker.faulty = True
+        worker.faults += 1
+
+    def _strike(self, worker: Worker, kind: str) -> None:
+        self._struck(worker)
+        worker.doomed |= kind != "raise" or not worker.serving
         self.note("fault", worker.number, kind)
         if self.random.random() < self.plan.pairs:
             self.after(0.5 * self.random.random() ** 3, lambda: self._strike_anyone(("die",)))
         if kind == "die":
             worker.die()
         elif kind == "stop":
-            worker.stopped = True
-            self.after(self.plan.patience_s, lambda: self._judge(worker))
+            worker.stopped, worker.since = True, self.now
         elif kind == "pause":
-            worker.stopped = True
+            worker.stopped, worker.since = True, self.now
             self.after(0.9 * self.plan.patience_s * self.random.random(), worker.go_on)
         elif kind == "raise":
             message = f"planted error {self.faults}"
@@ -296,12 +370,5 @@ class Cluster:
 
     def poisoned(self, worker: Worker) -> None:
         """A request makes it fail."""
-        self.poisonings += 1
         self.last_fault = self.now
-        worker.faulty = True
-
-    def _judge(self, worker: Worker) -> None:
-        """As the watch does."""
-        if worker.alive and worker.stopped:
-            self.last_fault = self.now
-            self.findings.append((worker.number, "it is stopped"))
+        worker.faults += 1

@@ -1,4 +1,4 @@
-"""The engine's parts with one line changed: private copies of their modules, made from their text, as `tests/sched/plant.py` does.
+"""The engine's parts with one line changed: private copies of their modules, made from their text, as those of the scheduler.
 
 A plant names a module, a piece of its text that occurs there exactly once, and what stands there instead; where the code has
 moved on, planting fails.

@@ -19,7 +19,15 @@ from tests.engine.recovery.cluster import Broken, Cluster, Plan
 from tests.engine.recovery.worker import POISON
 from tests.engine.recovery.world import Machine, Parts, World
 
-KINDS = (("die",), ("die",), ("die", "stop"), ("die", "raise"), ("raise",), ("die", "stop", "raise", "pause"), ("die", "slip"))
+KINDS = (
+    ("die",),
+    ("die", "stop"),
+    ("die", "raise"),
+    ("raise",),
+    ("stop", "pause"),
+    ("die", "stop", "raise", "pause", "slip"),
+    ("die", "slip"),
+)
 
 
 @dataclass
@@ -56,18 +64,25 @@ def live(seed: int, parts: Parts | None = None) -> World:
     pages = {n: 24 if not shrinks else 4 + 5 * n for n in range(1, 6)}
     machine = Machine(size, pages, draw.choice([1, 1, 1, 2, size]), limits, context=100)
     on_loss: OnLoss = draw.choice(["restart", "restart", "restart", "shrink", "exit"])
-    policy = Policy(on_loss, draw.choice([1, 3, 5, 20]), 60.0, draw.choice([0, 1, 1, 2]))
+    policy = Policy(on_loss, draw.choice([1, 3, 5, 20]), draw.choice([60.0, 60.0, 0.4]), draw.choice([0, 1, 1, 2]))
     until = draw.choice([0.5, 1.0, 2.0, 4.0])
     rates = {place: draw.choice([0.0, 0.02, 0.1]) for place in ("form", "step", "collective")}
+    jumps = (until * draw.random(),) if draw.random() < 0.1 else ()
+    at_times = tuple(until * draw.random() for _ in range(draw.choice([0, 1, 2])))
     plan = Plan(
-        faults=draw.choice([0, 1, 1, 2, 3, 6]),
+        faults=draw.choice([0, 1, 1, 2, 3, 6]) + len(at_times),
         until=until,
         rates=rates,
         kinds=draw.choice(KINDS),
         pairs=draw.choice([0.0, 0.0, 0.5]),
-        at_times=tuple(until * draw.random() for _ in range(draw.choice([0, 1, 2]))),
+        at_times=at_times,
         stillborn=draw.choice([0.0, 0.0, 0.1, 0.7]),
-        jumps=(until * draw.random(),) if draw.random() < 0.1 else (),
+        deadline_s=None if jumps else draw.choice([None, 0.7]),
+        jumps=jumps,
+        delay_s=draw.choice([2e-4, 1e-2]),
+        notice_s=draw.choice([0.05, 0.002]),
+        late=draw.choice([0.0, 0.03]),
+        cursed=draw.choice([0.0, 0.0, 0.0, 0.1, 0.5]),
     )
     cluster = Cluster(draw, plan)
     world = World(machine, policy, cluster, parts or Parts())
@@ -80,6 +95,8 @@ def live(seed: int, parts: Parts | None = None) -> World:
     for _ in range(draw.choice([0, 0, 0, 1, 2])):
         to = draw.randint(1, 4)
         cluster.after(until * draw.random(), lambda to=to: cluster.order(lambda: world.reshard(to)))
+    for _ in range(draw.choice([0, 30])):
+        cluster.after((until + 0.5) * draw.random(), lambda: cluster.order(lambda: None))
     world.run()
     return world
 
@@ -88,7 +105,7 @@ def _entry(draw: Random, number: int, documents: list[tuple[int, ...]]) -> Entry
     prompt = draw.choice(documents)[: draw.choice([0, 16, 20, 33])] + tuple(
         draw.randrange(POISON) for _ in range(draw.randint(1, 6))
     )
-    if draw.random() < 0.04:
+    if draw.random() < 0.08:
         prompt += (POISON,)
     limit = draw.choice([1, 6, 12, 24])
     params = SamplingParams(

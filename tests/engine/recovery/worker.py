@@ -69,7 +69,15 @@ class Group:
             worker.abandoned(self.culprit)
             return False
         worker.waiting = go_on
+        if self.joined and self.cluster.plan.deadline_s is not None:
+            self.cluster.after(self.cluster.plan.deadline_s, lambda: self._late(worker, go_on))
         return True
+
+    def _late(self, worker: Worker, awaited: Callable[[], None]) -> None:
+        """A member has waited too long: it blames the first that has not come."""
+        if worker.alive and not worker.stopped and worker.waiting is awaited:
+            come = self.calls[worker.number_of_step]
+            self.leave(None, next((seat for seat in range(self.size) if seat not in come), None))
 
     def leave(self, seat: int | None, culprit: int | None) -> None:
         """A member is no more, or its part of it: who waits for it goes on to fail."""
@@ -95,9 +103,13 @@ class Group:
 class Worker:
     """One process as itself: `take` is told what the engine sends, `cluster.said` what it answers."""
 
-    def __init__(self, cluster: Cluster, number: int, pages: int) -> None:
-        self.cluster, self.number, self.pages = cluster, number, pages
-        self.alive, self.stopped, self.faulty = True, False, False
+    def __init__(self, cluster: Cluster, number: int) -> None:
+        self.cluster, self.number = cluster, number
+        self.alive, self.stopped, self.cursed = True, False, False
+        self.doomed = False
+        """Whether anything has happened to it for which it may be killed."""
+        self.serving = False
+        self.faults, self.since = 0, 0.0
         self.inbox: deque[wire.Message] = deque()
         self.busy = True
         self.waiting: Callable[[], None] | None = None
@@ -109,6 +121,10 @@ class Worker:
         self._drawn: dict[tuple[int, int], int] = {}
         self._step: Step | None = None
         self.later(cluster.some(0.3), self._begin)
+
+    @property
+    def number_of_step(self) -> int:
+        return self._step.number if self._step else 0
 
     # --- time ---------------------------------------------------------------------------------------------------------
 
@@ -172,7 +188,7 @@ class Worker:
     def _join(self, start: wire.Start) -> None:
         if self.group is not None:
             self.group.leave(self.seat, None)
-        self.seat, self.epoch = start.rank, start.epoch
+        self.seat, self.epoch, self.serving = start.rank, start.epoch, False
         self.group = group = self.cluster.group(start.epoch, start.tp)
         self._contents = [[GARBAGE] * PAGE_TOKENS for _ in range(start.pages[0])]
         self._drawn = {}
@@ -186,18 +202,21 @@ class Worker:
                 group.release()
 
     def _load(self) -> None:
-        if not self.cluster.strikes(self, "form"):
+        if self.cursed:
+            self.raises(f"process {self.number} has no device")
+        elif not self.cluster.strikes(self, "form"):
             self.cluster.said(self.number, wire.Loading(1000, self.epoch))
             self.later(self.cluster.some(0.15), self._loaded)
 
     def _loaded(self) -> None:
         if not self.cluster.strikes(self, "form"):
+            self.serving = True
             self.cluster.said(self.number, wire.Ready(1000, 1000, 1000, self.number, "host", self.epoch))
 
     def abandoned(self, culprit: int | None) -> None:
         """A CommError, noticed a little later."""
         self.waiting = None
-        self.later(self.cluster.some(0.05), lambda: self._fail("a peer is gone", culprit, secondary=True))
+        self.later(self.cluster.some(self.cluster.plan.notice_s), lambda: self._fail("a peer is gone", culprit, secondary=True))
 
     def raises(self, message: str) -> None:
         """An error of its own."""
@@ -257,8 +276,9 @@ class Worker:
         group, step = self.group, self._step
         assert group is not None and step is not None and step.number == message.number, "a Sample of another step"
         parts = list(group.calls[step.number].values())
-        # Of one mind, or a token that nobody expects.
-        contexts = parts[0] if all(part == parts[0] for part in parts) else tuple((hash(part), ()) for part in zip(*parts))
+        contexts = parts[0]
+        if any(part != contexts for part in parts):  # they are not of one mind: tokens that nobody expects
+            contexts = tuple((hash(part), ()) for part in zip(*parts, strict=True))
         draws = iter(message.draws)
         results = []
         for item, (context, targets) in zip(step.items, contexts, strict=True):
@@ -270,4 +290,9 @@ class Worker:
             if scores and not item.drawn:
                 results.append(Result(item.sequence, (), scores))
         lead = self.seat == 0
+        if lead and len(results) > 1 and self.cluster.random.random() < 0.2:
+            self.cluster.said(self.number, wire.Results(tuple(results[:1]), self.epoch))
+            del results[:1]
+            if self.cluster.strikes(self, "step"):
+                return
         self.cluster.said(self.number, wire.Done(message.number, tuple(results) if lead else (), 1e-3, self.epoch))

@@ -161,12 +161,9 @@ def observed(ranks: type[ProcessRanks], world: World) -> type[ProcessRanks]:
     """The class with what is checked of each action, and with the findings of a watch."""
 
     class Observed(ranks):  # type: ignore[valid-type, misc]
-        def _turn(self, wake: int | None) -> bool:
-            woken: bool = super()._turn(wake)
-            while world.cluster.findings:
-                process, reason = world.cluster.findings.popleft()
-                self._do(self._supervisor.stuck(process, reason, world.cluster.now))
-            return woken
+        def _serve(self) -> None:
+            world.tries.clear()
+            super()._serve()
 
         def _do(self, actions: Sequence[Any]) -> None:
             for action in actions:
@@ -190,8 +187,10 @@ class World:
         self.retired: set[int] = set()
         self.epochs: dict[int, int] = {}
         self.last_event = 0.0
-        self.steps = self.turns = 0
+        self.steps = 0
         self.planned = False
+        self.seated: dict[int, int] = {}
+        self.tries = Counter[int]()
         self.ranks: ProcessRanks | None = None
         self.core: Core | None = None
 
@@ -224,7 +223,6 @@ class World:
                 core.issue()
             if self._quiet():
                 break
-            self._serves_again()
             found = ranks.wait(0)
             if isinstance(found, Formed):
                 self._resized(found.setup)
@@ -232,6 +230,8 @@ class World:
             elif found:
                 self.steps += 1
                 cluster.note("done", found[0])
+                fresh = cluster.epoch_of[found[0]] == cluster.wanted
+                need(fresh, "step", found[0], "of epoch", cluster.epoch_of[found[0]], "is taken in epoch", cluster.wanted)
                 core.apply(*found)
         self._check_quiet()
 
@@ -283,7 +283,7 @@ class World:
         cluster.note(name, *(getattr(action, each) for each in ("process", "epoch", "seats") if hasattr(action, each)))
         if name == "Kill":
             worker = cluster.lives[action.process].worker
-            need(worker.faulty or self.planned or self._slipped(), "process", action.process, "is killed, which did nothing")
+            need(worker.doomed or self.planned or self._slipped(), "process", action.process, "is killed, which did nothing")
         elif name == "Form":
             self._observe_form(supervisor, action, supervisor.loss)
         elif name == "GiveUp":
@@ -304,12 +304,14 @@ class World:
             lost = self._recent()
             need(lost <= self.policy.losses, lost, "losses were mended in", self.policy.within_s, "s")
             need(self.policy.on_loss != "exit", "a loss was mended that is to end it")
-            faults = cluster.faults + cluster.poisonings
+            faults = sum(cluster.lives[process].worker.faults for process in self.epochs)
+            need(supervisor.served or loss.reason not in cluster.raised, "the first group cannot be formed, and is again")
             need(len(self.losses) <= faults, len(self.losses), "losses of", faults, "faults")
         seats = form.seats
         need(len(set(seats)) == len(seats) == len(form.places) > 0, "a process in two seats:", form)
         need(list(form.places) == sorted(set(form.places)), "places in disorder:", form)
         need(max(form.places) < supervisor.size, "a place beyond the group:", form)
+        self._observe_tries(form)
         for process in seats:
             life = cluster.lives[process]
             need(not life.heard_of_end and not life.killed, "process", process, "is known to be dead:", form)
@@ -317,6 +319,16 @@ class World:
             need(process not in supervisor._spares, "process", process, "has a seat, and is a spare")
             self.epochs[process] = form.epoch
         need(form.epoch == max(self.epochs.values()), "epochs do not rise:", form)
+
+    def _observe_tries(self, form: Any) -> None:
+        """No place is tried with one process after the other, while others could go on."""
+        seated = dict(zip(form.places, form.seats, strict=True))
+        new = [place for place, process in seated.items() if self.seated.get(place) != process]
+        self.tries.update(new)
+        kept = len(new) < len(seated)
+        worst = max((self.tries[place] for place in new), default=0)
+        need(not kept or worst <= 2 or self.machine.least > 1, "a place is tried", worst, "times:", form)
+        self.seated = seated
 
     def _recent(self) -> int:
         return sum(when > self.cluster.now - self.policy.within_s for when in self.losses)
@@ -340,14 +352,11 @@ class World:
     def _open(self) -> list[int]:
         return [number for number, client in self.clients.items() if client.ended is None]
 
-    def _serves_again(self) -> None:
-        self.turns += 1
-        need(self.turns < 50_000, "it goes on for ever")
-
     def _check_quiet(self) -> None:
         ranks, cluster = self.ranks, self.cluster
         assert ranks is not None and self.core is not None
         supervisor: Any = ranks._supervisor
+        need(not ranks._busy, "nothing is asked, and ranks are taken to be busy")
         need(ranks.whole, "the group does not serve, long after the last fault")
         need(ranks.mending is None, "it serves, and says that it does not:", ranks.mending)
         need(not self.core.journal.entries and not self.core.in_flight, "something is open still")
@@ -377,9 +386,7 @@ class World:
         if isinstance(error, LossesSpent):
             need(self._recent() > self.policy.losses, "the budget is not spent:", self.losses)
         elif self.policy.on_loss != "exit":
-            refused = "have no room" in str(error)
-            formed = self.core is not None
-            need(not formed or refused, "it gave up against its policy:", repr(error))
+            need(self.core is None, "it gave up against its policy:", repr(error))
         need(isinstance(error, RankLost | UserError), repr(error))
 
     def _poisoned(self) -> bool:
