@@ -33,12 +33,16 @@ def total(rows: Sequence[Row], kind: str) -> int:
     return sum(row.counts[kind] for row in rows)
 
 
-def test_a_server_that_survives() -> None:
-    rows = ran("survives", ("kill", "double"), 8, ("decode", "idle", "start", "recovery"))
+@pytest.mark.parametrize(
+    ("trials", "phases"),
+    [(3, ("decode", "idle")), pytest.param(8, ("decode", "idle", "start", "recovery"), marks=pytest.mark.slow)],
+)
+def test_a_server_that_survives(trials: int, phases: tuple[str, ...]) -> None:
+    rows = ran("survives", ("kill", "double"), trials, phases)
     assert not [row for row in rows if row.bad], rows
-    assert total(rows, "fine") == 2 * 9
+    assert total(rows, "fine") == 2 * (trials + 1)
     live = [row for row in rows[1:] if row.phase != "start"]
-    assert len(live) == 7 and all(row.whole_s is not None and row.named in row.wanted for row in live), live
+    assert len(live) >= trials - 1 and all(row.whole_s is not None and row.named in row.wanted for row in live), live
     decoding = [row for row in rows if row.phase == "decode" and row.fault == "kill"]
     assert decoding and all(max(row.pauses) >= 0.1 for row in decoding), decoding
 
@@ -82,6 +86,7 @@ def test_what_is_left() -> None:
     assert littered.left[0] == "in the temporary folder: left.sock" and littered.bad
 
 
+@pytest.mark.slow
 def test_a_stall_passes() -> None:
     _, row = ran("survives", ("stall",), 1, ("decode",))
     assert not row.bad and row.whole_s is not None and row.whole_s > 2

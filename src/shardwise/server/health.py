@@ -19,10 +19,10 @@ from shardwise.server.route import Route
 from shardwise.server.service import Service
 
 
-class Health(msgspec.Struct):
-    """`status` is "ok". `incidents`: the last ranks that were lost since the start, and what was done."""
+class Health(msgspec.Struct, omit_defaults=True):
+    """`status` is "ok". `incidents`, where there are any: the last ranks that were lost since the start, and what was done."""
 
-    status: str = "ok"
+    status: str
     incidents: tuple[Incident, ...] = ()
 
 
@@ -41,7 +41,7 @@ async def health(service: Service, _call: Call, _body: Any) -> Reply:
         raise Refusal(503, reason, code="engine_away", retry_after_s=RETRY_S)
     if (incident := service.engine.mending) is not None:
         raise Refusal(503, f"mending: {incident}", code="mending", retry_after_s=RETRY_S)
-    return Json(Health(incidents=service.engine.incidents))
+    return Json(Health("ok", service.engine.incidents))
 
 
 async def ready(service: Service, call: Call, body: Any) -> Reply:
