@@ -73,6 +73,8 @@ class Engine:
             self.ranks = ThreadRanks(setup, progress)
         else:
             self.ranks = ranks
+        if isinstance(self.ranks, ProcessRanks):  # at its start the group may have come to fewer ranks than were asked for
+            setup = self.setup = self.ranks.setup
         self.core = Core(setup, self.ranks, time.monotonic, self._begun, self._gone)
         self.grammars = Grammars(setup.folder, setup.layout.model.vocab)
         self._compiler = ThreadPoolExecutor(1, "grammars")  # which starts its thread when it has something to do

@@ -273,7 +273,9 @@ class Supervisor:
         """Whether this is the end: by policy, by budget, or because the group could never be formed."""
         if self.policy.on_loss == "exit" or (own and forming and not self.served):
             return self._give_up(seat, fault.reason, mendable=fault.mendable)
-        self._losses.append(now)
+        # What dies together is lost once: whoever kills all ranks of a large group has not spent the budget.
+        if not self._losses or now - self._losses[-1] > SETTLE_S:
+            self._losses.append(now)
         if not self._within(self._losses, now):
             most, within = self.policy.losses, self.policy.within_s
             return self._give_up(seat, f"{fault.reason}; {most} others were lost within {within:g} s", spent=True)

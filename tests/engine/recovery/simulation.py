@@ -46,7 +46,7 @@ class Report:
         self.lives += 1
         self.steps += world.steps
         self.faults += world.cluster.faults
-        self.losses += len(world.losses)
+        self.losses += world.judged
         self.served += world.over is None
         self.ends["over: " + type(world.over).__name__] += world.over is not None
         for client in world.clients.values():

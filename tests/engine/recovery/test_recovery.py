@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import pytest
 
+from shardwise.engine.supervise import GiveUp, Policy, Supervisor
 from tests.engine.recovery.finding import found
 from tests.engine.recovery.model import explore
 from tests.engine.recovery.plant import Plant
@@ -24,6 +25,20 @@ def test_lives_with_losses_are_token_exact():
 
 def test_a_seed_tells_one_life():
     assert [live(seed).cluster.trace for seed in (3, 7, 8)] == [live(seed).cluster.trace for seed in (3, 7, 8)]
+
+
+def test_ranks_that_die_together_are_one_loss():
+    rules = Supervisor(Policy("restart", losses=1), 8)
+    rules.start()
+    for process in range(8):
+        actions = rules.ended(process, "killed", 1.0 + process / 1000)
+        assert not any(isinstance(action, GiveUp) for action in actions)
+    assert rules.seats == tuple(range(8, 16))
+    for process in rules.seats:
+        rules.ready(process, rules.epoch, 1.5)
+    assert rules.serving
+    last = rules.ended(rules.seats[0], "killed", 2.0)[-1]
+    assert isinstance(last, GiveUp) and last.spent
 
 
 @pytest.mark.parametrize("on_loss", ["restart", "shrink"])

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -21,7 +21,7 @@ from shardwise.engine.journal import Entry
 from shardwise.engine.process_ranks import ProcessRanks
 from shardwise.engine.ranks import Formed
 from shardwise.engine.setup import Options, Setup, resolve
-from shardwise.engine.supervise import Policy
+from shardwise.engine.supervise import SETTLE_S, Policy
 from shardwise.errors import SHRUNK, LossesSpent, RankLost, RequestError, ShardwiseError, UserError
 from shardwise.sched.events import Emitted, Ended, Event, Scored
 from shardwise.sched.limits import Limits
@@ -181,7 +181,8 @@ class World:
         self.clients: dict[int, Client] = {}
         self.over: ShardwiseError | None = None
         self.shrank = False
-        self.losses: deque[float] = deque()
+        self.losses: list[float] = []
+        self.judged = 0
         self.forms: list[tuple[float, str]] = []
         self.given_up: Any = None
         self.retired: set[int] = set()
@@ -289,7 +290,7 @@ class World:
         elif name == "GiveUp":
             self.given_up = action
             if supervisor.loss is not None:
-                self.losses.append(cluster.now)
+                self._count_loss()
 
     def _slipped(self) -> bool:
         return "slip" in self.cluster.plan.kinds
@@ -300,13 +301,13 @@ class World:
         self.planned = False
         self.forms.append((cluster.now, why))
         if why == "loss":
-            self.losses.append(cluster.now)
+            self._count_loss()
             lost = self._recent()
             need(lost <= self.policy.losses, lost, "losses were mended in", self.policy.within_s, "s")
             need(self.policy.on_loss != "exit", "a loss was mended that is to end it")
             faults = sum(cluster.lives[process].worker.faults for process in self.epochs)
             need(supervisor.served or loss.reason not in cluster.raised, "the first group cannot be formed, and is again")
-            need(len(self.losses) <= faults, len(self.losses), "losses of", faults, "faults")
+            need(self.judged <= faults, self.judged, "losses of", faults, "faults")
         seats = form.seats
         need(len(set(seats)) == len(seats) == len(form.places) > 0, "a process in two seats:", form)
         need(list(form.places) == sorted(set(form.places)), "places in disorder:", form)
@@ -329,6 +330,12 @@ class World:
         worst = max((self.tries[place] for place in new), default=0)
         need(not kept or worst <= 2 or self.machine.least > 1, "a place is tried", worst, "times:", form)
         self.seated = seated
+
+    def _count_loss(self) -> None:
+        """Of the budget only where it did not come together with the last one."""
+        self.judged += 1
+        if not self.losses or self.cluster.now - self.losses[-1] > SETTLE_S:
+            self.losses.append(self.cluster.now)
 
     def _recent(self) -> int:
         return sum(when > self.cluster.now - self.policy.within_s for when in self.losses)
@@ -372,7 +379,7 @@ class World:
         need(size == supervisor.size or supervisor._grow is not None, "a smaller group that never grows")
         need(cluster.meetings == 0, "places to meet are left")
         need(ranks.setup.layout.mesh.size == size, "ranks", size, ranks.setup.layout.mesh.size)
-        need(len(ranks.incidents) <= len(self.losses), "incidents", ranks.incidents)
+        need(len(ranks.incidents) <= self.judged, "incidents", ranks.incidents)
 
     def _check_over(self) -> None:
         """Where it has given up: that it had to."""
