@@ -8,7 +8,7 @@ TORCH_ARGS ?=
 TORCH := $(shell grep '^torch==' constraints.txt)
 
 SERVE ?=
-.PHONY: setup serve demo test check pure unit slow soak stress sanitize clients storm fuzz lm-eval bench figures bench-parts gpu wheel docs fmt clean
+.PHONY: setup serve demo test check pure unit slow soak stress sanitize chaos lives clients storm fuzz lm-eval bench figures bench-parts gpu wheel docs fmt clean
 
 setup: $(READY)
 
@@ -58,6 +58,16 @@ sanitize: setup  ## compiled kernels and shared memory under sanitizers: address
 	cd $(SANITIZED) && PYTHONPATH=src ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
 		../$(BIN)/python -m pytest -q -n 0 --timeout 1800 -p no:cacheprovider tests/nn/kernels tests/comm/test_comm_shm.py
 	$(BIN)/python -m pytest -q -n 0 -m slow --timeout 1800 tests/comm/test_shm_races.py
+
+TRIALS ?= 150
+chaos: setup  ## hundreds of faults in live servers, each stream held against its oracle; SEED=n, TRIALS=n for others
+	$(BIN)/shardwise chaos -tp 2 --faults kill --trials $(TRIALS) --seed $(SEED)
+	$(BIN)/shardwise chaos -tp 4 --faults kill --trials $(TRIALS) --seed $(SEED)
+	$(BIN)/shardwise chaos -tp 2 --faults stop,stall,spin,starve --trials $(TRIALS) --seed $(SEED)
+	$(BIN)/shardwise chaos -tp 2 --api-workers 2 --faults double,engine,front,parent,group,all --trials $(TRIALS) --seed $(SEED)
+
+lives: setup  ## ten thousand simulated lives of an engine that loses ranks; SEED=n for other ones
+	$(BIN)/python -m tests.engine.recovery.simulation --seeds 10000 --seed $(SEED)
 
 CLIENTS ?=
 clients: setup  ## unmodified clients in environments of their own against a server: OpenAI's (Python, Node, and its own tests), Anthropic's, litellm, llm, huggingface_hub
