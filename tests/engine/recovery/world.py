@@ -394,7 +394,7 @@ class World:
             need(self._recent() > self.policy.losses, "the budget is not spent:", self.losses)
         elif self.policy.on_loss != "exit":
             need(self.core is None, "it gave up against its policy:", repr(error))
-        need(isinstance(error, RankLost | UserError), repr(error))
+        need(isinstance(error, RankLost | LossesSpent | UserError), repr(error))
 
     def _poisoned(self) -> bool:
         return any(client.raises for client in self.clients.values())
