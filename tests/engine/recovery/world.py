@@ -284,7 +284,13 @@ class World:
         cluster.note(name, *(getattr(action, each) for each in ("process", "epoch", "seats") if hasattr(action, each)))
         if name == "Kill":
             worker = cluster.lives[action.process].worker
-            need(worker.doomed or self.planned or self._slipped(), "process", action.process, "is killed, which did nothing")
+            spare = worker.epoch < 0 and action.process not in self.epochs
+            need(
+                worker.doomed or spare or self.planned or self._slipped(),
+                "process",
+                action.process,
+                "is killed, which did nothing",
+            )
         elif name == "Form":
             self._observe_form(supervisor, action, supervisor.loss)
         elif name == "GiveUp":
@@ -350,7 +356,7 @@ class World:
         """Whether all that was planned has happened, and a while has passed."""
         cluster, plan = self.cluster, self.cluster.plan
         after = max(self.last, plan.until, *plan.jumps, 0.0)
-        if cluster.now < after + 1.0 or any(client.ended is None for client in self.clients.values()):
+        if cluster.now < after + plan.patience_s + 0.5 or any(client.ended is None for client in self.clients.values()):
             need(self.core is None or cluster.now < after + ENDS_S, "requests do not end", self._open())
             return False
         assert self.ranks is not None
@@ -372,7 +378,8 @@ class World:
             worker = cluster.lives[process].worker
             need(worker.alive and worker.epoch == supervisor.epoch, "process", process, "is not of the group")
         spares = set(supervisor._spares)
-        need(len(spares) == self.policy.spares or cluster.faults > self.policy.losses, "spares", spares)
+        wanted = range(self.policy.spares, self.policy.spares + supervisor.size - len(supervisor.seats) + 1)
+        need(len(spares) in wanted or cluster.faults > self.policy.losses, "spares", spares)
         stray = set(cluster.alive) - seated - spares
         need(not stray, "processes run that are of no use:", stray)
         size = len(supervisor.seats)
