@@ -9,7 +9,7 @@ import contextlib
 import io
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -26,6 +26,7 @@ from shardwise.errors import SHRUNK, LossesSpent, RankLost, RequestError, Shardw
 from shardwise.sched.events import Emitted, Ended, Event, Scored
 from shardwise.sched.limits import Limits
 from shardwise.sched.request import SamplingParams
+from shardwise.sched.step import Draw, Edit
 from tests.checkpoints import BASE
 from tests.engine.recovery.cluster import Cluster, need
 from tests.engine.recovery.worker import POISON, ROOT, drawn, key_of, score, seen
@@ -152,13 +153,11 @@ class Client:
 def _drawn(
     context: int, seed: int, choice: int, position: int, written: tuple[tuple[int, int], ...], barred: Sequence[int]
 ) -> int:
-    from shardwise.sched.step import Draw, Edit
-
     return drawn(context, Draw(0, 1.0, seed, choice, edit=Edit(written=written, barred=tuple(barred))), position)
 
 
 def observed(ranks: type[ProcessRanks], world: World) -> type[ProcessRanks]:
-    """The class with what is checked of each action, and with the findings of a watch."""
+    """The class with what is checked of each action."""
 
     class Observed(ranks):  # type: ignore[valid-type, misc]
         def _serve(self) -> None:
@@ -183,9 +182,6 @@ class World:
         self.shrank = False
         self.losses: list[float] = []
         self.judged = 0
-        self.forms: list[tuple[float, str]] = []
-        self.given_up: Any = None
-        self.retired: set[int] = set()
         self.epochs: dict[int, int] = {}
         self.last_event = 0.0
         self.steps = 0
@@ -211,10 +207,10 @@ class World:
     def _serve(self) -> None:
         cluster = self.cluster
         setup = self.machine.setup(self.machine.size)
-        shipped = observed(self.parts.ranks, self)
+        watched = observed(self.parts.ranks, self)
         policy: Any = self.parts.policy(self.policy.on_loss, self.policy.losses, self.policy.within_s, self.policy.spares)
         fakes: dict[str, Any] = {"started": cluster, "lines": cluster}
-        self.ranks = ranks = shipped(setup, policy=policy, clock=cluster.clock, cut=self.machine.cut, **fakes)
+        self.ranks = ranks = watched(setup, policy=policy, clock=cluster.clock, cut=self.machine.cut, **fakes)
         self.core = core = self.parts.core(ranks.setup, ranks, cluster.clock)
         self._resized(ranks.setup)
         while True:
@@ -293,20 +289,16 @@ class World:
             )
         elif name == "Form":
             self._observe_form(supervisor, action, supervisor.loss)
-        elif name == "GiveUp":
-            self.given_up = action
-            if supervisor.loss is not None:
-                self._count_loss()
+        elif name == "GiveUp" and supervisor.loss is not None:
+            self._count_loss()
 
     def _slipped(self) -> bool:
         return "slip" in self.cluster.plan.kinds
 
     def _observe_form(self, supervisor: Any, form: Any, loss: Any) -> None:
         cluster = self.cluster
-        why = "loss" if loss is not None else "planned" if self.planned else "other"
         self.planned = False
-        self.forms.append((cluster.now, why))
-        if why == "loss":
+        if loss is not None:
             self._count_loss()
             lost = self._recent()
             need(lost <= self.policy.losses, lost, "losses were mended in", self.policy.within_s, "s")
@@ -405,6 +397,3 @@ class World:
 
     def _poisoned(self) -> bool:
         return any(client.raises for client in self.clients.values())
-
-
-Submitted = Callable[[Entry, float], None]
