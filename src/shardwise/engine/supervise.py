@@ -318,10 +318,12 @@ class Supervisor:
         return (Form(self.epoch, self.seats, self.places),)
 
     def _refill(self) -> Actions:
-        """As many spares as there are to be."""
+        """As many spares as there are to be, and no more but those that get ready for the places that are lacking."""
+        most = self.policy.spares + self.size - len(self.places)
+        left, self._spares = self._spares[most:], self._spares[:most]
         spawned = [self._spawn() for _ in range(self.policy.spares - len(self._spares))]
         self._spares += [spawn.process for spawn in spawned]
-        return tuple(spawned)
+        return (*map(Kill, left), *spawned)
 
     def _spawn(self) -> Spawn:
         self._count += 1

@@ -1,6 +1,6 @@
 """Lives of an engine whose ranks die, stop, fail and are late: a seed decides everything, and tells the same life again.
 
-python -m tests.engine.recovery.simulation [--seeds 10000] [--seed 0] [--one SEED]
+python -m tests.engine.recovery.simulation [--seeds 10000] [--seed 0]
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from shardwise.engine.journal import Entry
 from shardwise.engine.supervise import OnLoss, Policy
 from shardwise.sched.limits import Limits
 from shardwise.sched.request import SamplingParams
-from tests.engine.recovery.cluster import Broken, Cluster, Plan
+from tests.engine.recovery.cluster import Cluster, Plan
 from tests.engine.recovery.worker import POISON
 from tests.engine.recovery.world import Machine, Parts, World
 
@@ -141,8 +141,6 @@ def main() -> None:
     report = simulate(asked.seed, asked.seeds)
     print(report, f"{time.perf_counter() - began:.0f} s")
 
-
-__all__ = ["Broken", "Report", "live", "simulate"]
 
 if __name__ == "__main__":
     main()

@@ -9,7 +9,7 @@ import contextlib
 import io
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -26,6 +26,7 @@ from shardwise.errors import SHRUNK, LossesSpent, RankLost, RequestError, Shardw
 from shardwise.sched.events import Emitted, Ended, Event, Scored
 from shardwise.sched.limits import Limits
 from shardwise.sched.request import SamplingParams
+from shardwise.sched.step import Draw, Edit
 from tests.checkpoints import BASE
 from tests.engine.recovery.cluster import Cluster, need
 from tests.engine.recovery.worker import POISON, ROOT, drawn, key_of, score, seen
@@ -152,13 +153,11 @@ class Client:
 def _drawn(
     context: int, seed: int, choice: int, position: int, written: tuple[tuple[int, int], ...], barred: Sequence[int]
 ) -> int:
-    from shardwise.sched.step import Draw, Edit
-
     return drawn(context, Draw(0, 1.0, seed, choice, edit=Edit(written=written, barred=tuple(barred))), position)
 
 
 def observed(ranks: type[ProcessRanks], world: World) -> type[ProcessRanks]:
-    """The class with what is checked of each action, and with the findings of a watch."""
+    """The class with what is checked of each action."""
 
     class Observed(ranks):  # type: ignore[valid-type, misc]
         def _serve(self) -> None:
@@ -183,9 +182,6 @@ class World:
         self.shrank = False
         self.losses: list[float] = []
         self.judged = 0
-        self.forms: list[tuple[float, str]] = []
-        self.given_up: Any = None
-        self.retired: set[int] = set()
         self.epochs: dict[int, int] = {}
         self.last_event = 0.0
         self.steps = 0
@@ -211,10 +207,10 @@ class World:
     def _serve(self) -> None:
         cluster = self.cluster
         setup = self.machine.setup(self.machine.size)
-        shipped = observed(self.parts.ranks, self)
+        watched = observed(self.parts.ranks, self)
         policy: Any = self.parts.policy(self.policy.on_loss, self.policy.losses, self.policy.within_s, self.policy.spares)
         fakes: dict[str, Any] = {"started": cluster, "lines": cluster}
-        self.ranks = ranks = shipped(setup, policy=policy, clock=cluster.clock, cut=self.machine.cut, **fakes)
+        self.ranks = ranks = watched(setup, policy=policy, clock=cluster.clock, cut=self.machine.cut, **fakes)
         self.core = core = self.parts.core(ranks.setup, ranks, cluster.clock)
         self._resized(ranks.setup)
         while True:
@@ -284,23 +280,25 @@ class World:
         cluster.note(name, *(getattr(action, each) for each in ("process", "epoch", "seats") if hasattr(action, each)))
         if name == "Kill":
             worker = cluster.lives[action.process].worker
-            need(worker.doomed or self.planned or self._slipped(), "process", action.process, "is killed, which did nothing")
+            spare = worker.epoch < 0 and action.process not in self.epochs
+            need(
+                worker.doomed or spare or self.planned or self._slipped(),
+                "process",
+                action.process,
+                "is killed, which did nothing",
+            )
         elif name == "Form":
             self._observe_form(supervisor, action, supervisor.loss)
-        elif name == "GiveUp":
-            self.given_up = action
-            if supervisor.loss is not None:
-                self._count_loss()
+        elif name == "GiveUp" and supervisor.loss is not None:
+            self._count_loss()
 
     def _slipped(self) -> bool:
         return "slip" in self.cluster.plan.kinds
 
     def _observe_form(self, supervisor: Any, form: Any, loss: Any) -> None:
         cluster = self.cluster
-        why = "loss" if loss is not None else "planned" if self.planned else "other"
         self.planned = False
-        self.forms.append((cluster.now, why))
-        if why == "loss":
+        if loss is not None:
             self._count_loss()
             lost = self._recent()
             need(lost <= self.policy.losses, lost, "losses were mended in", self.policy.within_s, "s")
@@ -350,7 +348,7 @@ class World:
         """Whether all that was planned has happened, and a while has passed."""
         cluster, plan = self.cluster, self.cluster.plan
         after = max(self.last, plan.until, *plan.jumps, 0.0)
-        if cluster.now < after + 1.0 or any(client.ended is None for client in self.clients.values()):
+        if cluster.now < after + plan.patience_s + 0.5 or any(client.ended is None for client in self.clients.values()):
             need(self.core is None or cluster.now < after + ENDS_S, "requests do not end", self._open())
             return False
         assert self.ranks is not None
@@ -372,7 +370,8 @@ class World:
             worker = cluster.lives[process].worker
             need(worker.alive and worker.epoch == supervisor.epoch, "process", process, "is not of the group")
         spares = set(supervisor._spares)
-        need(len(spares) == self.policy.spares or cluster.faults > self.policy.losses, "spares", spares)
+        wanted = range(self.policy.spares, self.policy.spares + supervisor.size - len(supervisor.seats) + 1)
+        need(len(spares) in wanted or cluster.faults > self.policy.losses, "spares", spares)
         stray = set(cluster.alive) - seated - spares
         need(not stray, "processes run that are of no use:", stray)
         size = len(supervisor.seats)
@@ -398,6 +397,3 @@ class World:
 
     def _poisoned(self) -> bool:
         return any(client.raises for client in self.clients.values())
-
-
-Submitted = Callable[[Entry, float], None]
