@@ -56,8 +56,12 @@ class ProcessRanks:
         """Called within `wait` with what a rank has recorded, since `record`."""
         self._progress, self._phase = progress, "start"
         self._started = started or RankProcesses()
-        self._started.reach(setup.layout.mesh.size)
-        self._lookout = self._started.lookout()
+        try:
+            self._started.reach(setup.layout.mesh.size)
+            self._lookout = self._started.lookout()
+        except BaseException:
+            self._started.close()
+            raise
         self._lines = lines or RankLines()
         self._clock, self._cut = clock, cut
         self._supervisor = Supervisor(policy, setup.layout.mesh.size)

@@ -22,6 +22,10 @@ TRIES = 2
 GROW_S = 30.0
 """How long a smaller group serves before the places that it lacks are tried again; each failure doubles it."""
 
+ERRORS = 100
+"""So many errors of steps, which leave all processes as they were, may come within the budget's time: each ends a request at
+most, and whoever sends bad ones is not to end the server for all."""
+
 WARM_S = 5.0
 """How long a process is given to import what it needs, where nothing waits for it."""
 
@@ -125,6 +129,7 @@ class Supervisor:
     _seen: dict[int, Fault] = field(default_factory=dict)
     _settled: float | None = None
     _losses: deque[float] = field(default_factory=deque)
+    _errors: deque[float] = field(default_factory=deque)
     _spare_ends: deque[float] = field(default_factory=deque)
     _failed: Counter[int] = field(default_factory=Counter)
     _grow: float | None = None
@@ -273,11 +278,13 @@ class Supervisor:
         """Whether this is the end: by policy, by budget, or because the group could never be formed."""
         if self.policy.on_loss == "exit" or (own and forming and not self.served):
             return self._give_up(seat, fault.reason, mendable=fault.mendable)
+        lone = self.loss is not None and self.loss.lone
+        times, most = (self._errors, ERRORS) if lone else (self._losses, self.policy.losses)
         # What dies together is lost once: whoever kills all ranks of a large group has not spent the budget.
-        if not self._losses or now - self._losses[-1] > SETTLE_S:
-            self._losses.append(now)
-        if not self._within(self._losses, now):
-            most, within = self.policy.losses, self.policy.within_s
+        if not times or now - times[-1] > SETTLE_S:
+            times.append(now)
+        if not self._within(times, most, now):
+            within = self.policy.within_s
             return self._give_up(seat, f"{fault.reason}; {most} others were lost within {within:g} s", spent=True)
         return None
 
@@ -335,10 +342,10 @@ class Supervisor:
 
     def _few(self, ends: deque[float], now: float) -> bool:
         ends.append(now)
-        return self._within(ends, now)
+        return self._within(ends, self.policy.losses, now)
 
-    def _within(self, times: deque[float], now: float) -> bool:
-        """Whether the last of these is still within the budget."""
+    def _within(self, times: deque[float], most: int, now: float) -> bool:
+        """Whether the last of these is still within a budget of so many."""
         while times and times[0] <= now - self.policy.within_s:
             times.popleft()
-        return len(times) <= self.policy.losses
+        return len(times) <= most

@@ -51,14 +51,14 @@ PLANTS = [
     Plant(
         "the budget is never spent",
         "engine.supervise",
-        "return len(times) <= self.policy.losses",
+        "return len(times) <= most",
         "return True",
     ),
     Plant(
         "the budget is one less",
         "engine.supervise",
-        "return len(times) <= self.policy.losses",
-        "return len(times) < self.policy.losses",
+        "return len(times) <= most",
+        "return len(times) < most",
     ),
     Plant(
         "the budget forgets at once",

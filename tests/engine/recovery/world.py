@@ -290,7 +290,7 @@ class World:
         elif name == "Form":
             self._observe_form(supervisor, action, supervisor.loss)
         elif name == "GiveUp" and supervisor.loss is not None:
-            self._count_loss()
+            self._count_loss(supervisor.loss)
 
     def _slipped(self) -> bool:
         return "slip" in self.cluster.plan.kinds
@@ -299,7 +299,7 @@ class World:
         cluster = self.cluster
         self.planned = False
         if loss is not None:
-            self._count_loss()
+            self._count_loss(loss)
             lost = self._recent()
             need(lost <= self.policy.losses, lost, "losses were mended in", self.policy.within_s, "s")
             need(self.policy.on_loss != "exit", "a loss was mended that is to end it")
@@ -329,9 +329,11 @@ class World:
         need(not kept or worst <= 2 or self.machine.least > 1, "a place is tried", worst, "times:", form)
         self.seated = seated
 
-    def _count_loss(self) -> None:
-        """Of the budget only where it did not come together with the last one."""
+    def _count_loss(self, loss: Any) -> None:
+        """Of the budget only where it was more than an error of a step, and did not come together with the last one."""
         self.judged += 1
+        if loss.lone:
+            return
         if not self.losses or self.cluster.now - self.losses[-1] > SETTLE_S:
             self.losses.append(self.cluster.now)
 
