@@ -49,7 +49,7 @@ def records(lines: Sequence[str]) -> list[dict[str, Any]]:
 def test_every_process_of_a_server_logs_json(tmp_path: Path):
     """From a file of options, of two fronts and with the loss of a rank: no line is anything else."""
     options = tmp_path / "serve.toml"
-    options.write_text('log_format = "json"\napi_workers = 2\nstats = true\n')
+    options.write_text('log_format = "json"\napi_workers = 2\nstats = true\non_rank_loss = "exit"\n')
     with live.serving("--config", options, ready='"message": "try ', SHARDWISE_MAX_QUEU="1") as server:
         start = records(server.lines)
         assert [record["message"].split()[0] for record in start] == ["plan", "ready", "API", "try"]

@@ -29,7 +29,7 @@ COMMANDS = list(dict.fromkeys(ON_PAGE + IN_MARKDOWN + IN_SCRIPT))
 
 
 class Real(Engine):
-    """An engine in this process takes all requests."""
+    """An engine in this process takes all requests. Its ranks are none of its threads: they can be cut anew."""
 
     lost: str | None = None
 
@@ -38,7 +38,7 @@ class Real(Engine):
 
 @pytest.fixture(scope="module")
 def served() -> Iterator[Served]:
-    with Real(resolve(Options("shardling", device="cpu")), "threads") as engine, serving(engine, ROUTES) as made:
+    with Real(resolve(Options("shardling", device="cpu")), "processes") as engine, serving(engine, ROUTES) as made:
         yield made
 
 

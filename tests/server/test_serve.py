@@ -159,8 +159,8 @@ def test_nothing_outlives_a_killed_parent() -> None:
         assert left(live) == ()
 
 
-def test_a_lost_rank_ends_it_with_the_cause() -> None:
-    with serving("-tp", "2") as live, streams(live, 1) as [answer]:
+def test_a_lost_rank_ends_it_with_the_cause_where_that_is_asked_for() -> None:
+    with serving("-tp", "2", "--on-rank-loss", "exit") as live, streams(live, 1) as [answer]:
         victim = ranks(live)[1]
         psutil.Process(victim).kill()
         assert any("error" in frame for frame in rest(answer))

@@ -235,7 +235,6 @@ class ProcessRanks:
                 self._note_loss()
                 self._form(action)
             else:
-                self._note_loss()
                 raise self._end(action)
 
     def _form(self, form: Form) -> None:
