@@ -18,6 +18,9 @@ from shardwise.errors import ShardwiseError
 QUIET_S = 300.0
 """The longest that one request may take on the quiet server."""
 
+LOOK_S, STEADY, SETTLE_S = 0.2, 6, 20.0
+"""Open files are counted so often, until so many counts are equal, or for so long at most."""
+
 
 class Campaign:
     """One run. `say` is told each part before it begins: `parts` in all."""
@@ -107,7 +110,7 @@ class Campaign:
         assert server is not None
         spoilt = FAULTS[row.fault].fatal or row.fault in ("stop", "spin") or row.stuck
         if not server.ended and row.whole_s is not None and not (spoilt and self._command.foreign):
-            row.files = sum(descriptors(process.pid) or 0 for process in server.herd.look())
+            row.files = _files(server)
             return
         server.close()
         self._server = None
@@ -135,3 +138,16 @@ class Campaign:
     def loose(self) -> int:
         """How many requests are compared by their form alone."""
         return len(self._course.loose)
+
+
+def _files(server: Server) -> int:
+    """The open files of all its processes, once they are as many for a while: one that has just been started, to wait for the
+    next loss, opens and closes some for a second or more."""
+    counts: list[int] = []
+    until = time.monotonic() + SETTLE_S
+    while len(counts) < STEADY or len(set(counts[-STEADY:])) > 1:
+        counts.append(sum(descriptors(process.pid) or 0 for process in server.herd.look()))
+        if time.monotonic() > until:
+            break
+        time.sleep(LOOK_S)
+    return counts[-1]
