@@ -9,7 +9,7 @@ from shardwise.chaos.asked import requests
 from shardwise.chaos.heard import Told, told
 from shardwise.chaos.judge import judge
 from shardwise.chaos.plan import CALM, FAULTS, Plan, Trial
-from shardwise.chaos.processes import descriptors
+from shardwise.chaos.processes import descriptors, worked_s
 from shardwise.chaos.rows import Row
 from shardwise.chaos.server import Command, Server
 from shardwise.chaos.trial import Course, on_live, on_start
@@ -18,8 +18,8 @@ from shardwise.errors import ShardwiseError
 QUIET_S = 300.0
 """The longest that one request may take on the quiet server."""
 
-LOOK_S, STEADY, SETTLE_S = 0.2, 6, 20.0
-"""Open files are counted so often, until so many counts are equal, or for so long at most."""
+LOOK_S, IDLE_S, SETTLE_S = 1.0, 0.05, 30.0
+"""Open files are counted so often, until all processes together work for less than such a part of the time; at most so long."""
 
 
 class Campaign:
@@ -141,13 +141,19 @@ class Campaign:
 
 
 def _files(server: Server) -> int:
-    """The open files of all its processes, once they are as many for a while: one that has just been started, to wait for the
-    next loss, opens and closes some for a second or more."""
-    counts: list[int] = []
+    """The open files of all its processes, once these do next to nothing: one that has just been started, to wait for the next
+    loss, imports for a second or more, and opens the last of its files afterwards."""
     until = time.monotonic() + SETTLE_S
-    while len(counts) < STEADY or len(set(counts[-STEADY:])) > 1:
-        counts.append(sum(descriptors(process.pid) or 0 for process in server.herd.look()))
-        if time.monotonic() > until:
-            break
+    worked, count = _work(server)
+    while time.monotonic() < until:
         time.sleep(LOOK_S)
-    return counts[-1]
+        before, (worked, count) = worked, _work(server)
+        if worked - before < IDLE_S * LOOK_S:
+            break
+    return count
+
+
+def _work(server: Server) -> tuple[float, int]:
+    """(seconds of processor time so far, open files) of all processes of a server."""
+    pids = [process.pid for process in server.herd.look()]
+    return sum(map(worked_s, pids)), sum(descriptors(pid) or 0 for pid in pids)
